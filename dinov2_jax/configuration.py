@@ -1,0 +1,393 @@
+"""Reading, overriding and checking configurations, without importing JAX.
+
+A configuration is a Python file with `get_config() -> ml_collections.ConfigDict`. Its leaves are bool, int, float, str or
+tuples of those, never lists, so that a list found in a stored JSON is always a tuple. Everything here runs before the first
+compile, so a wrong name or value costs a second and one sentence instead of a minute and a traceback.
+"""
+
+import ast
+import difflib
+import importlib.util
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("train", "knn"),
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
+    "model.ffn": ("mlp", "swiglu"),
+    "centering": ("centering", "sinkhorn_knopp"),
+    "optimizer.lr_scaling": ("sqrt_wrt_1024", "none"),
+    "data.source": ("folder", "array_record", "tfds", "openmoji"),
+    "eval.labels": ("auto", "folders", "none"),
+    "which": ("teacher", "student"),
+}
+_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+
+
+class ConfigError(ValueError):
+    """A configuration or command line that cannot run; the message is one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, split: overrides are (dotted field, text) pairs in the order given."""
+
+    config_path: str
+    workdir: str
+    overrides: tuple[tuple[str, str], ...]
+
+
+# ---------------------------------------------------------------------------------------------------------- names
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """All fields of a nested mapping as {dotted name: value}."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict | ml_collections.ConfigDict):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """The candidate most like `name`; a match of the last dotted part counts nearly as much as one of the whole."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        last = difflib.SequenceMatcher(None, name.split(".")[-1], candidate.split(".")[-1]).ratio()
+        return max(whole, 0.95 * last)
+
+    return max(candidates, key=likeness)
+
+
+# --------------------------------------------------------------------------------------------------- command line
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Splits `--config`, `--workdir` and the `--config.a.b=value` overrides, in any order, `=` or a blank between.
+
+    Raises:
+        ConfigError: for anything else, naming the nearest flag.
+    """
+    single: dict[str, str] = {"config": "", "workdir": ""}
+    overrides: list[tuple[str, str]] = []
+    for name, value in _flags(argv):
+        if name.startswith("config."):
+            # A bare flag is how absl spells "true"; for a field that is no bool its type check refuses it.
+            overrides.append((name.removeprefix("config."), "true" if value is None else value))
+        elif name not in single:
+            known = [*single, "help"]
+            raise ConfigError(
+                f"unknown flag --{name}; did you mean --{nearest(name, known)}? Fields of the configuration are set as "
+                "--config.<name>=<value>"
+            )
+        elif not value:
+            raise ConfigError(f"--{name} needs a value: --{name}=<path>")
+        else:
+            single[name] = value
+    if not single["config"]:
+        raise ConfigError("no configuration given; add for example --config=configs/quickstart.py")
+    return Arguments(single["config"], single["workdir"], tuple(overrides))
+
+
+def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(name, value) of each flag; the value may be the next token, None where there is none."""
+    tokens = list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if token == "--":
+            continue
+        if not token.startswith("-"):
+            raise ConfigError(
+                f"unexpected argument {token!r}; every setting starts with two dashes, as in --config.seed=1"
+            )
+        name, equals, text = token.lstrip("-").partition("=")
+        value: str | None = text if equals else None
+        if (
+            not equals
+            and tokens
+            and (not tokens[0].startswith("-") or _NEGATIVE_NUMBER.match(tokens[0]))
+        ):
+            value = tokens.pop(0)
+        if name.startswith("noconfig."):
+            name, value = name.removeprefix("no"), "false"
+        yield name, value
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """Runs the file's `get_config()`; `file.py:argument` passes the argument on.
+
+    Raises:
+        ConfigError: if there is no such file (naming the nearest one) or it holds no `get_config`.
+    """
+    file_name, _, argument = path.partition(":")
+    file = Path(file_name)
+    if not file.is_file():
+        raise ConfigError(_missing_config(file))
+    make_importable(file)
+    spec = importlib.util.spec_from_file_location("dinov2_jax_config", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(
+            f"{file} is no Python file; a configuration is a .py file with get_config()"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{file} defines no get_config(); see configs/default.py for the form")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def make_importable(file: Path) -> None:
+    """Lets a configuration `from configs import default`, wherever the command is started.
+
+    The checkout that holds the file comes first; the one that holds this package is the fallback, for a user's own file.
+    """
+    root = file.resolve().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    checkout = str(Path(__file__).resolve().parents[1])
+    if checkout not in sys.path:
+        sys.path.append(checkout)
+
+
+def _missing_config(file: Path) -> str:
+    checkout = Path(__file__).resolve().parents[1] / "configs"
+    folders = [folder for folder in (file.parent, Path("configs"), checkout) if folder.is_dir()]
+    found = sorted(
+        {str(p) for folder in folders for p in folder.rglob("*.py") if p.name != "__init__.py"}
+    )
+    if not found:
+        return f"no configuration file {file}; run from the checkout, or give the whole path"
+    by_stem = {Path(name).stem: name for name in reversed(found)}
+    return f"no configuration file {file}; the nearest one is {by_stem[nearest(file.stem, list(by_stem))]}"
+
+
+# ------------------------------------------------------------------------------------------------------ overrides
+def validate_overrides(
+    overrides: Sequence[tuple[str, str]], config: ml_collections.ConfigDict
+) -> None:
+    """Checks name and type of every override before any flag library sees it.
+
+    Raises:
+        ConfigError: naming the nearest valid field, or the type that the field expects.
+    """
+    fields = leaves(config)
+    for name, text in overrides:
+        if name not in fields:
+            inside = [field for field in fields if field.startswith(f"{name}.")]
+            if inside:
+                raise ConfigError(
+                    f"config.{name} is a group of fields; set one of them, such as --config.{inside[0]}=..."
+                )
+            raise ConfigError(
+                f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
+            )
+        _check_type(name, text, fields[name])
+
+
+def _check_type(name: str, text: str, default: Any) -> None:
+    def refuse(expected: str) -> ConfigError:
+        return ConfigError(
+            f"config.{name} expects {expected}, such as {default!r}, but got {text!r}"
+        )
+
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "t", "f", "1", "0"):
+            raise refuse("true or false")
+    elif isinstance(default, int):
+        if not re.fullmatch(r"[+-]?\d+(_\d+)*", text):
+            raise refuse("a whole number (int)")
+    elif isinstance(default, float):
+        if not _is_number(text):
+            raise refuse("a number (float)")
+    elif isinstance(default, tuple):
+        problem = _tuple_problem(text, default)
+        if problem:
+            raise refuse(problem)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
+    """What a tuple field expects, or "" when `text` is that. Tuples of whole numbers may have any length."""
+    whole = all(isinstance(item, int) for item in default)
+    kind = "whole numbers" if whole else "numbers"
+    expected = f"a tuple of {kind}" if whole else f"a tuple of {len(default)} {kind}"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return expected
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    allowed: Any = int if whole else int | float
+    fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
+    return "" if fits and (len(items) == len(default) or (whole and items)) else expected
+
+
+# ----------------------------------------------------------------------------------------------------- as JSON
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Plain nested dict of the resolved configuration."""
+    return {
+        key: to_dict(value) if hasattr(value, "items") else value for key, value in config.items()
+    }
+
+
+def from_dict(stored: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Locked configuration from a nested dict; lists become tuples, which is what they were before JSON."""
+    return ml_collections.ConfigDict(tuples(stored)).lock()
+
+
+def tuples(value: Any) -> Any:
+    """The same nested value with every list turned into a tuple."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    return from_dict(json.loads(text))
+
+
+def diff_configs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line a field that differs, as `model.dim: 96 -> 128`, sorted by name."""
+    before, after = leaves(tuples(old)), leaves(tuples(new))
+    lines = []
+    for name in sorted({*before, *after}):
+        left, right = before.get(name, "absent"), after.get(name, "absent")
+        if left != right:
+            lines.append(f"{name}: {left} -> {right}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------- checks
+def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[str]:
+    """Refuses what cannot run, before any compile; returns notes on what can run but is probably unwanted.
+
+    Raises:
+        ConfigError: naming the field, the reason and a value that works.
+    """
+    for name, value in leaves(config).items():
+        empty_means_stored = config.task == "knn" and value == ""
+        if name in CHOICES and value not in CHOICES[name] and not empty_means_stored:
+            options = ", ".join(CHOICES[name])
+            raise ConfigError(
+                f"config.{name} is {value!r}; did you mean {nearest(str(value), CHOICES[name])!r}? (one of {options})"
+            )
+    if config.task != "train":
+        return []
+    _check_positive(config)
+    _check_batch(config)
+    _check_images(config)
+    return _check_mesh(config, device_count)
+
+
+def _check_positive(config: ml_collections.ConfigDict) -> None:
+    names = (
+        "total_steps",
+        "batch_size",
+        "group_size",
+        "log_every_steps",
+        "model.patch_size",
+        "crops.global_size",
+    )
+    fields = leaves(config)
+    for name in (*names, "dino.head_prototypes", "ibot.head_prototypes"):
+        if fields[name] < 1:
+            raise ConfigError(f"config.{name} is {fields[name]}, but must be at least 1")
+    for name in ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio"):
+        low, high = fields[name]
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(
+                f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as (0.1, 0.5)"
+            )
+    if config.data.source != "openmoji" and not config.data.path:
+        raise ConfigError(
+            f"config.data.path is empty, but source {config.data.source!r} needs it; add --config.data.path=/your/pictures"
+        )
+
+
+def _check_batch(config: ml_collections.ConfigDict) -> None:
+    batch_size, group_size = config.batch_size, config.group_size
+    if batch_size % group_size:
+        divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        group = min(divisors, key=lambda n: abs(n - group_size))
+        raise ConfigError(
+            f"config.batch_size {batch_size} is no multiple of config.group_size {group_size}; nearest valid: "
+            f"--config.batch_size={_nearest_multiple(batch_size, group_size)} or --config.group_size={group}"
+        )
+    if config.dino.koleo_loss_weight > 0 and group_size < 2:
+        raise ConfigError(
+            "config.group_size is 1, but KoLeo needs a neighbour in the group; use --config.group_size=2 or more, or "
+            "--config.dino.koleo_loss_weight=0"
+        )
+
+
+def _check_images(config: ml_collections.ConfigDict) -> None:
+    patch_size = config.model.patch_size
+    names = ["global_size", "local_size"] if config.crops.local_number else ["global_size"]
+    for name in names:
+        if config.crops[name] % patch_size or config.crops[name] < patch_size:
+            valid = _nearest_multiple(config.crops[name], patch_size)
+            raise ConfigError(
+                f"config.crops.{name} {config.crops[name]} px is no multiple of config.model.patch_size {patch_size}; "
+                f"nearest valid: --config.crops.{name}={valid}"
+            )
+    dim, heads = config.model.dim, config.model.heads
+    if dim and heads and dim % heads:
+        raise ConfigError(
+            f"config.model.dim {dim} is no multiple of config.model.heads {heads}; nearest valid: "
+            f"--config.model.dim={_nearest_multiple(dim, heads)}"
+        )
+
+
+def _check_mesh(config: ml_collections.ConfigDict, device_count: int) -> list[str]:
+    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise ConfigError(
+            f"config.mesh is {data} x {fsdp} x {tensor}; every axis is at least 1, or -1 for data (the rest)"
+        )
+    if data == -1:
+        if device_count % (fsdp * tensor):
+            raise ConfigError(
+                f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the {device_count} devices; use "
+                f"--config.mesh.fsdp={math.gcd(device_count, fsdp)} --config.mesh.tensor=1"
+            )
+        data = device_count // (fsdp * tensor)
+    used, shards = data * fsdp * tensor, data * fsdp
+    if used > device_count:
+        raise ConfigError(
+            f"config.mesh {data} x {fsdp} x {tensor} asks for {used} devices, but there are {device_count}; use "
+            f"--config.mesh.data=-1 and a smaller fsdp"
+        )
+    if config.batch_size % shards:
+        valid = _nearest_multiple(config.batch_size, math.lcm(shards, config.group_size))
+        raise ConfigError(
+            f"config.batch_size {config.batch_size} is not divisible by the {shards} shards of the mesh (data x fsdp); "
+            f"nearest valid: --config.batch_size={valid}"
+        )
+    if used < device_count:
+        return [
+            f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all of them"
+        ]
+    return []
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max(of, of * round(value / of))

@@ -1,0 +1,113 @@
+"""Encoded bytes -> uint8 RGB, for whatever real folders hold, with bounded memory."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# 100 million pixels are at most 0.7 GB while they are decoded (4 bytes in Pillow, 3 in numpy).
+MAX_PIXELS = 100_000_000
+# Plugins that neither start other programs (EPS, WMF) nor hide a second picture (ICO, ICNS).
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
+    *("TGA", "PCX", "SGI", "QOI", "DDS", "PSD", "XBM"),
+)
+
+# Pillow's own limit is a warning at 89 million pixels and an error at 179 million, by a global
+# and before a JPEG can be scaled down: `decode` checks the size in the header instead.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class BadImage(Exception):
+    """A record that cannot be decoded; the text says why."""
+
+
+def decode(raw: bytes, max_pixels: int = MAX_PIXELS, min_side_px: int | None = None) -> np.ndarray:
+    """Decodes any common picture to uint8 [H, W, 3] RGB.
+
+    Alpha is laid on white, EXIF rotation is applied, 16-bit and float values are scaled, of an
+    animation the first frame is taken. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if it
+    has more than `max_pixels`, or if its shorter side is more than 4 `min_side_px`, the side in
+    px that the crops need (then at least 2 `min_side_px` remain).
+
+    Raises:
+      BadImage: not a picture, truncated, or larger than `max_pixels`.
+    """
+    if not raw:
+        raise BadImage("the file is empty")
+    try:
+        with Image.open(BytesIO(raw), formats=FORMATS) as image:
+            _shrink_jpeg(image, max_pixels, min_side_px)
+            _check_size(image, max_pixels)
+            image.load()
+            return _to_rgb(_upright(image))
+    except BadImage:
+        raise
+    except MemoryError as error:
+        raise BadImage("not enough memory to decode it") from error
+    except Exception as error:  # Pillow's plugins raise nearly any type on broken files
+        raise BadImage(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format"
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__
+
+
+def _shrink_jpeg(image: Image.Image, max_pixels: int, min_side_px: int | None) -> None:
+    if image.format not in ("JPEG", "MPO"):
+        return
+    width, height = image.size
+    side = min(width, height)
+    if min_side_px is not None and side > 4 * min_side_px:
+        wanted = 2 * min_side_px / side
+    elif width * height > max_pixels and not image.info.get("progressive"):
+        wanted = 1 / 8
+        while wanted < 1 and width * height * (2 * wanted) ** 2 <= max_pixels:
+            wanted *= 2
+    else:
+        return
+    image.draft("RGB", (max(1, int(width * wanted)), max(1, int(height * wanted))))
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} px are more than max_pixels={max_pixels}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block is no reason to lose the picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode[0] in "IF":
+        gray = _scale_to_uint8(np.asarray(image), image.mode)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
+    """16 bits by their full range; 32 bits and floats by the range that their values suggest."""
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    if mode.startswith("I;16") or (mode == "I" and low >= 0 and 255 < high <= 65535):
+        values = values / 257
+    elif mode == "F" and low >= 0 and high <= 1:
+        values = values * 255
+    elif low < 0 or high > 255:
+        values = (values - low) * (255 / max(high - low, 1e-12))
+    return np.rint(values).astype(np.uint8)

@@ -1,0 +1,107 @@
+"""The command line: python -m dinov2_jax.main --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]
+
+--config   a Python file with get_config(), such as configs/quickstart.py
+--workdir  the run directory; the same one again continues the run (task "train")
+--config.a.b=value overrides a field; --help together with --config lists all fields with their values
+"""
+
+# Loader workers are spawned and import this module again: nothing heavy, above all not JAX, at module level.
+import os
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from dinov2_jax.configuration import (
+    CHOICES,
+    Arguments,
+    ConfigError,
+    leaves,
+    load_config,
+    nearest,
+    parse_arguments,
+    validate_overrides,
+)
+
+
+def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
+    """The configuration file with the overrides of the command line, locked.
+
+    Raises:
+        ConfigError: for a missing file, an unknown field or a value of the wrong type.
+    """
+    validate_overrides(arguments.overrides, load_config(arguments.config_path))
+    argv = ["main", f"--config={arguments.config_path}"]
+    argv += [f"--config.{name}={text}" for name, text in arguments.overrides]
+    flag_values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    flag_values(argv)
+    return holder.value
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Starts `config.task`; the imports are here because they load JAX."""
+    if config.task == "train":
+        if not workdir:
+            raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
+        from dinov2_jax.train import loop
+
+        loop.train(config, workdir)
+    elif config.task == "knn":
+        from dinov2_jax.eval import knn
+
+        knn.evaluate(config, workdir)
+    else:
+        tasks = CHOICES["task"]
+        raise ConfigError(
+            f"unknown config.task {config.task!r}; did you mean {nearest(config.task, tasks)!r}?"
+        )
+
+
+def known_errors() -> tuple[type[BaseException], ...]:
+    """Errors whose message says all; any other keeps its traceback."""
+    from dinov2_jax.checkpoint import CheckpointError
+
+    return (ConfigError, CheckpointError, FileNotFoundError, NotADirectoryError, PermissionError)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    quiet_libraries()
+    # Grain asks absl whether flags were parsed before it starts workers; none of its flags are offered here.
+    flags.FLAGS([argv[0]])
+    try:
+        wants_help = {"-h", "--help"} & set(argv)
+        given = [argument for argument in argv[1:] if argument not in wants_help]
+        if wants_help:
+            print(__doc__)
+            if not given:
+                return 0
+        arguments = parse_arguments(given)
+        config = resolve_config(arguments)
+        if wants_help:
+            print("\n".join(f"--config.{k}={v!r}" for k, v in leaves(config).items()))
+            return 0
+        run(config, arguments.workdir)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "DINOV2_JAX_TRACEBACK" in os.environ or not isinstance(error, known_errors()):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def quiet_libraries() -> None:
+    """XLA's and TensorFlow's start-up chatter hides the one line that matters."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

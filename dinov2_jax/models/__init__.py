@@ -1,0 +1,1 @@
+"""The networks, as thin Linen modules: the ViT and its projection heads."""

@@ -1,0 +1,113 @@
+"""The transformer block, with stochastic depth that computes only the kept crops."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from dinov2_jax.models.layers import (
+    Attention,
+    LayerScale,
+    Mlp,
+    SwiGLU,
+    layer_norm,
+    pack,
+    swiglu_hidden_dim,
+    unpack,
+)
+
+# A residual branch: packed tokens [G, T, D] and the crop sets they came from -> [G, T, D].
+Branch = Callable[[Array, Sequence[Array]], Array]
+
+
+def kept_crops(crops: int, drop_rate: float) -> int:
+    """How many of `crops` crops a branch computes: truncated like the reference, at least one."""
+    return max(int(crops * (1 - drop_rate)), 1)
+
+
+def sample_kept(key: Array, groups: int, crops: int, kept: int) -> Array:
+    """A fresh random subset of the crops of every group: indices [G, kept]."""
+    order = jnp.argsort(jax.random.uniform(key, (groups, crops)), axis=-1)
+    return order[:, :kept]
+
+
+def _gather(x: Array, index: Array) -> Array:
+    """Rows index [G, k] of x [G, b, N, D], each group its own."""
+    return jax.vmap(lambda rows, i: rows[i])(x, index)
+
+
+def _scatter_add(x: Array, index: Array, update: Array) -> Array:
+    """x [G, b, N, D] with update [G, k, N, D] added to rows index [G, k]."""
+    return jax.vmap(lambda rows, i, u: rows.at[i].add(u, unique_indices=True))(x, index, update)
+
+
+def add_residual(
+    crops: Sequence[Array], branch: Branch, gamma: Array | float, key: Array | None, rate: float
+) -> list[Array]:
+    """x + gamma * branch(x), where each group drops the branch for a share `rate` of its crops.
+
+    Every crop set draws its own subset of exactly k = max(int(b * (1 - rate)), 1) of the b crops of
+    a group; the kept residuals are scaled by b / k (not 1 / (1 - rate)), LayerScale after the
+    branch. Source: FB dinov2/layers/block.py, list path; paper section 5.
+
+    Args:
+      crops: crop sets [G, b, N, D].
+      branch: the residual branch, on packed tokens.
+      gamma: LayerScale [D], or 1.0.
+      key: randomness of this branch; None computes every crop (evaluation, teacher).
+      rate: share of crops that skip the branch.
+    """
+    if key is None or rate == 0.0:
+        out = unpack(branch(pack(crops), crops), crops)
+        return [x + (gamma * o).astype(x.dtype) for x, o in zip(crops, out, strict=True)]
+    subsets, indices = [], []
+    for x, set_key in zip(crops, jax.random.split(key, len(crops)), strict=True):
+        index = sample_kept(set_key, x.shape[0], x.shape[1], kept_crops(x.shape[1], rate))
+        indices.append(index)
+        subsets.append(_gather(x, index))
+    out = unpack(branch(pack(subsets), subsets), subsets)
+    return [
+        _scatter_add(x, i, (x.shape[1] / i.shape[1] * gamma * o).astype(x.dtype))
+        for x, i, o in zip(crops, indices, out, strict=True)
+    ]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on a list of crop sets."""
+
+    heads: int
+    ffn: str = "mlp"
+    mlp_ratio: float = 4.0
+    layerscale: float | None = 1e-5
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    def _ffn(self, dim: int) -> nn.Module:
+        if self.ffn == "swiglu":
+            hidden = swiglu_hidden_dim(dim, self.mlp_ratio)
+            return SwiGLU(hidden, self.ffn_bias, self.dtype, name="mlp")
+        return Mlp(int(dim * self.mlp_ratio), self.ffn_bias, self.dtype, name="mlp")
+
+    def _gamma(self, dim: int, name: str) -> Array | float:
+        return LayerScale(self.layerscale, name=name)(dim) if self.layerscale else 1.0
+
+    @nn.compact
+    def __call__(
+        self, crops: Sequence[Array], key: Array | None = None, drop_rate: float = 0.0
+    ) -> list[Array]:
+        """Crop sets [G, b, N, D] -> the same shapes; `key` turns stochastic depth on."""
+        dim = crops[0].shape[-1]
+        attn_key, ffn_key = (None, None) if key is None else jax.random.split(key)
+        norm1, norm2 = layer_norm(self.dtype, "norm1"), layer_norm(self.dtype, "norm2")
+        attn = Attention(self.heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn")
+        ffn = self._ffn(dim)
+        gamma1, gamma2 = self._gamma(dim, "ls1"), self._gamma(dim, "ls2")
+        crops = add_residual(
+            crops, lambda x, like: attn(norm1(x), like), gamma1, attn_key, drop_rate
+        )
+        return add_residual(crops, lambda x, like: ffn(norm2(x)), gamma2, ffn_key, drop_rate)

@@ -1,0 +1,112 @@
+"""The parts of a transformer block: attention, the two feed-forward networks, LayerScale.
+
+Source: FB dinov2/layers; reference-facts in the paper's Table 17. All weights are drawn from
+normal(0, 0.02): torch's `trunc_normal_` truncates at the absolute values +-2, i.e. at 100 sigma,
+so it is an ordinary normal here, not `jax.nn.initializers.truncated_normal` (+-2 sigma).
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from dinov2_jax.ops.attention import attention
+
+linear_init = nn.initializers.normal(0.02)
+LAYER_NORM_EPS = 1e-6
+
+
+def swiglu_hidden_dim(dim: int, mlp_ratio: float = 4.0) -> int:
+    """Width of the gated hidden layer: 2/3 of the MLP's, rounded up to a multiple of 8."""
+    return (int(int(dim * mlp_ratio) * 2 / 3) + 7) // 8 * 8
+
+
+def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
+    """LayerNorm with the reference's epsilon; statistics in fp32, two-pass variance."""
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> nn.Dense:
+    """A linear layer with the backbone's initialisation."""
+    return nn.Dense(features, use_bias=use_bias, kernel_init=linear_init, dtype=dtype, name=name)
+
+
+def pack(crops: Sequence[Array]) -> Array:
+    """Concatenates crop sets [G, b, N, D] along tokens to one [G, T, D], without padding."""
+    return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in crops], axis=1)
+
+
+def unpack(packed: Array, like: Sequence[Array]) -> list[Array]:
+    """Splits [G, T, D] back into crop sets with the leading shapes of `like`."""
+    out, start = [], 0
+    for x in like:
+        groups, crops, tokens = x.shape[:3]
+        part = packed[:, start : start + crops * tokens]
+        out.append(part.reshape(groups, crops, tokens, packed.shape[-1]))
+        start += crops * tokens
+    return out
+
+
+class Attention(nn.Module):
+    """Self-attention with one fused projection whose outputs are [q; k; v], each head-major."""
+
+    heads: int
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, packed: Array, like: Sequence[Array]) -> Array:
+        """[G, T, D] -> [G, T, D]; tokens attend only within their own crop (`like`)."""
+        dim = packed.shape[-1]
+        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed)
+        outs = []
+        for crops in unpack(qkv, like):  # [G, b, N, 3D]: one dense attention a crop size
+            split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
+            q, k, v = jnp.moveaxis(split, 3, 0)
+            outs.append(attention(q, k, v).reshape(*crops.shape[:3], dim))
+        return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    hidden_dim: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim = x.shape[-1]
+        x = linear(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
+        x = jax.nn.gelu(x, approximate=False)
+        return linear(dim, self.use_bias, self.dtype, "fc2")(x)
+
+
+class SwiGLU(nn.Module):
+    """silu(a) * b with a, b from one packed projection (a, the gated half, first)."""
+
+    hidden_dim: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dim = x.shape[-1]
+        gate, value = jnp.split(
+            linear(2 * self.hidden_dim, self.use_bias, self.dtype, "w12")(x), 2, axis=-1
+        )
+        return linear(dim, self.use_bias, self.dtype, "w3")(jax.nn.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A trainable gain per channel; returned, not applied (the caller fuses it)."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, dim: int) -> Array:
+        return self.param("gamma", nn.initializers.constant(self.init_value), (dim,))

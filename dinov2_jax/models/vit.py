@@ -1,0 +1,334 @@
+"""The vision transformer backbone (paper Table 17; FB dinov2/models/vision_transformer.py)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from dinov2_jax.models.block import Block
+from dinov2_jax.models.layers import layer_norm
+from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.sharding import constrain_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Width, depth and heads of a named model."""
+
+    dim: int
+    depth: int
+    heads: int
+
+
+VARIANTS = {
+    "vit_tiny": Variant(192, 12, 3),
+    "vit_small": Variant(384, 12, 6),
+    "vit_base": Variant(768, 12, 12),
+    "vit_large": Variant(1024, 24, 16),
+    "vit_giant2": Variant(1536, 40, 24),
+}
+
+Features = dict[str, Array]
+
+
+def patchify(images: Array, patch_size: int) -> Array:
+    """[..., H, W, C] -> [..., P, patch * patch * C], patches row-major.
+
+    Raises:
+      ValueError: when H or W is not a multiple of the patch size.
+    """
+    *batch, height, width, channels = images.shape
+    rows, cols = height // patch_size, width // patch_size
+    if height % patch_size or width % patch_size or not rows or not cols:
+        near = max(rows, 1) * patch_size, max(cols, 1) * patch_size
+        raise ValueError(
+            f"an image of {height}x{width} px does not divide into patches of {patch_size} px; "
+            f"resize or crop it, for example to {near[0]}x{near[1]}"
+        )
+    x = images.reshape(*batch, rows, patch_size, cols, patch_size, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*batch, rows * cols, patch_size**2 * channels)
+
+
+def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """torch's default for conv and linear layers, weight and bias: U(+-1 / sqrt(fan_in))."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class VisionTransformer(nn.Module):
+    """ViT whose blocks are stacked on a leading depth axis.
+
+    Attributes:
+      dim, depth, heads: D, L, H.
+      patch_size: side of a patch, in pixels.
+      image_size: side in pixels of the square image that sizes the position table.
+      ffn: "mlp" or "swiglu".
+      registers: number of register tokens R, between cls and patches, without positions.
+      layerscale: initial value of LayerScale; None builds none.
+      drop_path_rate, drop_path_uniform: stochastic depth, the same for all blocks or rising
+        linearly from 0 (the latter cannot be scanned: every block keeps another number of crops).
+      interpolate_offset, interpolate_antialias: see models/positions.py.
+      scan_blocks: lax.scan over blocks (small program) or unrolled; the parameters are the same.
+      remat: recompute each block in the backward pass.
+      dtype: dtype of the computation; parameters stay fp32.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int = 14
+    image_size: int = 224
+    ffn: str = "mlp"
+    mlp_ratio: float = 4.0
+    registers: int = 0
+    layerscale: float | None = 1e-5
+    drop_path_rate: float = 0.0
+    drop_path_uniform: bool = True
+    interpolate_offset: float = 0.1
+    interpolate_antialias: bool = False
+    scan_blocks: bool = True
+    remat: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    def _block(self) -> Block:
+        return Block(
+            heads=self.heads,
+            ffn=self.ffn,
+            mlp_ratio=self.mlp_ratio,
+            layerscale=self.layerscale,
+            dtype=self.dtype,
+            parent=None,
+        )
+
+    def drop_rates(self) -> np.ndarray:
+        """Stochastic-depth rate of each block, [L]."""
+        start = self.drop_path_rate if self.drop_path_uniform else 0.0
+        return np.linspace(start, self.drop_path_rate, self.depth)
+
+    def _embedding(self, channels: int) -> tuple[nn.Dense, dict[str, Array]]:
+        """The patch projection (a reshape and a matmul in place of a convolution) and the tokens."""
+        fan_in_init = _uniform_fan_in(channels * self.patch_size**2)
+        project = nn.Dense(
+            self.dim,
+            kernel_init=fan_in_init,
+            bias_init=fan_in_init,
+            dtype=self.dtype,
+            name="patch_embed",
+        )
+        side = self.image_size // self.patch_size
+        normal, tiny = nn.initializers.normal(0.02), nn.initializers.normal(1e-6)
+        tokens = {
+            "cls": self.param("cls_token", tiny, (1, 1, self.dim)),
+            "pos": self.param("pos_embed", normal, (1, 1 + side * side, self.dim)),
+            "mask": self.param("mask_token", nn.initializers.zeros, (1, self.dim)),
+        }
+        if self.registers:
+            shape = (1, self.registers, self.dim)
+            tokens["registers"] = self.param("register_tokens", tiny, shape)
+        return project, tokens
+
+    def _embed(
+        self, images: Array, masks: Array | None, project: nn.Dense, tokens: dict[str, Array]
+    ) -> Array:
+        """[G, b, H, W, C] -> tokens [G, b, 1 + R + P, D]; masked patches become the mask token."""
+        grid = images.shape[-3] // self.patch_size, images.shape[-2] // self.patch_size
+        patches = project(patchify(images, self.patch_size).astype(self.dtype))
+        if masks is not None:
+            patches = jnp.where(masks[..., None], tokens["mask"].astype(self.dtype), patches)
+        positions = resize_positions(
+            tokens["pos"], grid, self.interpolate_offset, self.interpolate_antialias
+        )
+        first = [tokens["cls"] + positions[:, :1]]
+        if self.registers:
+            first.append(tokens["registers"])
+        batch = patches.shape[:2]
+        leading = [
+            jnp.broadcast_to(t.astype(self.dtype), (*batch, *t.shape[1:])) for t in first
+        ]
+        return jnp.concatenate(
+            [*leading, patches + positions[:, 1:].astype(self.dtype)], axis=2
+        )
+
+    def _stacked_params(self) -> Any:
+        """Parameters of all blocks, each leaf with a leading axis L."""
+        block = self._block()
+        token = jnp.zeros((1, 1, 1, self.dim))
+
+        def init(key: Array) -> Any:
+            keys = jax.random.split(key, self.depth)
+            return jax.vmap(lambda k: block.init(k, [token])["params"])(keys)
+
+        return self.param("blocks", init)
+
+    def _run_blocks(
+        self, crops: list[Array], key: Array | None, keep: Sequence[int]
+    ) -> tuple[list[Array], list[list[Array]]]:
+        """Runs all blocks; also returns the outputs of the blocks listed in `keep`."""
+        params, rates = self._stacked_params(), self.drop_rates()
+        keys = None if key is None else jax.random.split(key, self.depth)
+
+        def step(crops: list[Array], params: Any, key: Array | None, rate: float) -> list[Array]:
+            crops = [constrain_batch(x) for x in crops]
+            crops = self._block().apply({"params": params}, crops, key, rate)
+            return [constrain_batch(x) for x in crops]
+
+        if self.remat:
+            step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=not self.scan_blocks)
+        if self.scan_blocks and (key is None or np.all(rates == rates[0])):
+            rate = float(rates[0])
+
+            def body(crops: list[Array], layer: Any) -> tuple[list[Array], list[Array] | None]:
+                crops = step(crops, *layer, rate)
+                return crops, (crops if keep else None)
+
+            crops, states = jax.lax.scan(body, crops, (params, keys))
+            return crops, [[x[i] for x in states] for i in keep] if keep else []
+        kept = {}
+        for i in range(self.depth):
+            layer = jax.tree.map(lambda p, i=i: p[i], params)
+            crops = step(crops, layer, None if keys is None else keys[i], float(rates[i]))
+            kept[i] = crops
+        return crops, [kept[i] for i in keep]
+
+    @nn.compact
+    def __call__(
+        self,
+        crops: Array | Sequence[Array],
+        masks: Sequence[Array | None] | None = None,
+        drop_path_key: Array | None = None,
+        intermediate: Sequence[int] = (),
+    ) -> Any:
+        """Features of one batch of images, or of several crop sets in one packed pass.
+
+        Args:
+          crops: images [B, H, W, C], normalised; or a list of crop sets [G, b, H, W, C] (G
+            statistical groups of b crops each, see design 3.3).
+          masks: for a list: one bool [G, b, P] or None a crop set; True becomes the mask token.
+          drop_path_key: turns stochastic depth on (training of the student).
+          intermediate: indices of blocks whose outputs are wanted too (see
+            `intermediate_layers`), ascending.
+
+        Returns:
+          A dict (a list of dicts for a list of crop sets) of "cls" [..., D], "registers"
+          [..., R, D], "patches" [..., P, D], all after the final norm; "prenorm" [..., 1+R+P, D],
+          all tokens before it; "blocks", a list with one entry per `intermediate` index, each
+          (tokens before norm, tokens after the final norm).
+        """
+        single = not isinstance(crops, (list, tuple))
+        sets = [crops[None]] if single else list(crops)
+        set_masks = [None] * len(sets) if masks is None else list(masks)
+        if single and masks is not None:
+            set_masks = [masks[None]]
+        embedding = self._embedding(sets[0].shape[-1])
+        tokens = [self._embed(x, m, *embedding) for x, m in zip(sets, set_masks, strict=True)]
+        tokens, blocks = self._run_blocks(tokens, drop_path_key, list(intermediate))
+        norm = layer_norm(self.dtype, "norm")
+        out = []
+        for i, x in enumerate(tokens):
+            features = self._split(x, norm(x))
+            features["blocks"] = [(states[i], norm(states[i])) for states in blocks]
+            out.append(features)
+        return jax.tree.map(lambda x: x[0], out[0]) if single else out
+
+    def _split(self, tokens: Array, normed: Array) -> dict[str, Any]:
+        first = 1 + self.registers
+        return {
+            "cls": normed[..., 0, :],
+            "registers": normed[..., 1:first, :],
+            "patches": normed[..., first:, :],
+            "prenorm": tokens,
+        }
+
+
+def intermediate_layers(
+    model: VisionTransformer,
+    params: Any,
+    images: Array,
+    n: int | Sequence[int] = 1,
+    *,
+    reshape: bool = False,
+    norm: bool = True,
+) -> list[tuple[Array, Array]]:
+    """Patch and cls tokens after chosen blocks (reference `get_intermediate_layers`).
+
+    Args:
+      images: [B, H, W, C] normalised.
+      n: the last n blocks, or 0-based block indices; the output order is always ascending.
+      reshape: patch tokens as maps [B, h, w, D] instead of [B, P, D].
+      norm: apply the final LayerNorm to every output.
+
+    Returns:
+      One (patches, cls) pair per block, cls [B, D].
+
+    Raises:
+      ValueError: for an index outside 0..depth-1.
+    """
+    wanted = range(model.depth - n, model.depth) if isinstance(n, int) else sorted(set(n))
+    if not all(0 <= i < model.depth for i in wanted):
+        raise ValueError(
+            f"blocks {list(wanted)} are not all in 0..{model.depth - 1}; ask for at most "
+            f"{model.depth} blocks, or for indices in that range"
+        )
+    blocks = model.apply({"params": params}, images, intermediate=tuple(wanted))["blocks"]
+    rows, cols = (side // model.patch_size for side in images.shape[1:3])
+    first, out = 1 + model.registers, []
+    for prenorm, normed in blocks:
+        tokens = normed if norm else prenorm
+        patches = tokens[:, first:]
+        if reshape:
+            patches = patches.reshape(-1, rows, cols, model.dim)
+        out.append((patches, tokens[:, 0]))
+    return out
+
+
+def from_config(
+    model: Mapping[str, Any],
+    image_size: int,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    drop_path: bool = False,
+) -> VisionTransformer:
+    """Builds the ViT that `config.model` describes.
+
+    Args:
+      model: the fields of `config.model`.
+      image_size: pixels; sizes the position table (the global crop size in training).
+      drop_path: with the configured stochastic depth (student), or none (teacher, evaluation).
+
+    Raises:
+      ValueError: for an unknown variant or feed-forward network.
+    """
+    if model["variant"] not in VARIANTS:
+        raise ValueError(
+            f"model.variant {model['variant']!r} is unknown; choose one of {', '.join(VARIANTS)}"
+        )
+    if model["ffn"] not in ("mlp", "swiglu"):
+        raise ValueError(f"model.ffn {model['ffn']!r} is unknown; choose mlp or swiglu")
+    variant = VARIANTS[model["variant"]]
+    return VisionTransformer(
+        dim=model["dim"] or variant.dim,
+        depth=model["depth"] or variant.depth,
+        heads=model["heads"] or variant.heads,
+        patch_size=model["patch_size"],
+        image_size=image_size,
+        ffn=model["ffn"],
+        registers=model["registers"],
+        layerscale=model["layerscale"] or None,
+        drop_path_rate=model["drop_path_rate"] if drop_path else 0.0,
+        drop_path_uniform=model["drop_path_uniform"],
+        interpolate_offset=model["interpolate_offset"],
+        interpolate_antialias=model["interpolate_antialias"],
+        scan_blocks=model["scan_blocks"],
+        remat=model["remat"],
+        dtype=dtype,
+    )

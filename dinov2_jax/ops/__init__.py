@@ -1,0 +1,1 @@
+"""Operations with several backends, and kernels the field does not ship."""

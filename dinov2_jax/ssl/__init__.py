@@ -1,0 +1,1 @@
+"""The method as pure functions of plain arrays: targets, losses and the objective."""

@@ -1,0 +1,83 @@
+"""The three losses of DINOv2 (paper section 4; FB dinov2/loss). All in fp32."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+STUDENT_TEMP = 0.1
+
+
+def cross_entropy(logits: Array, targets: Array, temp: float = STUDENT_TEMP) -> Array:
+    """-sum_k t_k log softmax(logits / temp)_k as total(t) * lse - <t, logits> / temp.
+
+    Args:
+      logits, targets: [..., K]; targets need not sum to 1 (summed targets, zero padding).
+
+    Returns:
+      [...].
+    """
+    scaled = logits.astype(jnp.float32) / temp
+    inner = jnp.einsum("...k,...k->...", targets, scaled)
+    return targets.sum(axis=-1) * jax.nn.logsumexp(scaled, axis=-1) - inner
+
+
+def dino_global_loss(student: Array, targets: Array) -> Array:
+    """Sum over the two pairings of different global crops, each averaged over the batch.
+
+    Args:
+      student: logits [..., 2, K] of global crops 1 and 2; targets: of the same crops, same shape.
+    """
+    return 2 * jnp.mean(cross_entropy(student, jnp.flip(targets, axis=-2)))
+
+
+def dino_local_loss(student: Array, targets: Array) -> Array:
+    """Sum over all pairs (local crop, global crop), each averaged over the batch.
+
+    Args:
+      student: logits [..., V, K] of the local crops; targets: [..., 2, K] of the global ones.
+    """
+    both = targets.sum(axis=-2, keepdims=True)  # one cross-entropy a local crop instead of two
+    return student.shape[-2] * jnp.mean(cross_entropy(student, both))
+
+
+def dino_terms(local_crops: int) -> int:
+    """The divisor of both DINO parts: 2 global pairs + 2 pairs a local crop (3 without locals).
+
+    The reference counts one local term even when there are none (FB train/ssl_meta_arch.py).
+    """
+    return 2 + max(2 * local_crops, 1)
+
+
+def ibot_loss(student: Array, targets: Array, weights: Array, global_crops: int) -> Array:
+    """Masked-patch loss: every masked crop weighs 1, the sum is divided by ALL global crops.
+
+    About half of the global crops carry no mask, so this is about half of a mean over masked crops.
+
+    Args:
+      student, targets: [..., M, K] at masked positions; padding has weight 0.
+      weights: [..., M], 1 / (masked patches of the crop the slot belongs to).
+      global_crops: number of global crops in the batch, 2B.
+    """
+    return jnp.sum(weights * cross_entropy(student, targets)) / global_crops
+
+
+def koleo_loss(features: Array) -> Array:
+    """Kozachenko-Leonenko regulariser: -mean log distance to the nearest neighbour in the group.
+
+    Args:
+      features: [..., n, D], n >= 2; every leading index is a group of its own.
+
+    Returns:
+      Mean over groups.
+    """
+    x = features.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-16))
+    x = x / norm
+    dots = jnp.einsum("...id,...jd->...ij", x, x, precision="highest")
+    own = jnp.eye(x.shape[-2], dtype=bool)
+    # DINOv2: the reference marks the diagonal by -1, so vectors all opposite could pick themselves.
+    nearest = jnp.argmax(jnp.where(own, -jnp.inf, dots), axis=-1)
+    neighbour = jnp.take_along_axis(x, nearest[..., None], axis=-2)
+    # torch's pairwise distance adds its eps to every component of the difference.
+    distance = jnp.linalg.norm(x - neighbour + 1e-8, axis=-1)
+    return -jnp.mean(jnp.log(distance + 1e-8))

@@ -1,0 +1,186 @@
+"""The training objective: teacher targets, student forward, the weighted sum of losses.
+
+Batches are grouped: G statistical groups of n images (design 3.3). Everything the reference
+computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) is per group here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from dinov2_jax.models.head import DINOHead
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.ssl import losses, targets
+from dinov2_jax.ssl.diagnostics import representation_health
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The modules of one side. `ibot_head` None: patches go through the DINO head."""
+
+    backbone: VisionTransformer
+    dino_head: DINOHead
+    ibot_head: DINOHead | None = None
+
+    def init(self, key: Array, image_size: int) -> dict[str, Any]:
+        """Fresh parameters {"backbone", "dino_head"[, "ibot_head"]}."""
+        backbone_key, dino_key, ibot_key = jax.random.split(key, 3)
+        images = jnp.zeros((1, image_size, image_size, 3))
+        features = jnp.zeros((1, self.backbone.dim))
+        params = {
+            "backbone": self.backbone.init(backbone_key, images)["params"],
+            "dino_head": self.dino_head.init(dino_key, features)["params"],
+        }
+        if self.ibot_head is not None:
+            params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
+        return params
+
+    def cls_logits(self, params: Params, cls: Array) -> Array:
+        """DINO logits of cls tokens [..., D] -> [..., K]."""
+        return self.dino_head.apply({"params": params["dino_head"]}, cls)
+
+    def patch_logits(self, params: Params, patches: Array) -> Array:
+        """iBOT logits of patch tokens [..., D] -> [..., K], of whichever head serves them."""
+        if self.ibot_head is None:
+            return self.cls_logits(params, patches)
+        return self.ibot_head.apply({"params": params["ibot_head"]}, patches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is optimised: networks of both sides, the centering, and the weights of the losses."""
+
+    student: Networks
+    teacher: Networks
+    groups: int
+    centering: str = "centering"
+    dino_weight: float = 1.0
+    koleo_weight: float = 0.1
+    ibot_weight: float = 1.0
+
+    def init_centers(self) -> dict[str, Array]:
+        """Loss centres, zero; used by softmax centering only."""
+        patch_head = self.student.ibot_head or self.student.dino_head
+        return {
+            "dino": jnp.zeros((self.student.dino_head.prototypes,)),
+            "ibot": jnp.zeros((patch_head.prototypes,)),
+        }
+
+
+def group_crops(x: Array, groups: int) -> Array:
+    """[B, V, ...] -> [G, (B/G) V, ...], image before view."""
+    return rearrange(x, "(g n) v ... -> g (n v) ...", g=groups)
+
+
+def masked_patches(patches: Array, indices: Array) -> Array:
+    """Patch tokens of a group's global crops at its masked slots: [G, b, P, D], [G, M]."""
+    flat = rearrange(patches, "g b p d -> g (b p) d")
+    return jax.vmap(lambda rows, i: rows[i])(flat, indices)
+
+
+def _center(
+    objective: Objective, logits: Array, center: Array, temp: Array, valid: Array | None
+) -> tuple[Array, Array]:
+    """Targets of one head and its next centre. logits [G, rows, K]; valid [G, rows] or None."""
+    if objective.centering == "sinkhorn_knopp":
+        return targets.sinkhorn_knopp(logits, temp, valid), center
+    rows = jnp.ones(logits.shape[:2], bool) if valid is None else valid
+    statistic = targets.masked_group_mean(logits, rows)
+    return targets.softmax_center(logits, center, temp), targets.update_center(center, statistic)
+
+
+def teacher_targets(
+    objective: Objective, params: Params, centers: Mapping[str, Array], batch: Batch, temp: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What the student is to predict, from the teacher's unmasked view of the global crops.
+
+    Args:
+      params: the teacher's.
+      batch: "global_crops" [B, 2, S, S, C] normalised, "mask_indices", "mask_weights" [G, M].
+      temp: teacher temperature.
+
+    Returns:
+      Targets {"dino" [G, n, 2, K], "ibot" [G, M, K]} plus features for diagnosis, without
+      gradient; and the centres for the next step.
+    """
+    crops = group_crops(batch["global_crops"], objective.groups)
+    nets = objective.teacher
+    (out,) = nets.backbone.apply({"params": params["backbone"]}, [crops])
+    patches = masked_patches(out["patches"], batch["mask_indices"])
+    valid = batch["mask_weights"] > 0
+    cls_logits = nets.cls_logits(params, out["cls"])
+    dino, dino_center = _center(objective, cls_logits, centers["dino"], temp, None)
+    ibot, ibot_center = _center(
+        objective, nets.patch_logits(params, patches), centers["ibot"], temp, valid
+    )
+    found = {
+        "dino": rearrange(dino, "g (n v) k -> g n v k", v=2),
+        "ibot": ibot,
+        "cls": out["cls"],
+    }
+    return jax.lax.stop_gradient((found, {"dino": dino_center, "ibot": ibot_center}))
+
+
+def student_loss(
+    params: Params,
+    objective: Objective,
+    goals: Mapping[str, Array],
+    batch: Batch,
+    key: Array | None,
+) -> tuple[Array, dict[str, Array]]:
+    """The optimised total and its parts (reference-facts 4.7; FB train/ssl_meta_arch.py).
+
+    Args:
+      params: the student's.
+      goals: from `teacher_targets`.
+      batch: also "local_crops" [B, V, s, s, C] and "masks" bool [B, 2, P].
+      key: stochastic depth; None turns it off.
+
+    Returns:
+      loss, and {"loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot"} (each as it
+      enters the total before its weight, KoLeo summed over both crops) with health figures.
+    """
+    nets, groups = objective.student, objective.groups
+    views = batch["local_crops"].shape[1]
+    crops = [group_crops(batch["global_crops"], groups)]
+    masks: list[Array | None] = [group_crops(batch["masks"], groups)]
+    if views:
+        crops.append(group_crops(batch["local_crops"], groups))
+        masks.append(None)
+    out = nets.backbone.apply(
+        {"params": params["backbone"]}, crops, masks=masks, drop_path_key=key
+    )
+    cls = rearrange(out[0]["cls"], "g (n v) d -> g n v d", v=2)
+    global_logits = nets.cls_logits(params, cls)
+    patches = masked_patches(out[0]["patches"], batch["mask_indices"])
+    terms = losses.dino_terms(views)
+    parts = {
+        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
+        "loss/dino_local": jnp.zeros(()),
+        "loss/koleo": 2 * losses.koleo_loss(rearrange(cls, "g n v d -> v g n d")),
+        "loss/ibot": losses.ibot_loss(
+            nets.patch_logits(params, patches),
+            goals["ibot"],
+            batch["mask_weights"],
+            batch["global_crops"].shape[0] * 2,
+        ),
+    }
+    if views:
+        local_cls = rearrange(out[1]["cls"], "g (n v) d -> g n v d", v=views)
+        local_logits = nets.cls_logits(params, local_cls)
+        parts["loss/dino_local"] = losses.dino_local_loss(local_logits, goals["dino"]) / terms
+    dino = parts["loss/dino_global"] + parts["loss/dino_local"]
+    loss = (
+        objective.dino_weight * dino
+        + objective.koleo_weight * parts["loss/koleo"]
+        + objective.ibot_weight * parts["loss/ibot"]
+    )
+    return loss, parts | representation_health(goals, global_logits)

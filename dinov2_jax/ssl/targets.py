@@ -1,0 +1,69 @@
+"""What the teacher's logits become: softmax centering, or Sinkhorn-Knopp (paper section 4)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+CENTER_MOMENTUM = 0.9
+SINKHORN_ITERATIONS = 3
+
+
+def softmax_center(logits: Array, center: Array, temp: Array | float) -> Array:
+    """Teacher targets softmax((t - c) / temp), fp32.
+
+    Args:
+      logits: [..., K]; center: [K].
+    """
+    return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
+
+
+def update_center(center: Array, statistic: Array) -> Array:
+    """c <- 0.9 c + 0.1 mean; used by the next step only (the reference folds it in lazily)."""
+    return center * CENTER_MOMENTUM + statistic * (1 - CENTER_MOMENTUM)
+
+
+def masked_group_mean(logits: Array, valid: Array) -> Array:
+    """Mean over each group's real rows, then over groups: [G, M, K], [G, M] -> [K].
+
+    Groups weigh alike although their numbers of masked patches differ, as ranks do in the reference
+    (FB dinov2/loss/ibot_patch_loss.py).
+    """
+    weight = valid.astype(jnp.float32)
+    total = jnp.einsum("gm,gmk->gk", weight, logits.astype(jnp.float32))
+    return jnp.mean(total / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0), axis=0)
+
+
+def sinkhorn_knopp(
+    logits: Array,
+    temp: Array | float,
+    valid: Array | None = None,
+    iterations: int = SINKHORN_ITERATIONS,
+) -> Array:
+    """Targets whose rows sum to 1 and whose prototypes are used almost evenly.
+
+    Computed as two scaling vectors, u over prototypes and v over rows, on the constant matrix
+    E = exp(logits / temp), which is what the reference's sequence of normalisations amounts to:
+    Q = E * u * v with u = 1 / (K sum_b E v), v = 1 / (B sum_k E u). Statistics span the whole batch.
+
+    Args:
+      logits: [..., K], all leading axes are rows.
+      temp: teacher temperature.
+      valid: [...] True for real rows; padding gets targets of zero and never counts.
+
+    Returns:
+      [..., K] fp32.
+    """
+    prototypes = logits.shape[-1]
+    scaled = logits.astype(jnp.float32) / temp
+    rows = jnp.ones(logits.shape[:-1], bool) if valid is None else valid
+    # A shift per prototype is absorbed by u; it keeps exp in range whatever the trained gains are
+    # (the reference has none: its exponents reach gain / temp = 25).
+    batch_axes = tuple(range(scaled.ndim - 1))
+    matrix = jnp.exp(scaled - jnp.max(scaled, batch_axes, where=rows[..., None], initial=-jnp.inf))
+    matrix = jnp.where(rows[..., None], matrix, 0.0)
+    count = rows.sum()
+    v = rows.astype(jnp.float32)  # the first division by the total cancels in u
+    for _ in range(iterations):
+        u = 1.0 / (prototypes * jnp.einsum("...k,...->k", matrix, v))
+        v = jnp.where(rows, 1.0 / (count * jnp.einsum("...k,k->...", matrix, u)), 0.0)
+    return matrix * u * v[..., None] * count

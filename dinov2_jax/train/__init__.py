@@ -1,0 +1,1 @@
+"""Training: state, schedules, optimizer, step and the loop."""

@@ -1,0 +1,55 @@
+"""The train state: everything a checkpoint must hold."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+
+from dinov2_jax.ssl.objective import Objective
+
+
+@struct.dataclass
+class TrainState:
+    """Student, teacher and what drives them; all leaves are arrays.
+
+    Attributes:
+      step: int32, updates attempted so far.
+      student, teacher: {"backbone", "dino_head"[, "ibot_head"]}.
+      opt_state: of the chain in train/optimizer.py.
+      centers: loss centres {"dino" [K], "ibot" [K]}.
+      rng: typed key of the run; every step folds in its number.
+      nonfinite_steps, nonfinite_streak: int32, updates skipped in all, and in a row until now.
+    """
+
+    step: Array
+    student: Any
+    teacher: Any
+    opt_state: Any
+    centers: dict[str, Array]
+    rng: Array
+    nonfinite_steps: Array
+    nonfinite_streak: Array
+
+
+def init_state(
+    key: Array,
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    image_size: int,
+) -> TrainState:
+    """A fresh state; the teacher starts as an exact copy of the student."""
+    init_key, run_key = jax.random.split(key)
+    student = objective.student.init(init_key, image_size)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        student=student,
+        teacher=jax.tree.map(jnp.copy, student),
+        opt_state=optimizer.init(student),
+        centers=objective.init_centers(),
+        rng=run_key,
+        nonfinite_steps=jnp.zeros((), jnp.int32),
+        nonfinite_streak=jnp.zeros((), jnp.int32),
+    )

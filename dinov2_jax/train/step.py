@@ -1,0 +1,82 @@
+"""One training step, pure: (state, batch, hyper) -> (state, metrics)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from dinov2_jax.ssl.objective import Objective, student_loss, teacher_targets
+from dinov2_jax.train.optimizer import ema, module_norms
+from dinov2_jax.train.state import TrainState
+
+Batch = Mapping[str, Array]
+# (key, batch with uint8 crops) -> batch with normalised float crops.
+Photometric = Callable[[Array, Batch], Batch]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    hyper: Mapping[str, Array],
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    photometric: Photometric | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Targets, student gradient, AdamW, EMA.
+
+    Args:
+      batch: see ssl/objective.py; crops are uint8 when `photometric` is given, else normalised.
+      hyper: fp32 scalars of train/schedules.py `Schedules.at(step)`.
+
+    Returns:
+      The next state and scalar metrics. A step with a non-finite loss or gradient leaves weights,
+      moments, centres and teacher untouched and is counted in the state.
+    """
+    color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    if photometric is not None:
+        batch = photometric(color_key, batch)
+    goals, centers = teacher_targets(
+        objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
+    )
+    (loss, parts), grads = jax.value_and_grad(student_loss, has_aux=True)(
+        state.student, objective, goals, batch, drop_key
+    )
+    norms = module_norms(grads)
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        state.student,
+        lr=hyper["lr"],
+        last_layer_lr=hyper["last_layer_lr"],
+        weight_decay=hyper["weight_decay"],
+    )
+    student = optax.apply_updates(state.student, updates)
+    finite = jnp.isfinite(loss + sum(norms.values()))
+    proposed = (student, ema(state.teacher, student, hyper["momentum"]), opt_state, centers)
+    current = (state.student, state.teacher, state.opt_state, state.centers)
+    # DINOv2: the reference runs the EMA even when the optimizer skipped a step, and keeps centres
+    # of the bad batch; a skipped step changes nothing here.
+    student, teacher, opt_state, centers = _choose(finite, proposed, current)
+    state = TrainState(
+        step=state.step + 1,
+        student=student,
+        teacher=teacher,
+        opt_state=opt_state,
+        centers=centers,
+        rng=state.rng,
+        nonfinite_steps=state.nonfinite_steps + ~finite,
+        nonfinite_streak=jnp.where(finite, 0, state.nonfinite_streak + 1),
+    )
+    counters = {
+        "nonfinite_steps": state.nonfinite_steps,
+        "nonfinite_streak": state.nonfinite_streak,
+    }
+    return state, {"loss": loss} | parts | norms | dict(hyper) | counters
+
+
+def _choose(finite: Array, proposed: Any, current: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, current)

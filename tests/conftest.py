@@ -1,0 +1,20 @@
+"""Eight virtual CPU devices, a compilation cache, and where the reference vectors lie."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """Directory of the reference vectors; DINOV2_JAX_GOLDEN puts others in their place."""
+    default = pathlib.Path(__file__).parent / "golden"
+    return pathlib.Path(os.environ.get("DINOV2_JAX_GOLDEN", default))
