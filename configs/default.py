@@ -1,9 +1,9 @@
 """Every field, with the reference's default values: ViT-L/16, batch 2048, 125,000 steps.
 
 Command:   python -m dinov2_jax.main --config=configs/default.py --workdir=runs/default
-           This is the list of fields that the overlays start from; to train, begin with one of those.
-Origin:    "reference" below is facebookresearch/dinov2, ssl_default_config.yaml; its epochs of 1,250 iterations are
-           written out in steps here. "ours" marks a field that the reference does not have.
+           This is the list of fields that the overlays start from; to train, begin with one of them.
+Origin:    "Reference" is facebookresearch/dinov2, ssl_default_config.yaml, whose epochs of 1,250
+           iterations are written out in steps here. "Ours": the reference has no such field.
 
 A field's type is the type of its value here; an override of another type is refused.
 """
@@ -14,20 +14,18 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "train"  # what python -m dinov2_jax.main does: train | knn. Ours
-    config.seed = (
-        0  # the one seed of weights, data order, crops, masks and drop path. Reference train.seed
-    )
+    # The one seed of weights, data order, crops, masks and drop path. Reference train.seed
+    config.seed = 0
     config.total_steps = 125_000  # optimizer steps. Reference: 100 epochs x 1250
-    config.batch_size = (
-        2048  # images a step over all devices. Reference: 64 a GPU x 32 GPUs (vitl16_short)
-    )
-    # Images over which masks are spread, KoLeo looks for neighbours and stochastic depth picks its subset. It stands for the
-    # reference's train.batch_size_per_gpu, so results do not depend on the number of devices. Must divide batch_size.
+    # Images a step over all devices. Reference: 64 a GPU x 32 GPUs (vitl16_short)
+    config.batch_size = 2048
+    # Images over which masks are spread, KoLeo looks for neighbours and stochastic depth picks its
+    # subset. It stands for the reference's train.batch_size_per_gpu, so results do not depend on
+    # the number of devices. Must divide batch_size.
     config.group_size = 64
     config.log_every_steps = 10  # steps between lines in metrics.jsonl. Reference: 10
-    config.compute_dtype = (
-        "auto"  # auto: bfloat16 on GPU and TPU, float32 on CPU | float32 | bfloat16. Ours
-    )
+    # auto: bfloat16 on GPU and TPU, float32 on CPU | float32 | bfloat16. Ours
+    config.compute_dtype = "auto"
 
     # Devices = data x fsdp x tensor. Ours
     config.mesh = ml_collections.ConfigDict()
@@ -37,7 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = _model()
     config.dino, config.ibot = _dino(), _ibot()
-    config.centering = "centering"  # teacher targets: centering (softmax) | sinkhorn_knopp. Reference train.centering
+    # Teacher targets: centering (softmax) | sinkhorn_knopp. Reference train.centering
+    config.centering = "centering"
     config.teacher = _teacher()
     config.optimizer = _optimizer()
     config.crops, config.colour = _crops(), _colour()
@@ -47,30 +46,27 @@ def get_config() -> ml_collections.ConfigDict:
 
 def _model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
-    model.variant = "vit_large"  # vit_tiny | vit_small | vit_base | vit_large | vit_giant2. Reference student.arch
+    # vit_tiny | vit_small | vit_base | vit_large | vit_giant2. Reference student.arch
+    model.variant = "vit_large"
     model.dim = 0  # token width; 0: the variant's. Ours
     model.depth = 0  # number of blocks; 0: the variant's. Ours
     model.heads = 0  # attention heads; 0: the variant's. Ours
     model.patch_size = 16  # px. Reference student.patch_size
-    model.ffn = (
-        "mlp"  # mlp | swiglu (packed, hidden size 2/3 rounded up to 8). Reference student.ffn_layer
-    )
+    # mlp | swiglu (packed, hidden size 2/3 rounded up to 8). Reference student.ffn_layer
+    model.ffn = "mlp"
     model.registers = 0  # extra tokens (Darcet et al. 2023). Reference student.num_register_tokens
     model.layerscale = 1e-5  # initial gain of every residual branch. Reference student.layerscale
-    model.drop_path_rate = (
-        0.3  # share of a group's images that skips a branch. Reference student.drop_path_rate
-    )
-    model.drop_path_uniform = (
-        True  # the same rate at every depth; False: rising linearly from 0. Reference
-    )
-    model.interpolate_offset = (
-        0.1  # added to the grid when positions are resampled; 0.0 in register models. Reference
-    )
+    # Share of a group's images that skips a branch. Reference student.drop_path_rate
+    model.drop_path_rate = 0.3
+    # The same rate at every depth; False: rising linearly from 0. Reference
+    model.drop_path_uniform = True
+    # Added to the grid when positions are resampled; 0.0 in register models. Reference
+    model.interpolate_offset = 0.1
     model.interpolate_antialias = False  # True in register models. Reference
-    model.scan_blocks = (
-        True  # one compiled block, scanned; False unrolls: slower to compile. Same parameters. Ours
-    )
-    model.remat = False  # recompute activations in the backward pass: less memory, about a third more time. Ours
+    # One compiled block, scanned; False unrolls: slower to compile. Same parameters. Ours
+    model.scan_blocks = True
+    # Recompute activations in the backward pass: less memory, about a third more time. Ours
+    model.remat = False
     return model
 
 
@@ -88,16 +84,12 @@ def _dino() -> ml_collections.ConfigDict:
 def _ibot() -> ml_collections.ConfigDict:
     ibot = ml_collections.ConfigDict()
     ibot.loss_weight = 1.0  # masked-patch loss. Reference
-    ibot.mask_probability = (
-        0.5  # share of global crops that is masked at all. Reference ibot.mask_sample_probability
-    )
-    ibot.mask_ratio = (
-        0.1,
-        0.5,
-    )  # least and greatest masked share of a masked crop. Reference ibot.mask_ratio_min_max
-    ibot.separate_head = (
-        False  # True: an own head with the four sizes below; False: the DINO head. Reference
-    )
+    # Share of global crops that is masked at all. Reference ibot.mask_sample_probability
+    ibot.mask_probability = 0.5
+    # Least and greatest masked share of a masked crop. Reference ibot.mask_ratio_min_max
+    ibot.mask_ratio = (0.1, 0.5)
+    # True: an own head with the four sizes below; False: the DINO head. Reference
+    ibot.separate_head = False
     ibot.head_prototypes = 65536  # Reference
     ibot.head_bottleneck_dim = 256  # Reference
     ibot.head_layers = 3  # Reference
@@ -107,7 +99,8 @@ def _ibot() -> ml_collections.ConfigDict:
 
 def _teacher() -> ml_collections.ConfigDict:
     teacher = ml_collections.ConfigDict()
-    teacher.momentum = 0.992  # EMA of the student at step 0, cosine to final_momentum. Reference teacher.momentum_teacher
+    # EMA of the student at step 0, cosine to final_momentum. Reference teacher.momentum_teacher
+    teacher.momentum = 0.992
     teacher.final_momentum = 1.0  # Reference
     teacher.warmup_temp = 0.04  # softmax temperature of the targets at step 0. Reference
     teacher.temp = 0.07  # ... and after temp_warmup_steps, linear between. Reference
@@ -117,18 +110,18 @@ def _teacher() -> ml_collections.ConfigDict:
 
 def _optimizer() -> ml_collections.ConfigDict:
     optimizer = ml_collections.ConfigDict()
-    optimizer.base_lr = (
-        0.004  # AdamW's peak rate at batch 1024 (see lr_scaling). Reference optim.base_lr
-    )
-    optimizer.lr_scaling = "sqrt_wrt_1024"  # peak = base_lr * sqrt(batch_size / 1024) | none: peak = base_lr. Reference
+    # AdamW's peak rate at batch 1024 (see lr_scaling). Reference optim.base_lr
+    optimizer.base_lr = 0.004
+    # Peak = base_lr * sqrt(batch_size / 1024) | none: peak = base_lr. Reference
+    optimizer.lr_scaling = "sqrt_wrt_1024"
     optimizer.min_lr = 1e-6  # rate at the end of the cosine; not scaled with the batch. Reference
     optimizer.warmup_steps = 12_500  # linear from 0 to the peak. Reference: 10 epochs
     optimizer.weight_decay = 0.04  # at step 0, cosine to weight_decay_end. Reference
     optimizer.weight_decay_end = 0.4  # Reference
-    optimizer.clip_norm = 3.0  # greatest gradient norm of a sub-module (backbone, each head). Reference optim.clip_grad
-    optimizer.freeze_last_layer_steps = (
-        1250  # the prototypes' rate is 0 for so long. Reference: 1 epoch
-    )
+    # Greatest gradient norm of a sub-module (backbone, each head). Reference optim.clip_grad
+    optimizer.clip_norm = 3.0
+    # The prototypes' rate is 0 for so long. Reference: 1 epoch
+    optimizer.freeze_last_layer_steps = 1250
     optimizer.patch_embed_lr_multiplier = 0.2  # Reference optim.patch_embed_lr_mult
     optimizer.layerwise_decay = 0.9  # rate of a block / rate of the next one. Reference
     optimizer.beta1 = 0.9  # Reference optim.adamw_beta1
@@ -138,9 +131,8 @@ def _optimizer() -> ml_collections.ConfigDict:
 
 def _crops() -> ml_collections.ConfigDict:
     crops = ml_collections.ConfigDict()
-    crops.global_size = (
-        224  # px, a multiple of the patch; always 2 such crops. Reference crops.global_crops_size
-    )
+    # px, a multiple of the patch; always 2 such crops. Reference crops.global_crops_size
+    crops.global_size = 224
     crops.global_scale = (0.32, 1.0)  # share of the picture's area. Reference
     crops.local_size = 96  # px. Reference crops.local_crops_size
     crops.local_scale = (0.05, 0.32)  # share of the picture's area. Reference
@@ -156,8 +148,9 @@ def _colour() -> ml_collections.ConfigDict:
     colour.saturation = 0.2
     colour.hue = 0.1  # shift from [-x, x] of the colour circle
     colour.grayscale_probability = 0.2
-    # Blur of global crop 1, global crop 2, local crops. The paper's text says 1.0, 0.1, 0.5; the reference's code inverts the
-    # first two, and the released models were trained with what stands here.
+    # Blur of global crop 1, global crop 2, local crops. The paper's text says 1.0, 0.1, 0.5; the
+    # reference's code inverts the first two, and the released models were trained with what stands
+    # here.
     colour.blur_probabilities = (0.0, 0.9, 0.5)
     colour.blur_kernel = 9  # taps
     colour.blur_sigma = (0.1, 2.0)  # px
@@ -170,17 +163,15 @@ def _colour() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
     data = ml_collections.ConfigDict()
-    data.source = "tfds"  # folder | array_record | tfds | openmoji. Reference: ImageNet through its own loader
-    data.path = (
-        "imagenet2012"  # folder or list file | ArrayRecord files | TFDS name | "" for openmoji
-    )
+    # folder | array_record | tfds | openmoji. Reference: ImageNet through its own loader
+    data.source = "tfds"
+    # A folder or list file | ArrayRecord files | TFDS name | "" for openmoji
+    data.path = "imagenet2012"
     data.split = "train"  # of tfds and openmoji
-    data.workers = (
-        10  # loader processes; 0: in the main process. Reference train.num_workers (a GPU)
-    )
-    data.max_bad_fraction = (
-        0.01  # a run stops when a greater share of the pictures cannot be read. Ours
-    )
+    # Loader processes; 0: in the main process. Reference train.num_workers (a GPU)
+    data.workers = 10
+    # A run stops when a greater share of the pictures cannot be read. Ours
+    data.max_bad_fraction = 0.01
     data.max_pixels = 100_000_000  # greater pictures are skipped: 300 MB each once decoded. Ours
     data.cache_dir = ""  # where openmoji and tfds keep files; "": the user's cache directory. Ours
     return data
@@ -188,12 +179,10 @@ def _data() -> ml_collections.ConfigDict:
 
 def _eval() -> ml_collections.ConfigDict:
     evaluation = ml_collections.ConfigDict()
-    evaluation.every_steps = (
-        12_500  # k-NN of the teacher, also at step 0 and at the end; 0: never. Reference: 12500
-    )
-    evaluation.labels = (
-        "auto"  # auto: if the source has labels | folders: names of the class folders | none. Ours
-    )
+    # k-NN of the teacher, also at step 0 and at the end; 0: never. Reference: 12500
+    evaluation.every_steps = 12_500
+    # auto: if the source has labels | folders: names of the class folders | none. Ours
+    evaluation.labels = "auto"
     evaluation.train_split = "train"  # the labelled bank of the k-NN
     evaluation.test_split = "validation"  # what it is asked
     evaluation.k = 20  # neighbours. Reference eval/knn.py
@@ -208,7 +197,6 @@ def _checkpoint() -> ml_collections.ConfigDict:
     checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 3750  # also at the end and on SIGTERM. Reference: 3 epochs
     checkpoint.keep_last = 3  # Reference: 3
-    checkpoint.keep_every_steps = (
-        12_500  # these are kept for good; 0: none. Reference: a teacher each evaluation period
-    )
+    # These are kept for good; 0: none. Reference: a teacher each evaluation period
+    checkpoint.keep_every_steps = 12_500
     return checkpoint

@@ -25,7 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.depth = 4
     config.model.heads = 3
     config.model.patch_size = 8
-    # At 1e-5 a network of 4 blocks passes little but the position table on, and k-NN at step 0 is meaningless.
+    # At 1e-5 a network of 4 blocks passes little but the position table on, and k-NN at step 0 is
+    # meaningless.
     config.model.layerscale = 1.0
     config.model.drop_path_rate = 0.1
 
@@ -33,9 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dino.head_prototypes = 256
     config.dino.head_bottleneck_dim = 64
     config.dino.head_hidden_dim = 256
-    config.centering = (
-        "sinkhorn_knopp"  # balances the prototypes within a batch: no centre to warm up
-    )
+    # Balances the prototypes within a batch: no centre to warm up
+    config.centering = "sinkhorn_knopp"
     config.teacher.momentum = 0.99
     config.teacher.temp_warmup_steps = 540
 

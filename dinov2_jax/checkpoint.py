@@ -1,7 +1,8 @@
 """Checkpoints of a run: <workdir>/checkpoints/<step>/{state, loader, config, provenance}.
 
-A step directory is written under a temporary name and renamed when complete, so what a kill leaves behind is never read. The
-arrays are stored by name and global shape: a run resumes on any number of devices, and an evaluation on one.
+A step directory is written under a temporary name and renamed when complete, so what a kill leaves
+behind is never read. The arrays are stored by name and global shape: a run resumes on any number of
+devices, and an evaluation on one.
 """
 
 import datetime
@@ -54,7 +55,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, loader: dict[str, Any], config: dict[str, Any]
     ) -> bool:
-        """Copies `state` to the host and writes it in the background; False if that step is already stored."""
+        """Copies `state` to the host, writes it in the background; False if already stored."""
         if step in self._manager.all_steps():
             return False
         return self._manager.save(
@@ -75,10 +76,12 @@ class Checkpoints:
 
         Args:
             abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, on the devices of today.
-            config: the configuration of today, to name the fields that differ if the model does not fit.
+            config: the configuration of today, to name the fields that differ if the model does not
+                fit.
 
         Raises:
-            CheckpointError: if there is no such step, or its arrays are not those of `abstract_state`.
+            CheckpointError: if there is no such step, or its arrays are not those of
+                `abstract_state`.
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -110,7 +113,8 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The configuration stored in a checkpoint, and the step directory it came from.
 
     Args:
-        path: a run directory, its `checkpoints` directory (newest step of either) or one step directory.
+        path: a run directory, its `checkpoints` directory (newest step of either) or one step
+            directory.
 
     Raises:
         CheckpointError: if there is nothing complete to read.
@@ -120,7 +124,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
-    """One sub-tree of the stored state as numpy arrays, in one process, whatever the devices of the save.
+    """One sub-tree of the stored state as numpy arrays, whatever the devices of the save.
 
     Raises:
         CheckpointError: if the state has no such sub-tree.
@@ -219,7 +223,8 @@ def _require_same_arrays(
         return
     name = differing[0]
     message = (
-        f"the checkpoint {step_dir} is of another model: {len(differing)} arrays differ, such as {name} "
+        f"the checkpoint {step_dir} is of another model: {len(differing)} arrays differ, such as "
+        f"{name} "
         f"(stored {_shape(stored.get(name))}, now {_shape(wanted.get(name))})"
     )
     changed = diff_configs(_read_json(step_dir, "config"), config) if config else []

@@ -1,8 +1,9 @@
 """Reading, overriding and checking configurations, without importing JAX.
 
-A configuration is a Python file with `get_config() -> ml_collections.ConfigDict`. Its leaves are bool, int, float, str or
-tuples of those, never lists, so that a list found in a stored JSON is always a tuple. Everything here runs before the first
-compile, so a wrong name or value costs a second and one sentence instead of a minute and a traceback.
+A configuration is a Python file with `get_config() -> ml_collections.ConfigDict`. Its leaves are
+bool, int, float, str or tuples of those, never lists, so that a list found in a stored JSON is
+always a tuple. Everything here runs before the first compile, so a wrong name or value costs a
+second and one sentence instead of a minute and a traceback.
 """
 
 import ast
@@ -34,7 +35,7 @@ _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 
 class ConfigError(ValueError):
-    """A configuration or command line that cannot run; the message is one sentence with the remedy."""
+    """A configuration that cannot run; the message is one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Arguments:
     overrides: tuple[tuple[str, str], ...]
 
 
-# ---------------------------------------------------------------------------------------------------------- names
+# ----------------------------------------------------------------------------------- names
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """All fields of a nested mapping as {dotted name: value}."""
     found: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:
-    """The candidate most like `name`; a match of the last dotted part counts nearly as much as one of the whole."""
+    """The candidate most like `name`; likeness of the last dotted part counts nearly as much."""
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, name, candidate).ratio()
@@ -69,9 +70,9 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     return max(candidates, key=likeness)
 
 
-# --------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------ line
 def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Splits `--config`, `--workdir` and the `--config.a.b=value` overrides, in any order, `=` or a blank between.
+    """Splits `--config`, `--workdir` and `--config.a.b=value`, in any order, with `=` or a blank.
 
     Raises:
         ConfigError: for anything else, naming the nearest flag.
@@ -80,12 +81,14 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     overrides: list[tuple[str, str]] = []
     for name, value in _flags(argv):
         if name.startswith("config."):
-            # A bare flag is how absl spells "true"; for a field that is no bool its type check refuses it.
+            # A bare flag is how absl spells "true"; for a field that is no bool its type check
+            # refuses it.
             overrides.append((name.removeprefix("config."), "true" if value is None else value))
         elif name not in single:
             known = [*single, "help"]
             raise ConfigError(
-                f"unknown flag --{name}; did you mean --{nearest(name, known)}? Fields of the configuration are set as "
+                f"unknown flag --{name}; did you mean --{nearest(name, known)}? Fields of the "
+                "configuration are set as "
                 "--config.<name>=<value>"
             )
         elif not value:
@@ -106,7 +109,8 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             continue
         if not token.startswith("-"):
             raise ConfigError(
-                f"unexpected argument {token!r}; every setting starts with two dashes, as in --config.seed=1"
+                f"unexpected argument {token!r}; every setting starts with two dashes, as in "
+                "--config.seed=1"
             )
         name, equals, text = token.lstrip("-").partition("=")
         value: str | None = text if equals else None
@@ -147,7 +151,8 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 def make_importable(file: Path) -> None:
     """Lets a configuration `from configs import default`, wherever the command is started.
 
-    The checkout that holds the file comes first; the one that holds this package is the fallback, for a user's own file.
+    The checkout that holds the file comes first; the one that holds this package is the fallback,
+    for a user's own file.
     """
     root = file.resolve().parent
     while (root / "__init__.py").exists():
@@ -168,10 +173,11 @@ def _missing_config(file: Path) -> str:
     if not found:
         return f"no configuration file {file}; run from the checkout, or give the whole path"
     by_stem = {Path(name).stem: name for name in reversed(found)}
-    return f"no configuration file {file}; the nearest one is {by_stem[nearest(file.stem, list(by_stem))]}"
+    closest = by_stem[nearest(file.stem, list(by_stem))]
+    return f"no configuration file {file}; the nearest one is {closest}"
 
 
-# ------------------------------------------------------------------------------------------------------ overrides
+# ------------------------------------------------------------------------------- overrides
 def validate_overrides(
     overrides: Sequence[tuple[str, str]], config: ml_collections.ConfigDict
 ) -> None:
@@ -186,7 +192,8 @@ def validate_overrides(
             inside = [field for field in fields if field.startswith(f"{name}.")]
             if inside:
                 raise ConfigError(
-                    f"config.{name} is a group of fields; set one of them, such as --config.{inside[0]}=..."
+                    f"config.{name} is a group of fields; set one of them, such as "
+                    f"--config.{inside[0]}=..."
                 )
             raise ConfigError(
                 f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
@@ -223,7 +230,7 @@ def _is_number(text: str) -> bool:
 
 
 def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
-    """What a tuple field expects, or "" when `text` is that. Tuples of whole numbers may have any length."""
+    """What a tuple field expects, "" if `text` is that; whole numbers may be any number of."""
     whole = all(isinstance(item, int) for item in default)
     kind = "whole numbers" if whole else "numbers"
     expected = f"a tuple of {kind}" if whole else f"a tuple of {len(default)} {kind}"
@@ -237,7 +244,7 @@ def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
     return "" if fits and (len(items) == len(default) or (whole and items)) else expected
 
 
-# ----------------------------------------------------------------------------------------------------- as JSON
+# ------------------------------------------------------------------------------------ JSON
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Plain nested dict of the resolved configuration."""
     return {
@@ -246,7 +253,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def from_dict(stored: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Locked configuration from a nested dict; lists become tuples, which is what they were before JSON."""
+    """Locked configuration from a nested dict; lists become the tuples they were before JSON."""
     return ml_collections.ConfigDict(tuples(stored)).lock()
 
 
@@ -276,9 +283,9 @@ def diff_configs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------- checks
+# ---------------------------------------------------------------------------------- checks
 def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[str]:
-    """Refuses what cannot run, before any compile; returns notes on what can run but is probably unwanted.
+    """Refuses what cannot run; returns notes on what can run but is probably unwanted.
 
     Raises:
         ConfigError: naming the field, the reason and a value that works.
@@ -288,7 +295,8 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
         if name in CHOICES and value not in CHOICES[name] and not empty_means_stored:
             options = ", ".join(CHOICES[name])
             raise ConfigError(
-                f"config.{name} is {value!r}; did you mean {nearest(str(value), CHOICES[name])!r}? (one of {options})"
+                f"config.{name} is {value!r}; did you mean "
+                f"{nearest(str(value), CHOICES[name])!r}? (one of {options})"
             )
     if config.task != "train":
         return []
@@ -315,11 +323,13 @@ def _check_positive(config: ml_collections.ConfigDict) -> None:
         low, high = fields[name]
         if not 0 <= low <= high <= 1:
             raise ConfigError(
-                f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as (0.1, 0.5)"
+                f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as (0.1, "
+                "0.5)"
             )
     if config.data.source != "openmoji" and not config.data.path:
         raise ConfigError(
-            f"config.data.path is empty, but source {config.data.source!r} needs it; add --config.data.path=/your/pictures"
+            f"config.data.path is empty, but source {config.data.source!r} needs it; add "
+            "--config.data.path=/your/pictures"
         )
 
 
@@ -329,12 +339,15 @@ def _check_batch(config: ml_collections.ConfigDict) -> None:
         divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         group = min(divisors, key=lambda n: abs(n - group_size))
         raise ConfigError(
-            f"config.batch_size {batch_size} is no multiple of config.group_size {group_size}; nearest valid: "
-            f"--config.batch_size={_nearest_multiple(batch_size, group_size)} or --config.group_size={group}"
+            f"config.batch_size {batch_size} is no multiple of config.group_size {group_size}; "
+            "nearest valid: "
+            f"--config.batch_size={_nearest_multiple(batch_size, group_size)} or "
+            f"--config.group_size={group}"
         )
     if config.dino.koleo_loss_weight > 0 and group_size < 2:
         raise ConfigError(
-            "config.group_size is 1, but KoLeo needs a neighbour in the group; use --config.group_size=2 or more, or "
+            "config.group_size is 1, but KoLeo needs a neighbour in the group; use "
+            "--config.group_size=2 or more, or "
             "--config.dino.koleo_loss_weight=0"
         )
 
@@ -346,7 +359,8 @@ def _check_images(config: ml_collections.ConfigDict) -> None:
         if config.crops[name] % patch_size or config.crops[name] < patch_size:
             valid = _nearest_multiple(config.crops[name], patch_size)
             raise ConfigError(
-                f"config.crops.{name} {config.crops[name]} px is no multiple of config.model.patch_size {patch_size}; "
+                f"config.crops.{name} {config.crops[name]} px is no multiple of "
+                f"config.model.patch_size {patch_size}; "
                 f"nearest valid: --config.crops.{name}={valid}"
             )
     dim, heads = config.model.dim, config.model.heads
@@ -361,30 +375,35 @@ def _check_mesh(config: ml_collections.ConfigDict, device_count: int) -> list[st
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
         raise ConfigError(
-            f"config.mesh is {data} x {fsdp} x {tensor}; every axis is at least 1, or -1 for data (the rest)"
+            f"config.mesh is {data} x {fsdp} x {tensor}; every axis is at least 1, or -1 for data "
+            "(the rest)"
         )
     if data == -1:
         if device_count % (fsdp * tensor):
             raise ConfigError(
-                f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the {device_count} devices; use "
+                f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the "
+                f"{device_count} devices; use "
                 f"--config.mesh.fsdp={math.gcd(device_count, fsdp)} --config.mesh.tensor=1"
             )
         data = device_count // (fsdp * tensor)
     used, shards = data * fsdp * tensor, data * fsdp
     if used > device_count:
         raise ConfigError(
-            f"config.mesh {data} x {fsdp} x {tensor} asks for {used} devices, but there are {device_count}; use "
+            f"config.mesh {data} x {fsdp} x {tensor} asks for {used} devices, but there are "
+            f"{device_count}; use "
             f"--config.mesh.data=-1 and a smaller fsdp"
         )
     if config.batch_size % shards:
         valid = _nearest_multiple(config.batch_size, math.lcm(shards, config.group_size))
         raise ConfigError(
-            f"config.batch_size {config.batch_size} is not divisible by the {shards} shards of the mesh (data x fsdp); "
+            f"config.batch_size {config.batch_size} is not divisible by the {shards} shards of "
+            "the mesh (data x fsdp); "
             f"nearest valid: --config.batch_size={valid}"
         )
     if used < device_count:
         return [
-            f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all of them"
+            f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all of "
+            "them"
         ]
     return []
 

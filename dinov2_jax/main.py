@@ -1,11 +1,11 @@
-"""The command line: python -m dinov2_jax.main --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]
+"""python -m dinov2_jax.main --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]
 
 --config   a Python file with get_config(), such as configs/quickstart.py
 --workdir  the run directory; the same one again continues the run (task "train")
---config.a.b=value overrides a field; --help together with --config lists all fields with their values
+--config.a.b=value overrides a field; --help together with --config lists all fields
 """
 
-# Loader workers are spawned and import this module again: nothing heavy, above all not JAX, at module level.
+# Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
 import os
 import sys
 from collections.abc import Sequence
@@ -50,9 +50,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
         loop.train(config, workdir)
     elif config.task == "knn":
-        from dinov2_jax.eval import knn
+        from dinov2_jax.eval import checkpoint_knn
 
-        knn.evaluate(config, workdir)
+        checkpoint_knn.evaluate(config, workdir)
     else:
         tasks = CHOICES["task"]
         raise ConfigError(
@@ -63,14 +63,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 def known_errors() -> tuple[type[BaseException], ...]:
     """Errors whose message says all; any other keeps its traceback."""
     from dinov2_jax.checkpoint import CheckpointError
+    from dinov2_jax.data.bad_records import TooManyBadRecords
+    from dinov2_jax.data.sources import SourceError
+    from dinov2_jax.train.nonfinite import NonFiniteLoss
 
-    return (ConfigError, CheckpointError, FileNotFoundError, NotADirectoryError, PermissionError)
+    ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss)
+    return (*ours, FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     quiet_libraries()
-    # Grain asks absl whether flags were parsed before it starts workers; none of its flags are offered here.
+    # Grain asks absl whether flags were parsed before it starts workers; none of its flags are
+    # offered here.
     flags.FLAGS([argv[0]])
     try:
         wants_help = {"-h", "--help"} & set(argv)

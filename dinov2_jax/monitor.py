@@ -1,4 +1,4 @@
-"""What a run tells while it runs: metrics.jsonl, TensorBoard, console, progress, and signs of collapse."""
+"""What a run tells while it runs: metrics, progress, throughput and signs of collapse."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events beside it, and to the console.
+    """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events and to the console.
 
     Args:
         workdir: the run directory; made if missing.
@@ -68,7 +68,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """All lines of a run's metrics.jsonl; one that a kill cut short is left out."""
     path = Path(workdir) / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = []
@@ -145,7 +145,7 @@ class Progress:
             )  # fmt: skip
 
     def update(self, step: int, **shown: float) -> None:
-        """Moves to `step`; `shown` are numbers to print beside it, such as loss and images_per_s."""
+        """Moves to `step`; `shown` are numbers to print beside it, such as loss."""
         if self._bar is not None:
             self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
             self._bar.update(step - self._step)
@@ -183,7 +183,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the time so far; called after k-NN and checkpoints, which are no training time."""
+        """Forgets the time so far; called after k-NN, which is no training time."""
         self._began, self._waited_s, self._steps = self._clock(), 0.0, 0
 
     def __enter__(self) -> "Throughput":
@@ -242,7 +242,8 @@ class HealthMonitor:
             self._first_rank = rank
         first_rank = self._first_rank or math.nan
         return {
-            # 2 % of log K: a teacher that prefers nothing, and a student that has already matched it.
+            # 2 % of log K: a teacher that prefers nothing, and a student that has already matched
+            # it.
             "uniform": (
                 entropy > 0.98 * self._log_k and divergence < 0.02 * self._log_k,
                 f"warning: the teacher's targets stay uniform (entropy {entropy:.2f} of at most "
@@ -269,3 +270,33 @@ class HealthMonitor:
 def health_warnings(metrics: Mapping[str, float], history: HealthMonitor) -> list[str]:
     """`history.check(metrics)`: the warnings that this reading completes, each once a run."""
     return history.check(metrics)
+
+
+class Output:
+    """All that a run tells: metrics, progress and messages, opened and closed together.
+
+    Args:
+        folder: the run directory.
+        total_steps, start_step: as in `MetricWriter`.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, start_step: int) -> None:
+        self.folder, self.warnings = folder, list[str]()
+        self.progress = Progress(total_steps, start_step=start_step)
+        self._writer = MetricWriter(
+            folder, total_steps, start_step=start_step, write_line=self.progress.write
+        )
+        self.write, self.message = self._writer.write, self._writer.message
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Says each message and keeps it for the report."""
+        self.warnings += messages
+        for message in messages:
+            self.message(message)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.close()
+        self._writer.close()

@@ -29,20 +29,23 @@ MIN_SHARDED_ELEMENTS = 2**10
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; `data` -1 takes what the other two leave.
+    """A mesh over the devices; `data` -1 takes what the other two leave.
 
     Raises:
-      ValueError: when the sizes do not multiply to the number of devices.
+      ValueError: when there are not enough devices.
     """
     count = jax.device_count()
     if data == -1:
         data = count // (fsdp * tensor)
-    if data * fsdp * tensor != count:
+    used = data * fsdp * tensor
+    if not 1 <= used <= count:
         raise ValueError(
-            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not cover the {count} "
-            "devices; set data to -1 and the product of fsdp and tensor to a divisor of the count"
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} devices; "
+            "set data to -1 and the product of fsdp and tensor to a divisor of the count"
         )
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = jax.devices()[:used]
+    axis_types = (AxisType.Auto,) * 3
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=axis_types, devices=devices)
 
 
 def constrain_batch(x: Array) -> Array:

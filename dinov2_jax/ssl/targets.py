@@ -56,14 +56,17 @@ def sinkhorn_knopp(
     prototypes = logits.shape[-1]
     scaled = logits.astype(jnp.float32) / temp
     rows = jnp.ones(logits.shape[:-1], bool) if valid is None else valid
-    # A shift per prototype is absorbed by u; it keeps exp in range whatever the trained gains are
-    # (the reference has none: its exponents reach gain / temp = 25).
+    # Shifts per prototype and per row are absorbed by u and v; with them exp stays in range for gains
+    # beyond 3 at temp 0.04 (the reference, without any, overflows where gain / temp exceeds 88).
     batch_axes = tuple(range(scaled.ndim - 1))
-    matrix = jnp.exp(scaled - jnp.max(scaled, batch_axes, where=rows[..., None], initial=-jnp.inf))
-    matrix = jnp.where(rows[..., None], matrix, 0.0)
+    scaled -= jnp.max(scaled, batch_axes, where=rows[..., None], initial=-jnp.inf)
+    row_shift = jnp.max(scaled, axis=-1)
+    matrix = jnp.where(rows[..., None], jnp.exp(scaled - row_shift[..., None]), 0.0)
     count = rows.sum()
-    v = rows.astype(jnp.float32)  # the first division by the total cancels in u
+    tiny = jnp.finfo(jnp.float32).tiny
+    v = jnp.where(rows, jnp.exp(row_shift), 0.0)  # the division by the total cancels in u
     for _ in range(iterations):
-        u = 1.0 / (prototypes * jnp.einsum("...k,...->k", matrix, v))
-        v = jnp.where(rows, 1.0 / (count * jnp.einsum("...k,k->...", matrix, u)), 0.0)
+        u = 1.0 / (prototypes * jnp.maximum(jnp.einsum("...k,...->k", matrix, v), tiny))
+        row_sums = jnp.maximum(jnp.einsum("...k,k->...", matrix, u), tiny)
+        v = jnp.where(rows, 1.0 / (count * row_sums), 0.0)
     return matrix * u * v[..., None] * count

@@ -1,0 +1,114 @@
+"""Counting and listing the pictures that cannot be decoded, and stopping when they are too many."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.pipeline import Batch, load_record
+from dinov2_jax.data.sources import Source
+
+# From so many bad pictures on, their share among those seen says something about the rest.
+_ENOUGH_BAD = 10
+
+
+class TooManyBadRecords(ValueError):
+    """More pictures are unreadable than the configuration allows."""
+
+
+class BadRecords:
+    """Keeps `skipped.txt` (name, tab, reason; one line a picture) and judges the share.
+
+    Args:
+      source: names the records.
+      max_fraction: greatest share of bad among distinct records seen.
+      path: of skipped.txt; written when the first bad record is met.
+      max_pixels: as in decoding, to find the reason again.
+    """
+
+    def __init__(self, source: Source, max_fraction: float, path: Path, max_pixels: int) -> None:
+        self._source, self._max_fraction = source, max_fraction
+        self._path, self._max_pixels = path, max_pixels
+        self._seen = np.zeros(len(source), bool)
+        self._reasons: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def preflight(self, sample: int = 256) -> int:
+        """Decodes up to `sample` records, evenly spread, before anything is compiled.
+
+        Returns:
+          How many it looked at.
+
+        Raises:
+          TooManyBadRecords
+        """
+        indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int))
+        bad = [index for index in indices.tolist() if self._reason(index) is not None]
+        self._note(indices, np.array(bad, int))
+        return len(indices)
+
+    def update(self, batch: Batch) -> None:
+        """Takes "record" and "bad_records" out of a batch of the training loader and notes them.
+
+        Raises:
+          TooManyBadRecords
+        """
+        used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
+        self._note(used[used >= 0], bad[bad >= 0])
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: which records were bad. Those seen are counted anew after a resume."""
+        return {"skipped": sorted(self._reasons)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restores `state()`."""
+        skipped = np.array(state.get("skipped", []), int)
+        self._seen[skipped] = True
+        for index in skipped.tolist():
+            self._reasons[index] = self._reason(index) or "unreadable at an earlier time"
+
+    def _reason(self, index: int) -> str | None:
+        try:
+            load_record(self._source, index, self._max_pixels, None)
+        except BadImage as error:
+            return str(error)
+        return None
+
+    def _note(self, used: np.ndarray, bad: np.ndarray) -> None:
+        self._seen[used] = True
+        self._seen[bad] = True
+        new = [index for index in np.unique(bad).tolist() if index not in self._reasons]
+        if not new:
+            return
+        for index in new:
+            self._reasons[index] = self._reason(index) or "unreadable at an earlier time"
+        self._write()
+        self._judge()
+
+    def _write(self) -> None:
+        lines = [
+            f"{self._source.name(index)}\t{reason}\n"
+            for index, reason in sorted(self._reasons.items())
+        ]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, self._path)
+
+    def _judge(self) -> None:
+        bad, seen = len(self._reasons), int(self._seen.sum())
+        if bad <= self._max_fraction * seen or (bad < _ENOUGH_BAD and seen < len(self._source)):
+            return
+        names = [self._source.name(index) for index in sorted(self._reasons)]
+        shown = ", ".join(names[:10]) + (", ..." if bad > 10 else "")
+        shown = shown.encode("utf-8", "backslashreplace").decode()
+        raise TooManyBadRecords(
+            f"{bad} of {seen} pictures looked at cannot be read, more than "
+            f"config.data.max_bad_fraction {self._max_fraction:g} ({shown}; all with reasons in "
+            f"{self._path}); remove them, or allow more with --config.data.max_bad_fraction="
+            f"{min(1.0, np.ceil(100 * bad / seen + 1) / 100):g}"
+        )

@@ -1,0 +1,136 @@
+"""Task "knn": the k-NN protocol on any checkpoint, whose own configuration says what it holds."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.checkpoint import read_config, restore_params
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.data.pipeline import eval_batches
+from dinov2_jax.data.sources import Source, open_source
+from dinov2_jax.eval.features import Forward, cls_forward, extract_features
+from dinov2_jax.eval.knn import all_settings, knn_table
+from dinov2_jax.models.vit import from_config
+
+
+def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
+    """Evaluates `config.checkpoint`, prints a table with the protocol and writes knn.json.
+
+    Args:
+      config: configs/eval/knn.py; empty fields are taken from the checkpoint's configuration.
+      workdir: where knn.json goes; by default the checkpoint's step directory's run.
+
+    Raises:
+      ConfigError: without a checkpoint or labels.
+      CheckpointError: when the checkpoint cannot be read.
+    """
+    if not config.checkpoint:
+        raise ConfigError("no checkpoint given; add --config.checkpoint=runs/<name>")
+    stored, step_dir = read_config(config.checkpoint)
+    stored_size = stored["crops"]["global_size"]
+    model = from_config(stored["model"], stored_size)
+    params = restore_params(step_dir, config.which)["backbone"]
+    sizes = {
+        name: config[name] or stored["eval"][name] for name in ("resize_size", "image_size")
+    }
+    forward = cls_forward(model, stored["colour"]["mean"], stored["colour"]["std"])
+    data = _data_settings(config, stored)
+    sets = {}
+    for split in ("train_split", "test_split"):
+        source = _labelled(data, data[split])
+        sets[split] = _features(forward, params, source, data[split], config, data, sizes)
+    results = all_settings(sets["train_split"], sets["test_split"], config)
+    report = _protocol(config, stored, step_dir, data, sizes, sets) | {"results": results}
+    print(knn_table(results))
+    print("  ".join(f"{name} {value}" for name, value in report.items() if name != "results"))
+    _write(Path(workdir) if workdir else step_dir.parent.parent, report)
+    return report
+
+
+def _data_settings(config: ConfigDict, stored: dict[str, Any]) -> dict[str, Any]:
+    """The data of the configuration, each empty field filled from the checkpoint's."""
+    known = {**stored["data"], **stored["eval"]}
+    own = config.data.source or config.data.path
+    given = {name: value for name, value in config.data.items() if value not in ("", None)}
+    merged = {**known, **given}
+    if own and "labels" not in given:
+        merged["labels"] = "auto"
+    return merged
+
+
+def _labelled(data: dict[str, Any], split: str) -> Source:
+    source = open_source(
+        data["source"],
+        data["path"],
+        split=split,
+        labels=data["labels"],
+        cache_dir=data["cache_dir"] or None,
+    )
+    if source.labels is None:
+        raise ConfigError(
+            f"data source {data['source']!r} has no labels, which k-NN needs; use "
+            "--config.data.labels=folders if the folders' names are the classes, or name another "
+            "data set with --config.data.source and --config.data.path"
+        )
+    return source
+
+
+def _features(
+    forward: Forward,
+    params: Any,
+    source: Source,
+    split: str,
+    config: ConfigDict,
+    data: dict[str, Any],
+    sizes: dict[str, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    labels = source.labels
+    assert labels is not None
+    indices = np.flatnonzero(labels >= 0)
+    batches = eval_batches(
+        source,
+        indices,
+        batch_size=config.batch_size,
+        resize_size=sizes["resize_size"],
+        image_size=sizes["image_size"],
+        max_pixels=data["max_pixels"],
+        workers=config.data.workers,
+    )
+    features, used = extract_features(
+        forward, params, batches, total=len(indices), description=f"features of {split}"
+    )
+    return features, labels[used]
+
+
+def _protocol(
+    config: ConfigDict,
+    stored: dict[str, Any],
+    step_dir: Path,
+    data: dict[str, Any],
+    sizes: dict[str, int],
+    sets: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "checkpoint": str(step_dir),
+        "step": int(step_dir.name),
+        "which": config.which,
+        "model": stored["model"]["variant"],
+        "data": f"{data['source']} {data['path']}".strip(),
+        "train_images": len(sets["train_split"][1]),
+        "test_images": len(sets["test_split"][1]),
+        **sizes,
+        "temperature": config.temperature,
+        "precision": "float32",
+    }
+
+
+def _write(folder: Path, report: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".knn.json.tmp"
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "knn.json")
+    print(f"written to {folder / 'knn.json'}")

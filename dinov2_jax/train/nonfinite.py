@@ -1,0 +1,61 @@
+"""What happens when a loss or gradient is not finite: skip (in the step), count, dump, give up."""
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_STREAK = 3
+
+
+class NonFiniteLoss(RuntimeError):
+    """Three steps in a row had no finite loss and gradient."""
+
+
+class NonFiniteWatch:
+    """Looks at each step's verdict two steps later, so that the device is never waited for.
+
+    A bad batch is dumped to <workdir>/nonfinite/step_<n>.npz (first ten only).
+    """
+
+    def __init__(self, workdir: Path, lag_steps: int = 2) -> None:
+        self._folder, self._lag, self._dumped = workdir / "nonfinite", lag_steps, 0
+        self._pending: deque[tuple[int, dict[str, np.ndarray], Any]] = deque()
+
+    def add(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]) -> list[str]:
+        """Notes step `step`; returns messages about earlier ones.
+
+        Raises:
+          NonFiniteLoss: after three bad steps in a row.
+        """
+        self._pending.append((step, batch, metrics["nonfinite_streak"]))
+        return self.check(self._lag)
+
+    def check(self, lag_steps: int = 0) -> list[str]:
+        """Looks at all but the newest `lag_steps` steps."""
+        messages = []
+        while len(self._pending) > lag_steps:
+            step, batch, streak = self._pending.popleft()
+            if int(streak):
+                messages.append(self._report(step, batch, int(streak)))
+        return messages
+
+    def _report(self, step: int, batch: dict[str, np.ndarray], streak: int) -> str:
+        where = self._dump(step, batch)
+        if streak >= MAX_STREAK:
+            raise NonFiniteLoss(
+                f"{streak} steps in a row up to step {step} had no finite loss or gradient; look at "
+                f"the batches in {self._folder}, then continue from the last checkpoint with a lower "
+                "config.optimizer.base_lr, more warmup_steps, or config.compute_dtype=float32"
+            )
+        return f"warning: step {step} had no finite loss or gradient and was skipped{where}"
+
+    def _dump(self, step: int, batch: dict[str, np.ndarray]) -> str:
+        if self._dumped >= 10:
+            return ""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step_{step}.npz"
+        np.savez(path, **batch)
+        self._dumped += 1
+        return f"; its batch is in {path}"

@@ -1,0 +1,165 @@
+"""From the configuration to the pieces of a run: networks, objective, optimizer, schedules, specs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from dinov2_jax.data.photometric import ColourSpec, augment_batch
+from dinov2_jax.data.pipeline import CropSpec, MaskSpec
+from dinov2_jax.models.head import DINOHead
+from dinov2_jax.models.vit import from_config
+from dinov2_jax.sharding import state_shardings
+from dinov2_jax.ssl.objective import Batch, Networks, Objective
+from dinov2_jax.train.optimizer import make_optimizer
+from dinov2_jax.train.schedules import Schedules, scale_lr
+from dinov2_jax.train.state import init_state
+from dinov2_jax.train.step import train_step
+
+
+class Run(NamedTuple):
+    """What a training run is made of.
+
+    Attributes:
+      objective, optimizer, schedules: see ssl/objective.py, train/optimizer.py, train/schedules.py.
+      abstract_state: TrainState of ShapeDtypeStruct with shardings.
+      init: () -> fresh TrainState on the mesh.
+      step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    schedules: Schedules
+    abstract_state: Any
+    init: Callable[[], Any]
+    step: Callable[..., Any]
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype of activations: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
+
+
+def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
+    """Backbone and heads of the student (`drop_path`) or the teacher."""
+    dtype = compute_dtype(config.compute_dtype)
+
+    def head(settings: ConfigDict) -> DINOHead:
+        return DINOHead(
+            prototypes=settings.head_prototypes,
+            hidden_dim=settings.head_hidden_dim,
+            bottleneck_dim=settings.head_bottleneck_dim,
+            layers=settings.head_layers,
+            dtype=dtype,
+        )
+
+    backbone = from_config(
+        config.model, config.crops.global_size, dtype=dtype, drop_path=drop_path
+    )
+    return Networks(
+        backbone, head(config.dino), head(config.ibot) if config.ibot.separate_head else None
+    )
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """The losses of `config`, with one statistical group per `group_size` images."""
+    return Objective(
+        student=make_networks(config, drop_path=True),
+        teacher=make_networks(config, drop_path=False),
+        groups=config.batch_size // config.group_size,
+        centering=config.centering,
+        dino_weight=config.dino.loss_weight,
+        koleo_weight=config.dino.koleo_loss_weight,
+        ibot_weight=config.ibot.loss_weight,
+    )
+
+
+def make_schedules(config: ConfigDict) -> Schedules:
+    """The five schedules, the peak learning rate scaled to the batch."""
+    optimizer, teacher = config.optimizer, config.teacher
+    return Schedules(
+        total_steps=config.total_steps,
+        lr=scale_lr(optimizer.base_lr, optimizer.lr_scaling, config.batch_size),
+        min_lr=optimizer.min_lr,
+        warmup_steps=optimizer.warmup_steps,
+        freeze_last_layer_steps=optimizer.freeze_last_layer_steps,
+        weight_decay=optimizer.weight_decay,
+        weight_decay_end=optimizer.weight_decay_end,
+        momentum=teacher.momentum,
+        final_momentum=teacher.final_momentum,
+        warmup_temp=teacher.warmup_temp,
+        temp=teacher.temp,
+        temp_warmup_steps=teacher.temp_warmup_steps,
+    )
+
+
+def make_photometric(config: ConfigDict) -> Callable[[Array, Batch], Batch]:
+    """Colours and normalisation of a batch of uint8 crops, for use inside the step."""
+    spec = ColourSpec.from_config(config.colour)
+
+    def photometric(key: Array, batch: Batch) -> Batch:
+        crops = augment_batch(key, batch["global_crops"], batch["local_crops"], spec)
+        return {**batch, "global_crops": crops[0], "local_crops": crops[1]}
+
+    return photometric
+
+
+def crop_spec(config: ConfigDict) -> CropSpec:
+    """Geometry of the crops for the loader."""
+    return CropSpec(**{name: config.crops[name] for name in CropSpec.__dataclass_fields__})
+
+
+def mask_spec(config: ConfigDict) -> MaskSpec:
+    """Geometry of the masks for the loader."""
+    ibot = config.ibot
+    return MaskSpec(config.model.patch_size, ibot.mask_probability, ibot.mask_ratio)
+
+
+def make_run(config: ConfigDict, mesh: Mesh) -> Run:
+    """Everything that a training run compiles, placed on `mesh`."""
+    objective = make_objective(config)
+    size = config.crops.global_size
+    key = jax.random.key(config.seed)
+    student_shapes = jax.eval_shape(lambda k: objective.student.init(k, size), key)
+    settings = config.optimizer
+    optimizer = make_optimizer(
+        student_shapes,
+        depth=objective.student.backbone.depth,
+        layerwise_decay=settings.layerwise_decay,
+        patch_embed_multiplier=settings.patch_embed_lr_multiplier,
+        clip_norm=settings.clip_norm,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+    )
+    init = functools.partial(
+        init_state, objective=objective, optimizer=optimizer, image_size=size
+    )
+    shapes = jax.eval_shape(init, key)
+    shardings = state_shardings(shapes, mesh)
+    step = functools.partial(
+        train_step,
+        objective=objective,
+        optimizer=optimizer,
+        photometric=make_photometric(config),
+    )
+    return Run(
+        objective=objective,
+        optimizer=optimizer,
+        schedules=make_schedules(config),
+        abstract_state=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        ),
+        init=lambda: jax.jit(init, out_shardings=shardings)(key),
+        step=jax.jit(
+            step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))
+        ),
+    )

@@ -1,0 +1,178 @@
+"""report.html: one file that tells how a run went, readable without a network or a server."""
+
+import html
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.monitor import read_metrics
+from dinov2_jax.viz.curves import curve, number, series
+from dinov2_jax.viz.page import document, folded, numbers, picture, section, table
+from dinov2_jax.viz.sheet import png_bytes
+
+REPORT_FILE = "report.html"
+LOSSES = {
+    "loss": "Loss, total",
+    "loss/dino_global": "DINO, global crops",
+    "loss/dino_local": "DINO, local crops",
+    "loss/ibot": "iBOT, masked patches",
+    "loss/koleo": "KoLeo, spread of features",
+}
+KNN_SPAN_POINTS = 5.0  # least height of the k-NN axis
+
+
+def write_report(
+    workdir: Path,
+    *,
+    config: Mapping[str, Any],
+    crops_png: bytes | None,
+    pca_pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    attribution: str | None,
+    notes: Sequence[str],
+) -> None:
+    """Writes <workdir>/report.html from <workdir>/metrics.jsonl and what is passed, atomically.
+
+    Args:
+        workdir: the run directory; an empty or missing metrics.jsonl gives a page that says so.
+        config: the resolved configuration, nested.
+        crops_png: the file of `sheet.crop_sheet`, or None.
+        pca_pairs: (picture, its `pca.pca_rgb`), both uint8 [H, W, 3].
+        attribution: who made the pictures shown, if their licence asks for it.
+        notes: sentences for the reader; those that begin with "warning" stand out.
+    """
+    rows = read_metrics(workdir)
+    page = document(
+        f"dinov2_jax run: {Path(workdir).resolve().name}",
+        [
+            _heading(Path(workdir), config),
+            numbers(headline(rows, config)),
+            _notes(notes),
+            _curves(rows),
+            _crops(crops_png),
+            _pca(pca_pairs),
+            _health(rows),
+            folded("Configuration", table(flatten(config))),
+            section("Pictures", _lines(attribution)),
+        ],
+    )
+    path = Path(workdir) / REPORT_FILE
+    temporary = path.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def headline(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few numbers to read first: (name, value), only those the run has."""
+    if not rows:
+        return []
+    steps = max(row["step"] for row in rows)
+    entries = [*_knn_numbers(_known(rows, "knn_top1")), ("Steps", f"{steps:,}")]
+    if config.get("batch_size"):
+        entries.append(("Images seen", f"{steps * config['batch_size']:,}"))
+    if rates := _known(rows, "images_per_s"):
+        # The median: the first reading includes the compilation.
+        entries.append(("Images a second", number(statistics.median(rates))))
+    if skipped := _known(rows, "skipped_pictures"):
+        entries.append(("Pictures skipped", f"{skipped[-1]:,.0f}"))
+    return entries
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings -> ("model.patch_size", "8"), in their order."""
+    entries = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            entries += flatten(value, f"{prefix}{name}.")
+        else:
+            entries.append((f"{prefix}{name}", str(value)))
+    return entries
+
+
+def _known(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The values of one metric, without the lines where it was not finite."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _knn_numbers(values: Sequence[float]) -> list[tuple[str, str]]:
+    if not values:
+        return []
+    last = ("k-NN top-1, last", f"{values[-1]:.1f} %")
+    if len(values) == 1:
+        return [last]
+    gain = f"{values[-1] - values[0]:+.1f} points".replace("-", "\N{MINUS SIGN}")
+    return [("k-NN top-1, first", f"{values[0]:.1f} %"), last, ("Gain", gain)]
+
+
+def _heading(workdir: Path, config: Mapping[str, Any]) -> str:
+    model, data = config.get("model", {}), config.get("data", {})
+    facts = [model.get("variant"), data.get("source"), data.get("path")]
+    line = " \N{MIDDLE DOT} ".join(str(fact) for fact in facts if fact)
+    return (
+        f"<h1>{html.escape(workdir.resolve().name)}</h1>\n"
+        f'<p class="quiet">dinov2_jax: {html.escape(line or "training run")}</p>'
+    )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    items = (f"<li{_warning_class(note)}>{html.escape(note)}</li>" for note in dict.fromkeys(notes))
+    return section("Notes", f"<ul>{''.join(items)}</ul>" if notes else "")
+
+
+def _warning_class(note: str) -> str:
+    return ' class="warning"' if note.lower().startswith("warning") else ""
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return section("Curves", "<p>No metrics were written yet.</p>")
+    knn, figures = series(rows, "knn_top1"), []
+    if knn:
+        title = "k-NN top-1, teacher"
+        figures.append(curve(title, knn, unit=" %", min_span=KNN_SPAN_POINTS, mark_points=True))
+    for name, title in LOSSES.items():
+        points = series(rows, name)
+        if any(value for _, value in points):  # a part that is 0 throughout is switched off
+            figures.append(curve(title, points))
+    lead = "Each with its own scale; the parts of the loss before their weights."
+    if not knn:
+        lead += " No k-NN: the run had no labelled pictures to measure it on, or none was due."
+    return section("Curves", f'<div class="curves">{"".join(figures)}</div>', lead)
+
+
+def _health(rows: Sequence[dict[str, Any]]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("health/"))
+    titles = {name: name.removeprefix("health/").replace("_", " ").capitalize() for name in names}
+    drawn = [curve(titles[name], points) for name in names if (points := series(rows, name))]
+    return folded("Health", f'<div class="curves">{"".join(drawn)}</div>' if drawn else "")
+
+
+def _crops(png: bytes | None) -> str:
+    if png is None:
+        return ""
+    lead = (
+        "What the model is shown: each row one picture, its two global crops, then its local "
+        "crops, with colours changed. Check that they still show something worth recognising."
+    )
+    return section("Crops", f'<div class="sheet">{picture(png, "crops of a batch")}</div>', lead)
+
+
+def _pca(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    figures = [
+        f'<figure><div class="pair">{picture(png_bytes(image), f"picture {i}")}'
+        f"{picture(png_bytes(colours), f'its patch features, picture {i}')}</div></figure>"
+        for i, (image, colours) in enumerate(pairs, 1)
+    ]
+    lead = (
+        "The three leading principal components of the teacher's patch features as red, green and "
+        "blue, computed over all pictures together: similar colours are similar features."
+    )
+    body = f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
+    return section("Patch features", body, lead)
+
+
+def _lines(text: str | None) -> str:
+    return f'<p class="quiet lines">{html.escape(text)}</p>' if text else ""

@@ -1,0 +1,91 @@
+"""The same training on one device, data parallel, FSDP and both; and what FSDP communicates."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.train.setup import make_run
+
+from tests.train.tiny import random_batch, tiny_config
+
+MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
+LOSSES = ("loss", "loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot")
+
+
+def three_steps(data: int, fsdp: int, tensor: int = 1, **changes) -> list[dict[str, float]]:
+    config = tiny_config(**changes)
+    mesh = make_mesh(data, fsdp, tensor)
+    run = make_run(config, mesh)
+    found = []
+    with jax.set_mesh(mesh):
+        state = run.init()
+        for i in range(3):
+            batch = put_batch(random_batch(config, i), mesh)
+            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
+            found.append({name: float(metrics[name]) for name in LOSSES})
+    return found
+
+
+@pytest.fixture(scope="module")
+def single():
+    return three_steps(1, 1)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_do_not_depend_on_the_mesh(single, mesh):
+    for step, (got, want) in enumerate(zip(three_steps(*MESHES[mesh]), single, strict=True)):
+        for name in LOSSES:
+            assert got[name] == pytest.approx(want[name], rel=1e-5), (step, name)
+
+
+def test_losses_with_tensor_parallel_and_other_groups(single):
+    """A tensor axis, and groups larger than a device's share, cost communication but no accuracy."""
+    for got, want in zip(three_steps(2, 2, 2), single, strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    wide = {"group_size": 16}
+    for got, want in zip(three_steps(8, 1, **wide), three_steps(1, 1, **wide), strict=True):
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+
+
+def test_groups_matter(single):
+    """The group size is part of the method: KoLeo and stochastic depth look at it."""
+    assert three_steps(1, 1, group_size=16)[0]["loss"] != pytest.approx(single[0]["loss"], rel=1e-4)
+
+
+def collectives(program: str, kind: str) -> list[tuple[int, ...]]:
+    """Shapes of all results of one kind of collective in a compiled program."""
+    found = re.findall(rf"= \(?((?:\w+\[[\d,]*\]\S*(?:, )?)+)\)? {kind}(?:-start)?\(", program)
+    shapes = re.findall(r"\w+\[([\d,]*)\]", " ".join(found))
+    return [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
+
+
+def test_fsdp_gathers_weights_only():
+    # Sizes chosen so that no weight looks like an activation: 32 images, 5 and 17 tokens.
+    config = tiny_config(batch_size=32, group_size=4)
+    mesh = make_mesh(1, 8)
+    run = make_run(config, mesh)
+    with jax.set_mesh(mesh):
+        batch = put_batch(random_batch(config, 0), mesh)
+        step = run.step.lower(run.abstract_state, batch, run.schedules.at(0)).compile()
+    weights = {leaf.shape for leaf in jax.tree.leaves(run.abstract_state.student)}
+    # A block's slice of a stacked weight, with or without the axis of length 1.
+    weights |= {shape[1:] for shape in weights} | {(1, *shape[1:]) for shape in weights}
+    sizes = {int(np.prod(shape)) for shape in weights}
+    gathered = collectives(step.as_text(), "all-gather")
+    assert gathered, "FSDP must gather its weights"
+    activations = [s for s in gathered if len(s) > 3 or int(np.prod(s)) not in sizes]
+    assert not activations
+    assert len(gathered) >= 4
+
+
+def test_state_is_sharded_alike():
+    run = make_run(tiny_config(), make_mesh(1, 8))
+    state = run.abstract_state
+    moments = state.opt_state[1]
+    for other in (state.teacher, moments.mu, moments.nu):
+        same = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.student, other)
+        assert all(jax.tree.leaves(same))
+    kernel = state.student["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 48, 192 // 8)

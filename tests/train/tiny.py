@@ -1,0 +1,55 @@
+"""A configuration and batches small enough to train on a laptop's eight virtual devices."""
+
+import numpy as np
+from configs import default
+from dinov2_jax.data.masking import sample_masks
+from ml_collections import ConfigDict
+
+
+def tiny_config(**changes) -> ConfigDict:
+    """Width 48, two blocks, stochastic depth on; 16 images in 8 groups, 28 and 14 px crops."""
+    config = default.get_config()
+    values = {
+        "total_steps": 6,
+        "batch_size": 16,
+        "group_size": 2,
+        "centering": "sinkhorn_knopp",
+        "model.dim": 48,
+        "model.depth": 2,
+        "model.heads": 3,
+        "model.patch_size": 7,
+        "model.layerscale": 0.1,
+        "model.drop_path_rate": 0.4,
+        "dino.head_prototypes": 64,
+        "dino.head_hidden_dim": 32,
+        "dino.head_bottleneck_dim": 16,
+        "optimizer.warmup_steps": 2,
+        "optimizer.freeze_last_layer_steps": 1,
+        "crops.global_size": 28,
+        "crops.local_size": 14,
+        "crops.local_number": 3,
+    }
+    config.update_from_flattened_dict(values | changes)
+    return config
+
+
+def random_batch(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
+    """A batch as the loader delivers it, of noise."""
+    rng = np.random.default_rng(seed)
+    crops, patch = config.crops, config.model.patch_size
+    side = crops.global_size // patch
+    shapes = {
+        "global_crops": (config.batch_size, 2, crops.global_size, crops.global_size, 3),
+        "local_crops": (config.batch_size, crops.local_number, *(crops.local_size,) * 2, 3),
+    }
+    batch = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
+    drawn = [
+        sample_masks(rng, config.group_size, (side, side), 0.5, (0.1, 0.5))
+        for _ in range(config.batch_size // config.group_size)
+    ]
+    masks, indices, weights = zip(*drawn, strict=True)
+    return batch | {
+        "masks": np.concatenate(masks),
+        "mask_indices": np.stack(indices),
+        "mask_weights": np.stack(weights),
+    }
