@@ -1,7 +1,7 @@
 """Every field, with the reference's default values: ViT-L/16, batch 2048, 125,000 steps.
 
 Command:   python -m dinov2_jax.main --config=configs/default.py --workdir=runs/default
-           This is the list of fields that the overlays start from; to train, begin with one of them.
+           The overlays start from this list of fields; to train, begin with one of them.
 Origin:    "Reference" is facebookresearch/dinov2, ssl_default_config.yaml, whose epochs of 1,250
            iterations are written out in steps here. "Ours": the reference has no such field.
 
@@ -157,7 +157,7 @@ def _colour() -> ml_collections.ConfigDict:
     colour.solarize_probability = 0.2  # global crop 2 only
     colour.solarize_threshold = 128  # of 0..255
     colour.mean = (0.485, 0.456, 0.406)  # ImageNet's, of 0..1
-    colour.std = (0.229, 0.224, 0.225)
+    colour.std = (0.229, 0.224, 0.225)  # ImageNet's, of 0..1
     return colour
 
 

@@ -29,7 +29,32 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.lr_scaling": ("sqrt_wrt_1024", "none"),
     "data.source": ("folder", "array_record", "tfds", "openmoji"),
     "eval.labels": ("auto", "folders", "none"),
+    "data.labels": ("auto", "folders", "none"),
     "which": ("teacher", "student"),
+}
+# Least and greatest value of fields that would otherwise fail late or train nonsense in silence.
+RANGES: dict[str, tuple[float, float]] = {
+    "total_steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "group_size": (1, math.inf),
+    "log_every_steps": (1, math.inf),
+    "checkpoint.every_steps": (1, math.inf),
+    "checkpoint.keep_last": (1, math.inf),
+    "eval.every_steps": (0, math.inf),
+    "data.workers": (0, math.inf),
+    "data.max_bad_fraction": (0, 1),
+    "model.patch_size": (1, math.inf),
+    "model.registers": (0, math.inf),
+    "model.drop_path_rate": (0, 0.99),
+    "crops.local_number": (0, math.inf),
+    "ibot.mask_probability": (0, 1),
+    "dino.head_prototypes": (2, math.inf),
+    "ibot.head_prototypes": (2, math.inf),
+    "teacher.momentum": (0, 1),
+    "teacher.final_momentum": (0, 1),
+    "teacher.warmup_temp": (1e-3, math.inf),
+    "teacher.temp": (1e-3, math.inf),
+    "optimizer.clip_norm": (1e-9, math.inf),
 }
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
@@ -97,7 +122,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
             single[name] = value
     if not single["config"]:
         raise ConfigError("no configuration given; add for example --config=configs/quickstart.py")
-    return Arguments(single["config"], single["workdir"], tuple(overrides))
+    # The last one counts. ml_collections would join the values of a repeated tuple flag.
+    return Arguments(single["config"], single["workdir"], tuple(dict(overrides).items()))
 
 
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -300,31 +326,24 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
             )
     if config.task != "train":
         return []
-    _check_positive(config)
+    _check_ranges(config)
     _check_batch(config)
     _check_images(config)
     return _check_mesh(config, device_count)
 
 
-def _check_positive(config: ml_collections.ConfigDict) -> None:
-    names = (
-        "total_steps",
-        "batch_size",
-        "group_size",
-        "log_every_steps",
-        "model.patch_size",
-        "crops.global_size",
-    )
+def _check_ranges(config: ml_collections.ConfigDict) -> None:
     fields = leaves(config)
-    for name in (*names, "dino.head_prototypes", "ibot.head_prototypes"):
-        if fields[name] < 1:
-            raise ConfigError(f"config.{name} is {fields[name]}, but must be at least 1")
+    for name, (low, high) in RANGES.items():
+        if not low <= fields[name] <= high:
+            reason = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ConfigError(f"config.{name} is {fields[name]}, but must be {reason}")
     for name in ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio"):
         low, high = fields[name]
         if not 0 <= low <= high <= 1:
             raise ConfigError(
-                f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as (0.1, "
-                "0.5)"
+                f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as "
+                "(0.1, 0.5)"
             )
     if config.data.source != "openmoji" and not config.data.path:
         raise ConfigError(

@@ -3,6 +3,8 @@
 --config   a Python file with get_config(), such as configs/quickstart.py
 --workdir  the run directory; the same one again continues the run (task "train")
 --config.a.b=value overrides a field; --help together with --config lists all fields
+
+An error of yours is one sentence and exit status 2; DINOV2_JAX_TRACEBACK=1 shows where it arose.
 """
 
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
@@ -18,6 +20,7 @@ from dinov2_jax.configuration import (
     CHOICES,
     Arguments,
     ConfigError,
+    check_config,
     leaves,
     load_config,
     nearest,
@@ -32,11 +35,15 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
     Raises:
         ConfigError: for a missing file, an unknown field or a value of the wrong type.
     """
-    validate_overrides(arguments.overrides, load_config(arguments.config_path))
-    argv = ["main", f"--config={arguments.config_path}"]
-    argv += [f"--config.{name}={text}" for name, text in arguments.overrides]
+    config = load_config(arguments.config_path)
+    validate_overrides(arguments.overrides, config)
+    argv = ["main", *(f"--config.{name}={text}" for name, text in arguments.overrides)]
+    # The file is run once, above: DEFINE_config_file would run it again, through a loader that
+    # Python has deprecated.
     flag_values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    holder = config_flags.DEFINE_config_dict(
+        "config", config, flag_values=flag_values, sys_argv=argv
+    )
     flag_values(argv)
     return holder.value
 
@@ -50,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
         loop.train(config, workdir)
     elif config.task == "knn":
+        check_config(config, device_count=1)
         from dinov2_jax.eval import checkpoint_knn
 
         checkpoint_knn.evaluate(config, workdir)
@@ -68,14 +76,14 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.train.nonfinite import NonFiniteLoss
 
     ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss)
-    return (*ours, FileNotFoundError, NotADirectoryError, PermissionError)
+    # ImportError: an optional package that a source needs; the message names the pip install.
+    return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     quiet_libraries()
-    # Grain asks absl whether flags were parsed before it starts workers; none of its flags are
-    # offered here.
+    # Grain refuses to start workers before absl has parsed flags; none of its own are offered here.
     flags.FLAGS([argv[0]])
     try:
         wants_help = {"-h", "--help"} & set(argv)

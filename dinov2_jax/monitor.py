@@ -42,9 +42,11 @@ class MetricWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._total_steps = total_steps
         self._write_line = write_line or (lambda line: print(line, flush=True))
-        cut_after(self.path, start_step)
+        # A run that starts at 0 writes step 0 again; a resumed one has its step's lines already.
+        first_step = start_step + 1 if start_step else 0
+        cut_from(self.path, first_step)
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = _event_writer(self.path.parent, start_step) if tensorboard else None
+        self._events = _event_writer(self.path.parent, first_step) if tensorboard else None
 
     def write(self, step: int, metrics: Mapping[str, Any], *, console: bool = True) -> None:
         """Stores one line; it is on disk, readable by others, when this returns."""
@@ -80,11 +82,11 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Atomically drops the lines of later steps, and half a line left by a kill."""
+def cut_from(path: Path, step: int) -> None:
+    """Atomically drops the lines of `step` and later ones, and half a line left by a kill."""
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    kept = [row for row in read_metrics(path.parent) if row["step"] < step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(temporary, path)
@@ -102,14 +104,14 @@ def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> s
     return "  ".join(parts)
 
 
-def _event_writer(workdir: Path, start_step: int) -> Any:
+def _event_writer(workdir: Path, first_step: int) -> Any:
     if importlib.util.find_spec("tensorboardX") is None:
         log.info("no TensorBoard events: pip install tensorboardX to get them")
         return None
     import tensorboardX
 
     # purge_step hides the events of steps that a killed run wrote after its last checkpoint.
-    return tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+    return tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
 
 
 def _number(value: Any) -> float | int:
@@ -242,8 +244,7 @@ class HealthMonitor:
             self._first_rank = rank
         first_rank = self._first_rank or math.nan
         return {
-            # 2 % of log K: a teacher that prefers nothing, and a student that has already matched
-            # it.
+            # 2 % of log K: a teacher that prefers nothing, and a student that has matched it.
             "uniform": (
                 entropy > 0.98 * self._log_k and divergence < 0.02 * self._log_k,
                 f"warning: the teacher's targets stay uniform (entropy {entropy:.2f} of at most "

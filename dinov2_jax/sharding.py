@@ -85,7 +85,9 @@ def _rule(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     # The depth axis of stacked blocks stays whole: the scan walks along it.
     first = 1 if "/blocks/" in path and len(shape) > 1 else 0
     free = [
-        d for d in range(first, len(shape)) if spec[d] is None and shape[d] % mesh.shape["fsdp"] == 0
+        d
+        for d in range(first, len(shape))
+        if spec[d] is None and shape[d] % mesh.shape["fsdp"] == 0
     ]
     if mesh.shape["fsdp"] > 1 and free and math.prod(shape) >= MIN_SHARDED_ELEMENTS:
         spec[max(free, key=lambda d: shape[d])] = "fsdp"

@@ -31,7 +31,7 @@ class BadRecords:
     def __init__(self, source: Source, max_fraction: float, path: Path, max_pixels: int) -> None:
         self._source, self._max_fraction = source, max_fraction
         self._path, self._max_pixels = path, max_pixels
-        self._seen = np.zeros(len(source), bool)
+        self._looked_at = 0
         self._reasons: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -46,9 +46,8 @@ class BadRecords:
         Raises:
           TooManyBadRecords
         """
-        indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int))
-        bad = [index for index in indices.tolist() if self._reason(index) is not None]
-        self._note(indices, np.array(bad, int))
+        indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int)).tolist()
+        self._note(len(indices), [index for index in indices if self._reason(index) is not None])
         return len(indices)
 
     def update(self, batch: Batch) -> None:
@@ -58,18 +57,19 @@ class BadRecords:
           TooManyBadRecords
         """
         used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
-        self._note(used[used >= 0], bad[bad >= 0])
+        self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint: which records were bad. Those seen are counted anew after a resume."""
-        return {"skipped": sorted(self._reasons)}
+        """For the checkpoint, as JSON: which records were bad among how many."""
+        return {"skipped": sorted(self._reasons), "looked_at": self._looked_at}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores `state()`."""
-        skipped = np.array(state.get("skipped", []), int)
-        self._seen[skipped] = True
-        for index in skipped.tolist():
-            self._reasons[index] = self._reason(index) or "unreadable at an earlier time"
+        """Restores `state()`; forgets what has become readable or was deleted since."""
+        self._looked_at = max(self._looked_at, state.get("looked_at", 0))
+        for index in state.get("skipped", []):
+            reason = self._reason(index) if index < len(self._source) else None
+            if reason is not None:
+                self._reasons[index] = reason
 
     def _reason(self, index: int) -> str | None:
         try:
@@ -78,20 +78,20 @@ class BadRecords:
             return str(error)
         return None
 
-    def _note(self, used: np.ndarray, bad: np.ndarray) -> None:
-        self._seen[used] = True
-        self._seen[bad] = True
-        new = [index for index in np.unique(bad).tolist() if index not in self._reasons]
-        if not new:
-            return
+    def _note(self, looked_at: int, bad: list[int]) -> None:
+        # A pass shows every record once, so the first len(source) pictures are distinct.
+        before, self._looked_at = self._looked_at, self._looked_at + looked_at
+        new = [index for index in bad if index not in self._reasons]
         for index in new:
             self._reasons[index] = self._reason(index) or "unreadable at an earlier time"
-        self._write()
-        self._judge()
+        if new:
+            self._write()
+        if new or before < len(self._source) <= self._looked_at:
+            self._judge()
 
     def _write(self) -> None:
         lines = [
-            f"{self._source.name(index)}\t{reason}\n"
+            f"{_one_line(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())
         ]
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class BadRecords:
         os.replace(temporary, self._path)
 
     def _judge(self) -> None:
-        bad, seen = len(self._reasons), int(self._seen.sum())
+        bad, seen = len(self._reasons), min(self._looked_at, len(self._source))
         if bad <= self._max_fraction * seen or (bad < _ENOUGH_BAD and seen < len(self._source)):
             return
         names = [self._source.name(index) for index in sorted(self._reasons)]
@@ -112,3 +112,8 @@ class BadRecords:
             f"{self._path}); remove them, or allow more with --config.data.max_bad_fraction="
             f"{min(1.0, np.ceil(100 * bad / seen + 1) / 100):g}"
         )
+
+
+def _one_line(name: str) -> str:
+    """File names may hold tabs and line ends."""
+    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -15,6 +15,8 @@ ASPECT = (3 / 4, 4 / 3)  # torchvision's default for RandomResizedCrop
 _ATTEMPTS = 10
 _SUPPORT = 2.0  # half width of the cubic kernel, in pixels of the coarser grid
 _BLOCK = 16
+_SMALL_PIXELS = 128 * 128  # up to here all crops are made in one go
+_MAX_CROP_PIXELS = 4_000_000  # larger crops are first averaged, see _shrink
 
 cv2.setNumThreads(1)  # parallelism is a matter of worker processes; threads on top oversubscribe
 
@@ -97,6 +99,20 @@ def _blocks(in_size: int, out_size: int) -> tuple[_Block, ...]:
     return tuple(blocks)
 
 
+def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Averages whole pixels of a very large crop, which float32 would blow up to gigabytes.
+
+    What remains is at least four times the output, where the plain mean differs from the cubic
+    kernel by 0.25 of 255.
+    """
+    height, width = pixels.shape[:2]
+    down, across = max(1, height // (4 * size)), max(1, width // (4 * size))
+    if height * width <= _MAX_CROP_PIXELS or down * across == 1:
+        return pixels
+    smaller = -(-width // across), -(-height // down)
+    return cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+
+
 def resize_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """`crop(box).resize((size, size), BICUBIC)` of Pillow: uint8 [H, W, 3] -> [size, size, 3].
 
@@ -104,7 +120,8 @@ def resize_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     after each axis: mean difference 0.2 of 255, at about half of Pillow's time.
     """
     top, left, height, width = box
-    pixels = image[top : top + height, left : left + width]
+    pixels = _shrink(image[top : top + height, left : left + width], size)
+    height, width = pixels.shape[:2]
     rows = pixels.astype(np.float32).reshape(height, width * 3)
     tall = np.empty((size, width * 3), np.float32)
     for out, taps, weights in _blocks(height, size):
@@ -117,6 +134,39 @@ def resize_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     return cv2.add(merged, 0.0, dtype=cv2.CV_8U)  # rounds and saturates
 
 
+def resize_small(
+    image: np.ndarray, boxes: Sequence[Box], flips: Sequence[bool], size: int
+) -> np.ndarray:
+    """All crops of a small picture at once: the pixels of `resize_crop`, uint8 [V, S, S, 3].
+
+    Weights are laid out over the whole picture, which costs multiplications but only a dozen calls:
+    0.03 ms a crop of a 72 px picture, where one by one is 0.08 and Pillow 0.05 to 0.1.
+    """
+    height, width = image.shape[:2]
+    views = len(boxes)
+    vertical = np.zeros((views, size, height), np.float32)
+    horizontal = np.zeros((views, size, width), np.float32)
+    for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+        vertical[view, :, box.top : box.top + box.height] = _matrix(box.height, size)
+        across = _matrix(box.width, size)
+        rows = across[::-1] if flip else across
+        horizontal[view, :, box.left : box.left + box.width] = rows
+    pixels = image.astype(np.float32).reshape(height, width * 3)
+    tall = vertical.reshape(views * size, height) @ pixels
+    planes = np.stack(cv2.split(tall.reshape(views * size, width, 3)))
+    small = planes.reshape(3, views, size, width) @ horizontal.transpose(0, 2, 1)
+    merged = cv2.merge(tuple(small.reshape(3, views * size, size)))
+    return cv2.add(merged, 0.0, dtype=cv2.CV_8U).reshape(views, size, size, 3)
+
+
+@functools.lru_cache(maxsize=1024)
+def _matrix(in_size: int, out_size: int) -> np.ndarray:
+    matrix = np.zeros((out_size, in_size), np.float32)
+    for out, taps, weights in _blocks(in_size, out_size):
+        matrix[out, taps] = weights
+    return matrix
+
+
 def sample_crops(
     rng: np.random.Generator,
     image: np.ndarray,
@@ -126,10 +176,13 @@ def sample_crops(
 ) -> np.ndarray:
     """`number` random resized crops, each flipped with probability 1/2, uint8 [V, S, S, 3]."""
     height, width = image.shape[:2]
+    flips = (rng.random(number) < 0.5).tolist()
+    boxes = [sample_box(rng, height, width, scale) for _ in range(number)]
+    if number and height * width <= _SMALL_PIXELS:
+        return resize_small(image, boxes, flips, size)
     crops = np.empty((number, size, size, 3), np.uint8)
-    flips: Sequence[bool] = (rng.random(number) < 0.5).tolist()
-    for view, flip in enumerate(flips):
-        crop = resize_crop(image, sample_box(rng, height, width, scale), size)
+    for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
+        crop = resize_crop(image, box, size)
         crops[view] = crop[:, ::-1] if flip else crop
     return crops
 
@@ -137,16 +190,25 @@ def sample_crops(
 def center_crop(image: np.ndarray, resize_px: int, size_px: int) -> np.ndarray:
     """Shorter side to `resize_px` (Pillow's bicubic), then the central square of `size_px`.
 
-    The evaluation transform of the reference; a picture that stays smaller than the square is padded
-    with black, as torchvision pads.
+    The evaluation transform of the reference; a picture that stays smaller than the square is
+    padded with black, as torchvision pads.
     """
     height, width = image.shape[:2]
-    if width <= height:
-        new = resize_px, max(int(resize_px * height / width), 1)
-    else:
-        new = max(int(resize_px * width / height), 1), resize_px
+    short = min(height, width)
+    new = np.array([resize_px * width // short, resize_px * height // short])
+    shown = np.minimum(new, size_px)
+    corner = np.round((new - shown) / 2)
     picture = Image.fromarray(image)
-    if new != (width, height):
-        picture = picture.resize(new, Image.Resampling.BICUBIC)
-    left, top = round((new[0] - size_px) / 2), round((new[1] - size_px) / 2)
-    return np.asarray(picture.crop((left, top, left + size_px, top + size_px)))
+    if new.max() > 16 * size_px:
+        # A strip of 20,000 x 1 px would become 1.3 gigapixel: only what is shown is computed.
+        scale = np.array([width, height]) / new
+        box = tuple(float(x) for x in (*(corner * scale), *((corner + shown) * scale)))
+        part = picture.resize(tuple(shown.tolist()), Image.Resampling.BICUBIC, box=box)
+    else:
+        if tuple(new) != picture.size:
+            picture = picture.resize(tuple(new.tolist()), Image.Resampling.BICUBIC)
+        part = picture.crop(tuple(int(x) for x in (*corner, *(corner + shown))))
+    square = np.zeros((size_px, size_px, 3), np.uint8)
+    left, top = (size_px - shown) // 2
+    square[top : top + shown[1], left : left + shown[0]] = np.asarray(part)
+    return square

@@ -11,10 +11,13 @@ from PIL import Image, ImageOps
 # 100 million pixels are at most 0.7 GB while they are decoded (4 bytes in Pillow, 3 in numpy).
 MAX_PIXELS = 100_000_000
 # Plugins that neither start other programs (EPS, WMF) nor hide a second picture (ICO, ICNS).
-FORMATS = (
+_WANTED = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
     *("TGA", "PCX", "SGI", "QOI", "DDS", "PSD", "XBM"),
 )
+# Pillow registers most plugins only when asked to, and a build may lack some (AVIF).
+Image.init()
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
 # Pillow's own limit is a warning at 89 million pixels and an error at 179 million, by a global
 # and before a JPEG can be scaled down: `decode` checks the size in the header instead.

@@ -6,12 +6,17 @@ a run resumes changes anything. The loader's whole state is the number of the ne
 """
 
 import dataclasses
+import gc
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from dinov2_jax.data.crops import center_crop, sample_crops
 from dinov2_jax.data.decode import BadImage, decode
@@ -79,38 +84,38 @@ class _MakeCrops(grain.transforms.RandomMap):
     def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """The picture, the record it came from, and the bad records met before it (-1: none)."""
         bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
+        # A JPEG is decoded smaller if every crop remains more than twice the size of its output:
+        # the least local crop takes sqrt(0.05) = 0.22 of a side, the least global one 0.57. The
+        # crops then differ by 0.4 of 255 from those of the whole picture.
+        side = max(5 * self.crops.global_size // 2, 6 * self.crops.local_size)
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                # The smallest crop takes sqrt(0.05) = 0.22 of the side; 2 x local_size / 0.22 is
-                # more pixels than any crop of either kind can show.
-                side = max(2 * self.crops.global_size, 5 * self.crops.local_size)
                 return load_record(self.source, index, self.max_pixels, side), index, bad
             except BadImage:
                 bad[attempt] = index
                 index = int(rng.integers(len(self.source)))
-        side = self.crops.global_size
-        return np.zeros((side, side, 3), np.uint8), -1, bad
+        return np.zeros((16, 16, 3), np.uint8), -1, bad
 
 
 @dataclasses.dataclass(frozen=True)
 class _AddMasks(grain.transforms.RandomMap):
+    """Draws the masks of one group; its generator depends on the seed and the group's number."""
+
     group_size: int
     grid: tuple[int, int]
     masks: MaskSpec
 
     def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        groups = len(element["record"]) // self.group_size
         spec = self.masks
-        drawn = [
-            sample_masks(rng, self.group_size, self.grid, spec.probability, spec.ratio)
-            for _ in range(groups)
-        ]
-        masks, indices, weights = zip(*drawn, strict=True)
+        masks, indices, weights = sample_masks(
+            rng, self.group_size, self.grid, spec.probability, spec.ratio
+        )
+        # one row a group: groups are concatenated to a batch
         return {
             **element,
-            "masks": np.concatenate(masks),
-            "mask_indices": np.stack(indices),
-            "mask_weights": np.stack(weights),
+            "masks": masks,
+            "mask_indices": indices[None],
+            "mask_weights": weights[None],
         }
 
 
@@ -146,19 +151,20 @@ class TrainLoader:
             .shuffle()
             .repeat()
             .random_map(_MakeCrops(source, crops, max_pixels))
-            .batch(batch_size)
+            .batch(group_size)
             .random_map(_AddMasks(group_size, (side, side), masks))
         )
+        # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
+        self._groups = batch_size // group_size
         self._next = start_batch
-        self._iterator: Any = iter(_parallel(dataset[start_batch:], workers))
+        self._iterator = iter(_parallel(dataset[start_batch * self._groups :], workers))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        # A copy, because grain's arrays lie in shared memory, which is lost to the machine where an
-        # array is still referenced when the interpreter ends.
-        batch = {name: np.array(value) for name, value in next(self._iterator).items()}
+        groups = [next(self._iterator) for _ in range(self._groups)]
+        batch = {name: _join([group[name] for group in groups]) for name in groups[0]}
         self._next += 1
         return batch
 
@@ -168,19 +174,57 @@ class TrainLoader:
 
     def close(self) -> None:
         """Ends the worker processes and frees their shared memory; no batch can follow."""
-        iterator, self._iterator = self._iterator, iter(())
-        iterator.close()
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+            del iterator
+            _free_shared_memory()
+
+
+def _free_shared_memory() -> None:
+    """Waits for grain's thread that frees the blocks of arrays which are gone.
+
+    It is a daemon: whatever it has not done when the interpreter ends is left in /dev/shm, and
+    Python's resource tracker complains.
+    """
+    pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        gc.collect()
+        pool.apply(int)  # its only thread works in order
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of grain's, and a copy: grain's lie in shared memory.
+
+    A block of it that is still referenced when the interpreter ends is lost to the machine.
+    """
+    return np.concatenate([part.view(np.ndarray) for part in parts])
 
 
 def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Reads ahead on threads, in `workers` processes if any."""
+    """Reads ahead on a thread, in `workers` processes if any."""
     if not flags.FLAGS.is_parsed():  # grain starts no process before absl's flags are parsed
         flags.FLAGS.mark_as_parsed()
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    reading = dataset.to_iter_dataset(options)
+    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
     if not workers:
         return reading
-    return reading.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    # BLAS reads this when a worker loads numpy; its threads would only fight over the cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return reading.mp_prefetch(options, worker_init_fn=_start_worker)
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Lets the main process alone decide when to stop: it saves first, and needs batches to do so.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job. If the main process is killed,
+    its workers end too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def eval_batches(
@@ -208,9 +252,13 @@ def eval_batches(
         .batch(batch_size)
     )
     iterator = iter(_parallel(dataset, workers))
-    yield from iterator
-    if hasattr(iterator, "close"):
+    try:
+        for batch in iterator:
+            yield {name: _join([value]) for name, value in batch.items()}
+    finally:  # also where the consumer stops before the last batch
         iterator.close()
+        del iterator
+        _free_shared_memory()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +273,7 @@ class _LoadForEvaluation(grain.transforms.Map):
         try:
             if index < 0:
                 raise BadImage("padding")
-            image = load_record(self.source, index, self.max_pixels, self.resize_size)
+            image = load_record(self.source, index, self.max_pixels, 2 * self.resize_size)
         except BadImage:
             side = self.image_size
             return {"images": np.zeros((side, side, 3), np.uint8), "index": np.int64(-1)}

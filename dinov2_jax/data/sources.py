@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +23,15 @@ LABELS = ("auto", "folders", "none")
 # Files are judged by their content when they are read, not by their names. Only what certainly is
 # no picture is left out here, so that it does not count as a bad record.
 _NOT_PICTURES = frozenset(
-    ".txt .md .rst .json .jsonl .csv .tsv .html .htm .xml .yaml .yml .toml .ini .cfg .log .pdf .doc"
-    " .docx .xls .xlsx .ppt .pptx .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .py .sh .js .css .svg"
-    " .ico .db .sqlite .mp4 .m4v .mov .avi .mkv .webm .mp3 .wav .flac .npy .npz .pt .pth .mat .pkl"
-    " .h5 .hdf5 .parquet .array_record .tfrecord .xmp .thm .aae .part .tmp".split()
+    "." + ending
+    for ending in (
+        *("txt", "md", "rst", "json", "jsonl", "csv", "tsv", "html", "htm", "xml", "yaml", "yml"),
+        *("toml", "ini", "cfg", "log", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "py"),
+        *("sh", "js", "css", "svg", "ico", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z"),
+        *("rar", "db", "sqlite", "mp4", "m4v", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac"),
+        *("npy", "npz", "pt", "pth", "mat", "pkl", "h5", "hdf5", "parquet", "array_record"),
+        *("tfrecord", "xmp", "thm", "aae", "part", "tmp"),
+    )
 )
 # A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
 _MAX_FILE_BYTES = 1 << 29
@@ -141,6 +145,7 @@ class Folder:
         self.labels: np.ndarray | None = None
         folders = _class_folders(names, labels, path)
         if folders is not None:
+            split = "test" if split == "validation" else split  # what other data sets call it
             _check_name("split", split, samples.SPLITS)
             names, folders = _take_split(names, folders, split, path)
             self.class_names, self.labels = folders
@@ -191,7 +196,9 @@ def _may_be_picture(name: bytes) -> bool:
 
 def _read_list(path: str) -> list[bytes]:
     with open(path, "rb") as file:
-        lines = [line.strip(b"\r\n") for line in file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+        lines = [
+            line.strip(b"\r\n") for line in file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        ]
     return [line for line in lines if line.strip()]
 
 
@@ -252,7 +259,7 @@ class ArrayRecord:
             from array_record.python import array_record_data_source
         except ImportError as error:
             raise ImportError(
-                "data.source='array_record' needs the package array-record; pip install array-record"
+                "data.source='array_record' needs a package; pip install array-record"
             ) from error
         self._records = array_record_data_source.ArrayRecordDataSource(files)
         self._path = path
@@ -327,7 +334,9 @@ def _tfds_builder(path: str) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=1)
+        near = difflib.get_close_matches(
+            name, tfds.list_builders(with_community_datasets=False), n=1
+        )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SourceError(f"data.path={path} names no TFDS data set{hint}") from error
 

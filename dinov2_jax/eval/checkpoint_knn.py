@@ -34,9 +34,7 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     stored_size = stored["crops"]["global_size"]
     model = from_config(stored["model"], stored_size)
     params = restore_params(step_dir, config.which)["backbone"]
-    sizes = {
-        name: config[name] or stored["eval"][name] for name in ("resize_size", "image_size")
-    }
+    sizes = {name: config[name] or stored["eval"][name] for name in ("resize_size", "image_size")}
     forward = cls_forward(model, stored["colour"]["mean"], stored["colour"]["std"])
     data = _data_settings(config, stored)
     sets = {}
@@ -46,6 +44,9 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     results = all_settings(sets["train_split"], sets["test_split"], config)
     report = _protocol(config, stored, step_dir, data, sizes, sets) | {"results": results}
     print(knn_table(results))
+    if report["ks_beyond_bank"]:
+        beyond = ", ".join(map(str, report["ks_beyond_bank"]))
+        print(f"k = {beyond}: the bank has {report['train_images']} pictures, and all of them vote")
     print("  ".join(f"{name} {value}" for name, value in report.items() if name != "results"))
     _write(Path(workdir) if workdir else step_dir.parent.parent, report)
     return report
@@ -124,6 +125,7 @@ def _protocol(
         "test_images": len(sets["test_split"][1]),
         **sizes,
         "temperature": config.temperature,
+        "ks_beyond_bank": [k for k in config.ks if k > len(sets["train_split"][1])],
         "precision": "float32",
     }
 

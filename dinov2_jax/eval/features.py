@@ -15,7 +15,9 @@ Forward = Callable[[Any, Array], Mapping[str, Array]]
 
 def cls_forward(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Forward:
     """Jitted (backbone parameters, uint8 images [n, H, W, 3]) -> features of the model."""
-    return jax.jit(lambda params, images: model.apply({"params": params}, normalize(images, mean, std)))
+    return jax.jit(
+        lambda params, images: model.apply({"params": params}, normalize(images, mean, std))
+    )
 
 
 def extract_features(

@@ -5,6 +5,9 @@ softmax(similarity / T), taken once over all max(k), and each k sums the first k
 queries are walked in blocks, so neither the bank nor all similarities must fit on the device.
 """
 
+# DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies that
+# differ by about 0.1 point.
+
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +30,7 @@ def _normalize(features: np.ndarray) -> np.ndarray:
 def _merge_block(
     best: tuple[Array, Array], queries: Array, block: Array, labels: Array, count: Array, k: int
 ) -> tuple[Array, Array]:
-    """The k nearest of those so far and a block of the bank; its rows from `count` on are padding."""
+    """The k nearest of those so far and of a block, whose rows from `count` on are padding."""
     similarity = jnp.einsum("qd,bd->qb", queries, block, precision="highest")
     similarity = jnp.where(jnp.arange(block.shape[0]) < count, similarity, -jnp.inf)
     every = jnp.concatenate([best[0], similarity], axis=1)
@@ -66,7 +69,9 @@ def nearest_labels(
             padded = _pad(block, bank_block), _pad(owner.astype(np.int32), bank_block)
             best = _merge_block(best, rows, *padded, count, k)
         found.append(jax.device_get(best))
-    similarities, nearest = (np.concatenate(part)[: len(queries)] for part in zip(*found, strict=True))
+    similarities, nearest = (
+        np.concatenate(part)[: len(queries)] for part in zip(*found, strict=True)
+    )
     return similarities, nearest
 
 
@@ -75,7 +80,11 @@ def _pad(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def vote(
-    similarities: np.ndarray, nearest: np.ndarray, ks: Sequence[int], temperature: float, classes: int
+    similarities: np.ndarray,
+    nearest: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    classes: int,
 ) -> dict[int, np.ndarray]:
     """Class scores [m, classes] for each k, from neighbours sorted by similarity [m, max_k]."""
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
@@ -90,7 +99,7 @@ def vote(
 
 
 def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
-    """Share in percent of rows whose label is among the `top` best classes; ties by class number."""
+    """Percentage of rows whose label is among the `top` best classes; ties by class number."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return float(100 * np.mean((best == labels[:, None]).any(axis=1)))
 
@@ -117,8 +126,8 @@ def knn_accuracy(
     """
     if not len(train_features) or not len(test_features):
         raise ValueError(
-            f"k-NN needs labelled pictures on both sides, but the bank has {len(train_features)} and "
-            f"the test set {len(test_features)}; check the splits and labels"
+            f"k-NN needs labelled pictures on both sides, but the bank has {len(train_features)} "
+            f"and the test set {len(test_features)}; check the splits and labels"
         )
     max_k = min(max(ks), len(train_features))
     similarities, nearest = nearest_labels(
@@ -155,6 +164,7 @@ def few_shot_knn(
     """
     used_ks = sorted(k for k in {*ks, n_per_class} if k <= n_per_class)
     tries = []
+    # DINOv2: numpy draws the examples of a try, the reference torch, so single tries differ.
     for seed in range(n_tries):
         rng = np.random.default_rng(seed)
         chosen = np.concatenate(

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.data.pipeline import eval_batches
-from dinov2_jax.data.sources import Source, open_source
+from dinov2_jax.data.sources import Source, SourceError, open_source
 from dinov2_jax.eval.features import cls_forward, extract_features
 from dinov2_jax.eval.knn import knn_accuracy
 from dinov2_jax.models.vit import VisionTransformer
@@ -43,20 +43,32 @@ class KnnProbe:
 
 
 def make_probe(config: ConfigDict, model: VisionTransformer) -> KnnProbe | None:
-    """A probe on the splits that `config.eval` names, or None when there are no labels."""
+    """A probe on the splits that `config.eval` names, or None when there are no labels.
+
+    Raises:
+      SourceError: when labels were asked for (eval.labels="folders") and cannot be had.
+    """
     settings = config.eval
     if not settings.every_steps or settings.labels == "none":
         return None
-    splits = []
-    for split in (settings.train_split, settings.test_split):
-        source = open_source(
-            config.data.source,
-            config.data.path,
-            split=split,
-            labels=settings.labels,
-            cache_dir=config.data.cache_dir or None,
+    try:
+        bank, query = (
+            _labelled(config, split) for split in (settings.train_split, settings.test_split)
         )
-        if source.labels is None or not (source.labels >= 0).any():
+    except SourceError:
+        if settings.labels == "auto":
             return None
-        splits.append(source)
-    return KnnProbe(config, model, *splits)
+        raise
+    return KnnProbe(config, model, bank, query) if bank and query else None
+
+
+def _labelled(config: ConfigDict, split: str) -> Source | None:
+    source = open_source(
+        config.data.source,
+        config.data.path,
+        split=split,
+        labels=config.eval.labels,
+        cache_dir=config.data.cache_dir or None,
+    )
+    known = source.labels is not None and bool((source.labels >= 0).any())
+    return source if known else None

