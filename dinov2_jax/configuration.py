@@ -6,15 +6,12 @@ always a tuple. Everything here runs before the first compile, so a wrong name o
 second and one sentence instead of a minute and a traceback.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +53,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "teacher.temp": (1e-3, math.inf),
     "optimizer.clip_norm": (1e-9, math.inf),
 }
-_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is one sentence with the remedy."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The command line, split: overrides are (dotted field, text) pairs in the order given."""
-
-    config_path: str
-    workdir: str
-    overrides: tuple[tuple[str, str], ...]
 
 
 # ----------------------------------------------------------------------------------- names
@@ -95,62 +82,7 @@ def nearest(name: str, candidates: Sequence[str]) -> str:
     return max(candidates, key=likeness)
 
 
-# ------------------------------------------------------------------------------------ line
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Splits `--config`, `--workdir` and `--config.a.b=value`, in any order, with `=` or a blank.
-
-    Raises:
-        ConfigError: for anything else, naming the nearest flag.
-    """
-    single: dict[str, str] = {"config": "", "workdir": ""}
-    overrides: list[tuple[str, str]] = []
-    for name, value in _flags(argv):
-        if name.startswith("config."):
-            # A bare flag is how absl spells "true"; for a field that is no bool its type check
-            # refuses it.
-            overrides.append((name.removeprefix("config."), "true" if value is None else value))
-        elif name not in single:
-            known = [*single, "help"]
-            raise ConfigError(
-                f"unknown flag --{name}; did you mean --{nearest(name, known)}? Fields of the "
-                "configuration are set as "
-                "--config.<name>=<value>"
-            )
-        elif not value:
-            raise ConfigError(f"--{name} needs a value: --{name}=<path>")
-        else:
-            single[name] = value
-    if not single["config"]:
-        raise ConfigError("no configuration given; add for example --config=configs/quickstart.py")
-    # The last one counts. ml_collections would join the values of a repeated tuple flag.
-    return Arguments(single["config"], single["workdir"], tuple(dict(overrides).items()))
-
-
-def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(name, value) of each flag; the value may be the next token, None where there is none."""
-    tokens = list(argv)
-    while tokens:
-        token = tokens.pop(0)
-        if token == "--":
-            continue
-        if not token.startswith("-"):
-            raise ConfigError(
-                f"unexpected argument {token!r}; every setting starts with two dashes, as in "
-                "--config.seed=1"
-            )
-        name, equals, text = token.lstrip("-").partition("=")
-        value: str | None = text if equals else None
-        if (
-            not equals
-            and tokens
-            and (not tokens[0].startswith("-") or _NEGATIVE_NUMBER.match(tokens[0]))
-        ):
-            value = tokens.pop(0)
-        if name.startswith("noconfig."):
-            name, value = name.removeprefix("no"), "false"
-        yield name, value
-
-
+# ----------------------------------------------------------------------------------- files
 def load_config(path: str) -> ml_collections.ConfigDict:
     """Runs the file's `get_config()`; `file.py:argument` passes the argument on.
 
@@ -201,73 +133,6 @@ def _missing_config(file: Path) -> str:
     by_stem = {Path(name).stem: name for name in reversed(found)}
     closest = by_stem[nearest(file.stem, list(by_stem))]
     return f"no configuration file {file}; the nearest one is {closest}"
-
-
-# ------------------------------------------------------------------------------- overrides
-def validate_overrides(
-    overrides: Sequence[tuple[str, str]], config: ml_collections.ConfigDict
-) -> None:
-    """Checks name and type of every override before any flag library sees it.
-
-    Raises:
-        ConfigError: naming the nearest valid field, or the type that the field expects.
-    """
-    fields = leaves(config)
-    for name, text in overrides:
-        if name not in fields:
-            inside = [field for field in fields if field.startswith(f"{name}.")]
-            if inside:
-                raise ConfigError(
-                    f"config.{name} is a group of fields; set one of them, such as "
-                    f"--config.{inside[0]}=..."
-                )
-            raise ConfigError(
-                f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
-            )
-        _check_type(name, text, fields[name])
-
-
-def _check_type(name: str, text: str, default: Any) -> None:
-    def refuse(expected: str) -> ConfigError:
-        return ConfigError(
-            f"config.{name} expects {expected}, such as {default!r}, but got {text!r}"
-        )
-
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false", "t", "f", "1", "0"):
-            raise refuse("true or false")
-    elif isinstance(default, int):
-        if not re.fullmatch(r"[+-]?\d+(_\d+)*", text):
-            raise refuse("a whole number (int)")
-    elif isinstance(default, float):
-        if not _is_number(text):
-            raise refuse("a number (float)")
-    elif isinstance(default, tuple):
-        problem = _tuple_problem(text, default)
-        if problem:
-            raise refuse(problem)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
-    """What a tuple field expects, "" if `text` is that; whole numbers may be any number of."""
-    whole = all(isinstance(item, int) for item in default)
-    kind = "whole numbers" if whole else "numbers"
-    expected = f"a tuple of {kind}" if whole else f"a tuple of {len(default)} {kind}"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return expected
-    items = tuple(value) if isinstance(value, tuple | list) else (value,)
-    allowed: Any = int if whole else int | float
-    fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
-    return "" if fits and (len(items) == len(default) or (whole and items)) else expected
 
 
 # ------------------------------------------------------------------------------------ JSON
@@ -372,15 +237,17 @@ def _check_batch(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_images(config: ml_collections.ConfigDict) -> None:
-    patch_size = config.model.patch_size
-    names = ["global_size", "local_size"] if config.crops.local_number else ["global_size"]
+    patch_size, fields = config.model.patch_size, leaves(config)
+    names = ["crops.global_size"]
+    names += ["crops.local_size"] if config.crops.local_number else []
+    if config.eval.every_steps and config.eval.labels != "none":
+        names.append("eval.image_size")
     for name in names:
-        if config.crops[name] % patch_size or config.crops[name] < patch_size:
-            valid = _nearest_multiple(config.crops[name], patch_size)
+        if fields[name] % patch_size or fields[name] < patch_size:
             raise ConfigError(
-                f"config.crops.{name} {config.crops[name]} px is no multiple of "
-                f"config.model.patch_size {patch_size}; "
-                f"nearest valid: --config.crops.{name}={valid}"
+                f"config.{name} {fields[name]} px is no multiple of config.model.patch_size "
+                f"{patch_size}; nearest valid: "
+                f"--config.{name}={_nearest_multiple(fields[name], patch_size)}"
             )
     dim, heads = config.model.dim, config.model.heads
     if dim and heads and dim % heads:

@@ -16,16 +16,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from dinov2_jax.arguments import Arguments, parse_arguments, validate_overrides
 from dinov2_jax.configuration import (
     CHOICES,
-    Arguments,
     ConfigError,
     check_config,
     leaves,
     load_config,
     nearest,
-    parse_arguments,
-    validate_overrides,
 )
 
 

@@ -1,7 +1,7 @@
 """Mesh, batch placement and the rules that say which parameter lives where.
 
-Auto mesh axes ("data", "fsdp", "tensor"); a mesh of 1 x 1 x 1 is the single-device case. Parameters,
-teacher and both moments follow the same path rules, so they are sharded alike.
+Auto mesh axes ("data", "fsdp", "tensor"); a mesh of 1 x 1 x 1 is the single-device case.
+Parameters, teacher and both moments follow the same path rules, so they are sharded alike.
 """
 
 import math
@@ -40,8 +40,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     used = data * fsdp * tensor
     if not 1 <= used <= count:
         raise ValueError(
-            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} devices; "
-            "set data to -1 and the product of fsdp and tensor to a divisor of the count"
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} "
+            "devices; set data to -1 and the product of fsdp and tensor to a divisor of the count"
         )
     devices = jax.devices()[:used]
     axis_types = (AxisType.Auto,) * 3

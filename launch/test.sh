@@ -21,7 +21,8 @@ if [ -n "${CI:-}${DINOV2_JAX_PARITY:-}" ]; then
 fi
 .venv-test/bin/ruff format --check .
 .venv-test/bin/ruff check .
-.venv-test/bin/pyrefly check
+# Without the path it would look for packages in the Python of the PATH.
+.venv-test/bin/pyrefly check --python-interpreter-path "$python"
 # XLA compiles more than the tests compute: what one run compiled, the next one finds here.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv-test/jax-cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5

@@ -8,9 +8,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jax
 import pytest
-
 
 
 @pytest.fixture(scope="session")

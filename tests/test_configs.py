@@ -159,6 +159,7 @@ def test_diff_names_what_changed() -> None:
         ({"crops.global_size": 30}, r"--config.crops.global_size=32"),
         ({"crops.local_size": 20}, r"--config.crops.local_size=16"),
         ({"crops.local_size": 3}, r"--config.crops.local_size=8"),
+        ({"eval.image_size": 36}, r"--config.eval.image_size=32"),
         ({"model.variant": "vit_smal"}, "did you mean 'vit_small'"),
         ({"centering": "sinkhorn"}, "did you mean 'sinkhorn_knopp'"),
         ({"data.source": "folders"}, "did you mean 'folder'"),

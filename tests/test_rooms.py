@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1] / "dinov2_jax"
 # files; `models`, `ops` and `ssl` take plain numbers and arrays.
 ALLOWED: dict[str, set[str]] = {
     "configuration": set(),
+    "arguments": {"configuration"},
     "sharding": set(),
     "ops": {"sharding"},
     "models": {"ops", "sharding"},
@@ -97,7 +98,7 @@ def test_loader_workers_never_import_jax() -> None:
 
 
 def test_starting_the_command_line_imports_nothing_heavy() -> None:
-    for name in ("__init__.py", "main.py", "configuration.py", "data/__init__.py"):
+    for name in ("__init__.py", "main.py", "arguments.py", "configuration.py", "data/__init__.py"):
         assert not outside(at_module_level(parse(ROOT / name))) & HOST_ONLY, name
 
 

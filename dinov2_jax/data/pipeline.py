@@ -5,13 +5,16 @@ record and of every batch from its position, so neither the number of workers no
 a run resumes changes anything. The loader's whole state is the number of the next batch.
 """
 
+import contextlib
 import dataclasses
 import gc
 import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -158,6 +161,8 @@ class TrainLoader:
         self._groups = batch_size // group_size
         self._next = start_batch
         self._iterator = iter(_parallel(dataset[start_batch * self._groups :], workers))
+        # Also at the end of a program that does not close: grain's own tidying comes too late then.
+        self._close = weakref.finalize(self, _end, self._iterator)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -174,23 +179,22 @@ class TrainLoader:
 
     def close(self) -> None:
         """Ends the worker processes and frees their shared memory; no batch can follow."""
-        iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
-            del iterator
-            _free_shared_memory()
+        self._close()
+        self._iterator = None
 
 
-def _free_shared_memory() -> None:
-    """Waits for grain's thread that frees the blocks of arrays which are gone.
+def _end(iterator: Any) -> None:
+    """Closes an iterator of grain and waits until the blocks of its arrays are freed.
 
-    It is a daemon: whatever it has not done when the interpreter ends is left in /dev/shm, and
-    Python's resource tracker complains.
+    The thread that frees them is a daemon: whatever it has not done when the interpreter ends is
+    left in /dev/shm, and Python's resource tracker complains.
     """
+    iterator.close()
     pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
     if pool is not None:
         gc.collect()
-        pool.apply(int)  # its only thread works in order
+        with contextlib.suppress(ValueError):  # the interpreter has ended the thread
+            pool.apply(int)  # one thread works in order, so all before this is done
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -256,9 +260,7 @@ def eval_batches(
         for batch in iterator:
             yield {name: _join([value]) for name, value in batch.items()}
     finally:  # also where the consumer stops before the last batch
-        iterator.close()
-        del iterator
-        _free_shared_memory()
+        _end(iterator)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,15 +178,20 @@ def _walk(root: str) -> Iterator[bytes]:
         try:
             entries = sorted(os.scandir(os.path.join(top, prefix)), key=lambda entry: entry.name)
         except PermissionError:
-            print(f"cannot read the folder {os.fsdecode(os.path.join(top, prefix))}, left out")
+            shown = os.path.join(top, prefix).decode("utf-8", "backslashreplace")
+            print(f"cannot read the folder {shown}, left out")
             continue
         for entry in entries:
             name = os.path.join(prefix, entry.name)
             if entry.name.startswith(b"."):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, or to where we may not look
+                continue
+            if is_folder:
                 pending.append(name)
-            elif entry.is_file() and _may_be_picture(entry.name):
+            elif is_file and _may_be_picture(entry.name):
                 yield name
 
 
@@ -261,7 +266,12 @@ class ArrayRecord:
             raise ImportError(
                 "data.source='array_record' needs a package; pip install array-record"
             ) from error
-        self._records = array_record_data_source.ArrayRecordDataSource(files)
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+        except RuntimeError as error:
+            raise SourceError(
+                f"data.path={path} cannot be read as ArrayRecord: {_first_line(error)}"
+            ) from error
         self._path = path
         if not len(self._records):
             raise SourceError(f"data.path={path} holds no record")
@@ -270,7 +280,7 @@ class ArrayRecord:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._records[index]
+        return _read(self._records, index)
 
     def name(self, index: int) -> str:
         """`path[index]`."""
@@ -310,7 +320,7 @@ class Tfds:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._records[index][self._image]
+        return _read(self._records, index)[self._image]
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -323,6 +333,13 @@ class Tfds:
     def name(self, index: int) -> str:
         """`name/split[index]`."""
         return f"{self._title}[{index}]"
+
+
+def _read(records: Any, index: int) -> Any:
+    try:
+        return records[index]
+    except RuntimeError as error:  # what array_record raises for a damaged chunk; others are whole
+        raise OSError(_first_line(error)) from error
 
 
 def _tfds_builder(path: str) -> Any:

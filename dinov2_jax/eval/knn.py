@@ -5,8 +5,8 @@ softmax(similarity / T), taken once over all max(k), and each k sums the first k
 queries are walked in blocks, so neither the bank nor all similarities must fit on the device.
 """
 
-# DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies that
-# differ by about 0.1 point.
+# DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies
+# that differ by about 0.1 point.
 
 import functools
 from collections.abc import Sequence

@@ -116,7 +116,7 @@ class VisionTransformer(nn.Module):
         return np.linspace(start, self.drop_path_rate, self.depth)
 
     def _embedding(self, channels: int) -> tuple[nn.Dense, dict[str, Array]]:
-        """The patch projection (a reshape and a matmul in place of a convolution) and the tokens."""
+        """The patch projection (reshape and matmul in place of a convolution) and the tokens."""
         fan_in_init = _uniform_fan_in(channels * self.patch_size**2)
         project = nn.Dense(
             self.dim,
@@ -152,12 +152,8 @@ class VisionTransformer(nn.Module):
         if self.registers:
             first.append(tokens["registers"])
         batch = patches.shape[:2]
-        leading = [
-            jnp.broadcast_to(t.astype(self.dtype), (*batch, *t.shape[1:])) for t in first
-        ]
-        return jnp.concatenate(
-            [*leading, patches + positions[:, 1:].astype(self.dtype)], axis=2
-        )
+        leading = [jnp.broadcast_to(t.astype(self.dtype), (*batch, *t.shape[1:])) for t in first]
+        return jnp.concatenate([*leading, patches + positions[:, 1:].astype(self.dtype)], axis=2)
 
     def _stacked_params(self) -> Any:
         """Parameters of all blocks, each leaf with a leading axis L."""

@@ -113,7 +113,7 @@ def teacher_targets(
     """
     crops = group_crops(batch["global_crops"], objective.groups)
     nets = objective.teacher
-    (out,) = nets.backbone.apply({"params": params["backbone"]}, [crops])
+    out: Any = nets.backbone.apply({"params": params["backbone"]}, [crops])[0]
     patches = masked_patches(out["patches"], batch["mask_indices"])
     valid = batch["mask_weights"] > 0
     cls_logits = nets.cls_logits(params, out["cls"])
@@ -155,9 +155,7 @@ def student_loss(
     if views:
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)
-    out = nets.backbone.apply(
-        {"params": params["backbone"]}, crops, masks=masks, drop_path_key=key
-    )
+    out = nets.backbone.apply({"params": params["backbone"]}, crops, masks=masks, drop_path_key=key)
     cls = rearrange(out[0]["cls"], "g (n v) d -> g n v d", v=2)
     global_logits = nets.cls_logits(params, cls)
     patches = masked_patches(out[0]["patches"], batch["mask_indices"])

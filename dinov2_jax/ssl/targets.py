@@ -43,7 +43,7 @@ def sinkhorn_knopp(
 
     Computed as two scaling vectors, u over prototypes and v over rows, on the constant matrix
     E = exp(logits / temp), which is what the reference's sequence of normalisations amounts to:
-    Q = E * u * v with u = 1 / (K sum_b E v), v = 1 / (B sum_k E u). Statistics span the whole batch.
+    Q = E * u * v with u = 1 / (K sum_b E v), v = 1 / (B sum_k E u). Statistics span the batch.
 
     Args:
       logits: [..., K], all leading axes are rows.
@@ -56,8 +56,8 @@ def sinkhorn_knopp(
     prototypes = logits.shape[-1]
     scaled = logits.astype(jnp.float32) / temp
     rows = jnp.ones(logits.shape[:-1], bool) if valid is None else valid
-    # Shifts per prototype and per row are absorbed by u and v; with them exp stays in range for gains
-    # beyond 3 at temp 0.04 (the reference, without any, overflows where gain / temp exceeds 88).
+    # Shifts per prototype and per row are absorbed by u and v; with them exp stays in range for
+    # gains beyond 3 at temp 0.04 (the reference, without any, overflows at gain / temp = 88).
     batch_axes = tuple(range(scaled.ndim - 1))
     scaled -= jnp.max(scaled, batch_axes, where=rows[..., None], initial=-jnp.inf)
     row_shift = jnp.max(scaled, axis=-1)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT only sets `signal_name`; a second SIGINT interrupts.
+    """While entered, the first SIGTERM or SIGINT sets `signal_name`; a second SIGINT interrupts.
 
     Outside the main thread, where handlers cannot be set, it does nothing.
     """

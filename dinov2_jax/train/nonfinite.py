@@ -45,9 +45,9 @@ class NonFiniteWatch:
         where = self._dump(step, batch)
         if streak >= MAX_STREAK:
             raise NonFiniteLoss(
-                f"{streak} steps in a row up to step {step} had no finite loss or gradient; look at "
-                f"the batches in {self._folder}, then continue from the last checkpoint with a lower "
-                "config.optimizer.base_lr, more warmup_steps, or config.compute_dtype=float32"
+                f"{streak} steps in a row up to step {step} had no finite loss or gradient; look at"
+                f" the batches in {self._folder}, then continue from the last checkpoint with a "
+                "lower config.optimizer.base_lr, more warmup_steps, or config.compute_dtype=float32"
             )
         return f"warning: step {step} had no finite loss or gradient and was skipped{where}"
 

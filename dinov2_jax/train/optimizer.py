@@ -58,7 +58,7 @@ def parameter_multipliers(
 
 
 def clip_by_module_norm(max_norm: float) -> optax.GradientTransformation:
-    """Clips each top-level sub-module (backbone, heads) to its own global norm, not all together."""
+    """Clips each top-level sub-module (backbone, heads) to its own norm, not all together."""
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -7,7 +7,12 @@ import numpy as np
 
 
 def cosine_schedule(
-    step: int, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
+    step: int,
+    base: float,
+    final: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
 ) -> float:
     """Linear warm-up from `start` with both ends included, then a cosine towards `final`.
 
@@ -54,9 +59,7 @@ class Schedules:
         values = {
             "lr": lr,
             "last_layer_lr": 0.0 if step < self.freeze_last_layer_steps else lr,
-            "weight_decay": cosine_schedule(
-                step, self.weight_decay, self.weight_decay_end, total
-            ),
+            "weight_decay": cosine_schedule(step, self.weight_decay, self.weight_decay_end, total),
             "momentum": cosine_schedule(step, self.momentum, self.final_momentum, total),
             "teacher_temp": linear_then_constant(
                 step, self.warmup_temp, self.temp, self.temp_warmup_steps

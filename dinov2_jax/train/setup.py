@@ -1,4 +1,4 @@
-"""From the configuration to the pieces of a run: networks, objective, optimizer, schedules, specs."""
+"""From the configuration to the pieces of a run: networks, objective, optimizer, schedules."""
 
 import functools
 from collections.abc import Callable
@@ -62,9 +62,7 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
             dtype=dtype,
         )
 
-    backbone = from_config(
-        config.model, config.crops.global_size, dtype=dtype, drop_path=drop_path
-    )
+    backbone = from_config(config.model, config.crops.global_size, dtype=dtype, drop_path=drop_path)
     return Networks(
         backbone, head(config.dino), head(config.ibot) if config.ibot.separate_head else None
     )
@@ -140,9 +138,7 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
         beta1=settings.beta1,
         beta2=settings.beta2,
     )
-    init = functools.partial(
-        init_state, objective=objective, optimizer=optimizer, image_size=size
-    )
+    init = functools.partial(init_state, objective=objective, optimizer=optimizer, image_size=size)
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(shapes, mesh)
     step = functools.partial(
@@ -159,7 +155,5 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
         init=lambda: jax.jit(init, out_shardings=shardings)(key),
-        step=jax.jit(
-            step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))
-        ),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
     )

@@ -44,7 +44,7 @@ def curve(
     marks = [_hover(at, point, unit, mark_points) for at, point in zip(placed, points, strict=True)]
     start = _y(known[0], y_span)
     parts = [
-        _x_axis([tick for tick in x_ticks if x_span[0] <= tick <= x_span[1]], x_span),
+        _x_axis([t for t in x_ticks if x_span[0] <= t <= x_span[1] and t == int(t)], x_span),
         _y_axis(y_ticks, y_span),
         _line("start", LEFT, start, WIDTH - RIGHT, start) if mark_points else "",
         "".join(_path(run) for run in _runs(placed)),
@@ -152,12 +152,18 @@ def _x_axis(values: list[float], span: tuple[float, float]) -> str:
     return "".join(parts)
 
 
+def _tick_labels(values: list[float]) -> list[str]:
+    """All with the same number of decimals: 5.0, 5.5, 6.0."""
+    decimals = max(len(number(value).partition(".")[2]) for value in values)
+    if any("e" in number(value) for value in values):
+        return [number(value) for value in values]
+    return [f"{value:,.{decimals}f}" for value in values]
+
+
 def _y_axis(values: list[float], span: tuple[float, float]) -> str:
     parts = []
-    for value in values:
+    for value, label in zip(values, _tick_labels(values), strict=True):
         y = _y(value, span)
         parts.append(_line("grid", LEFT, y, WIDTH - RIGHT, y))
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
-        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     return "".join(parts)

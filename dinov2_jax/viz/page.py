@@ -16,7 +16,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; }
 h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem; }
 p { margin: .25rem 0 .75rem; max-width: 44rem; }
 .quiet, figcaption { color: var(--quiet); font-size: .875rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1rem;
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.2rem, 1fr)); gap: 1rem;
   margin: 1.5rem 0; padding: 1rem 0; border: solid var(--rule); border-width: 1px 0; }
 dt { color: var(--quiet); font-size: .875rem; }
 dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
@@ -35,7 +35,8 @@ svg text { fill: var(--quiet); font-size: 12px; font-variant-numeric: tabular-nu
 .curve { fill: none; stroke: var(--accent); stroke-width: 1.75; stroke-linejoin: round; }
 .dot { fill: var(--accent); } .hit { fill: transparent; } .hit:hover { fill: var(--accent); }
 img { display: block; image-rendering: pixelated; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px;
+  outline: 1px solid var(--rule); }
 .pair img { width: 100%; height: auto; }
 .sheet { overflow-x: auto; } .sheet img { min-width: min(40rem, 100vw * 2); width: 100%; }
 ul { padding-left: 1.2rem; } .warning { color: var(--warning); }

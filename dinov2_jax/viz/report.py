@@ -103,8 +103,8 @@ def _knn_numbers(values: Sequence[float]) -> list[tuple[str, str]]:
     last = ("k-NN top-1, last", f"{values[-1]:.1f} %")
     if len(values) == 1:
         return [last]
-    gain = f"{values[-1] - values[0]:+.1f} points".replace("-", "\N{MINUS SIGN}")
-    return [("k-NN top-1, first", f"{values[0]:.1f} %"), last, ("Gain", gain)]
+    gain = f"{values[-1] - values[0]:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return [("k-NN top-1, first", f"{values[0]:.1f} %"), last, ("Gain, points", gain)]
 
 
 def _heading(workdir: Path, config: Mapping[str, Any]) -> str:

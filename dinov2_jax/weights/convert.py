@@ -101,7 +101,9 @@ def from_reference(state_dict: Flat) -> dict[str, Any]:
         block = _BLOCK.match(key)
         path = _OUR_BLOCK.get(block[2]) if block else _OUR_TOP.get(key)
         if path is None:
-            raise ValueError(f"weight {key!r} has no counterpart here; expected a DINOv2 state dict")
+            raise ValueError(
+                f"weight {key!r} has no counterpart here; expected a DINOv2 state dict"
+            )
         value = _to_our_layout(path, np.asarray(value))
         if block:
             stacked.setdefault(path, {})[int(block[1])] = value
@@ -133,8 +135,9 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
     return out
 
 
-# Hugging Face transformers -> reference, below the base model (reference-facts 1.8). Newer releases
-# name the packed SwiGLU projection's halves gate_proj and up_proj.
+# Hugging Face transformers -> reference, below the base model. Files saved by releases before 5
+# have attention.attention.query and mlp.weights_in; newer ones attention.q_proj and, instead of the
+# packed SwiGLU projection, its halves gate_proj and up_proj.
 _HF_RENAMES = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -142,13 +145,16 @@ _HF_RENAMES = (
     (r"^layernorm\.", "norm."),
     (r"^encoder\.layers?\.", "blocks."),
     (r"^layers?\.", "blocks."),
-    (r"attention\.output\.dense\.", "attn.proj."),
+    (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
+    (r"attention\.(attention\.)?(query|q_proj)\.", "attn.q."),
+    (r"attention\.(attention\.)?(key|k_proj)\.", "attn.k."),
+    (r"attention\.(attention\.)?(value|v_proj)\.", "attn.v."),
     (r"layer_scale(\d)\.lambda1$", r"ls\1.gamma"),
     (r"mlp\.weights_in\.", "mlp.w12."),
     (r"mlp\.(weights_out|down_proj)\.", "mlp.w3."),
 )
 _HF_PARTS = (
-    (("attention.attention.query", "attention.attention.key", "attention.attention.value"), "attn.qkv"),
+    (("attn.q", "attn.k", "attn.v"), "attn.qkv"),
     (("mlp.gate_proj", "mlp.up_proj"), "mlp.w12"),
 )
 

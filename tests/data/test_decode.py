@@ -102,6 +102,9 @@ def test_thirty_two_bit_and_float() -> None:
     unit = np.tile(np.linspace(0, 1, 24, dtype=np.float32), (16, 1))
     found = decode(encode(Image.fromarray(unit), "TIFF"))[0, :, 0]
     np.testing.assert_array_equal(found, np.rint(unit[0] * 255))
+    unit[0] *= np.float32(3.4e38)
+    unit[0, 0] = -3.4e38
+    assert decode(encode(Image.fromarray(unit), "TIFF"))[0, [0, -1], 0].tolist() == [0, 255]
     unit[0, 0] = np.nan
     assert decode(encode(Image.fromarray(unit), "TIFF")).shape == (16, 24, 3)
 

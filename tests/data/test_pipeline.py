@@ -241,7 +241,7 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         import sys
-        from dinov2_jax.data.pipeline import CropSpec, MaskSpec, TrainLoader
+        from dinov2_jax.data.pipeline import CropSpec, MaskSpec, TrainLoader, eval_batches
         from dinov2_jax.data.sources import open_source
 
         if __name__ == "__main__":
@@ -249,9 +249,12 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
             source = open_source("folder", {str(tmp_path)!r})
             crops, masks = CropSpec(32, (0.3, 1.0), 16, (0.1, 0.3), 2), MaskSpec(8, 0.5, (0.1, 0.5))
             loader = TrainLoader(source, crops, masks, batch_size=2, group_size=2, seed=0,
-                                 workers=1, max_pixels=10**8)
+                                 workers=2, max_pixels=10**8)
             kept = next(loader)["global_crops"]
             loader.close()
+            left_early = eval_batches(source, range(7), batch_size=2, resize_size=36,
+                                      image_size=32, max_pixels=10**8, workers=1)
+            kept_too = next(left_early)
             print(kept.shape)
         """)
     )

@@ -58,6 +58,7 @@ def test_loops_and_dead_links(pictures: Path) -> None:
     expected = names(Folder(str(pictures)))
     (pictures / "a" / "loop").symlink_to(pictures)
     (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
+    (pictures / "itself.png").symlink_to(pictures / "itself.png")
     assert names(Folder(str(pictures))) == expected
 
 
@@ -157,6 +158,29 @@ def test_array_record(tmp_path: Path) -> None:
     single = ArrayRecord(str(tmp_path / "data.array_record-00001-of-00002"))
     assert len(single) == 2
     assert single.labels is None
+
+
+def test_damaged_array_record(tmp_path: Path) -> None:
+    """A damaged chunk is one unreadable record; what is no such file at all is refused."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    path = tmp_path / "data.array_record"
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+    records = np.random.default_rng(0).bytes(3000 * 50)
+    for row in range(50):
+        writer.write(records[3000 * row : 3000 * (row + 1)])
+    writer.close()
+    whole = bytearray(path.read_bytes())
+    damage = whole.index(records[3000 * 20 : 3000 * 20 + 64])
+    whole[damage : damage + 64] = bytes(64)
+    path.write_bytes(whole)
+    source = open_source("array_record", str(path))
+    with pytest.raises(OSError, match="[Cc]orrupted"):
+        source[20]
+    assert source[19] == records[3000 * 19 : 3000 * 20]
+    assert source[21] == records[3000 * 21 : 3000 * 22]
+    path.write_bytes(b"no such file")
+    with pytest.raises(SourceError, match="cannot be read as ArrayRecord"):
+        open_source("array_record", str(path))
 
 
 def prepare_tfds(folder: Path) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.convert import from_reference, huggingface_to_reference
 

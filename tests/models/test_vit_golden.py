@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.models.vit import VisionTransformer, intermediate_layers
 from dinov2_jax.weights.convert import from_reference, to_reference
@@ -72,7 +73,9 @@ def test_forward(forward, name, size, scan):
         model.interpolate_antialias,
     )
     np.testing.assert_allclose(positions, case["pos_embed"], rtol=0, atol=2e-5)
-    layers = jax.jit(lambda p, x: intermediate_layers(model, p, x, n=[3, 1], reshape=True))(params, image)
+    layers = jax.jit(lambda p, x: intermediate_layers(model, p, x, n=[3, 1], reshape=True))(
+        params, image
+    )
     for block, (patches, cls) in zip([1, 3], layers, strict=True):
         want = case[f"intermediate{block}/patch"].transpose(0, 2, 3, 1)
         np.testing.assert_allclose(patches, want, rtol=0, atol=2e-5)
@@ -136,33 +139,61 @@ def formula_image(height: int, width: int) -> jnp.ndarray:
 
 WORKED = {
     "A": {
-        "nonsq": ([1.48653, -0.319506, 0.226909, 1.27085, -0.329685, -1.054903],
-                  [0.490316, 0.137542, -1.317887], [2.187349, -1.130069, 0.39779], 15.27807, 76.54267),
-        "masked": ([1.471872, -0.328047, 0.247039, 1.256993, -0.342146, -1.027874],
-                   [0.453087, 0.160174, -1.295382], [2.162875, -1.131717, 0.417602], 15.71064, 76.35732),
-        "sq": ([1.415467, -0.186665, 0.159141, 1.210469, -0.22207, -1.115794],
-               [0.541526, -0.037654, -0.848594], [0.072644, 0.564454, -1.034104], 16.41316, 115.93316),
+        "nonsq": (
+            [1.48653, -0.319506, 0.226909, 1.27085, -0.329685, -1.054903],
+            [0.490316, 0.137542, -1.317887],
+            [2.187349, -1.130069, 0.39779],
+            15.27807,
+            76.54267,
+        ),
+        "masked": (
+            [1.471872, -0.328047, 0.247039, 1.256993, -0.342146, -1.027874],
+            [0.453087, 0.160174, -1.295382],
+            [2.162875, -1.131717, 0.417602],
+            15.71064,
+            76.35732,
+        ),
+        "sq": (
+            [1.415467, -0.186665, 0.159141, 1.210469, -0.22207, -1.115794],
+            [0.541526, -0.037654, -0.848594],
+            [0.072644, 0.564454, -1.034104],
+            16.41316,
+            115.93316,
+        ),
         "positions": ([-0.09172, 0.016673, 0.068605], 0.260687),
         "layer0": ([0.121873, -0.007786, 0.12865], 0.099134),
     },
     "B": {
-        "nonsq": ([0.898023, 0.354266, 1.880611, 0.042715, -1.736389, -0.172971],
-                  [-0.660616, 0.379398, -0.274869], [0.843013, -0.854328, 1.489789], 13.31332, 78.13327),
-        "masked": ([0.870366, 0.323657, 1.876128, 0.046429, -1.722509, -0.141365],
-                   [-0.710711, 0.390453, -0.236979], [0.80909, -0.851577, 1.495989], 13.72366, 79.09945),
-        "sq": ([0.780153, 0.499009, 1.953282, -0.094619, -1.710307, -0.155231],
-               [-0.698061, 0.306639, -0.270473], [-1.111256, 0.818063, -0.315495], 13.2618, 119.14016),
+        "nonsq": (
+            [0.898023, 0.354266, 1.880611, 0.042715, -1.736389, -0.172971],
+            [-0.660616, 0.379398, -0.274869],
+            [0.843013, -0.854328, 1.489789],
+            13.31332,
+            78.13327,
+        ),
+        "masked": (
+            [0.870366, 0.323657, 1.876128, 0.046429, -1.722509, -0.141365],
+            [-0.710711, 0.390453, -0.236979],
+            [0.80909, -0.851577, 1.495989],
+            13.72366,
+            79.09945,
+        ),
+        "sq": (
+            [0.780153, 0.499009, 1.953282, -0.094619, -1.710307, -0.155231],
+            [-0.698061, 0.306639, -0.270473],
+            [-1.111256, 0.818063, -0.315495],
+            13.2618,
+            119.14016,
+        ),
         "positions": ([-0.072337, 0.031447, 0.048955], 0.271192),
         "layer0": ([0.056512, 0.095734, 0.282665], 0.057042),
     },
-}  # fmt: skip
+}
 
 
 def worked_model(name: str) -> VisionTransformer:
     options = MODELS["mlp_offset" if name == "A" else "reg_swiglu_antialias"]
-    return VisionTransformer(
-        dim=24, depth=3, heads=3, patch_size=14, image_size=56, **options
-    )
+    return VisionTransformer(dim=24, depth=3, heads=3, patch_size=14, image_size=56, **options)
 
 
 @pytest.mark.parametrize("case", ["nonsq", "masked", "sq"])
@@ -186,7 +217,10 @@ def test_worked_forward_values(name, case):
 def test_worked_positions_and_first_block(name):
     params, model = formula_params(4 if name == "B" else 0, name == "B"), worked_model(name)
     positions = resize_positions(
-        jnp.asarray(params["pos_embed"]), (3, 5), model.interpolate_offset, model.interpolate_antialias
+        jnp.asarray(params["pos_embed"]),
+        (3, 5),
+        model.interpolate_offset,
+        model.interpolate_antialias,
     )
     first, total = WORKED[name]["positions"]
     np.testing.assert_allclose(positions[0, 1:4, 0], first, rtol=0, atol=2e-6)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from dinov2_jax.ssl import losses, targets
 from dinov2_jax.ssl.diagnostics import effective_rank
 
@@ -58,10 +59,14 @@ def test_ibot_loss_with_padding():
     weights = jnp.array([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
     student = det((5, 8), 0.8)
     np.testing.assert_allclose(losses.ibot_loss(student, goals, weights, 6), 3.02648759, rtol=2e-6)
-    padded = [jnp.concatenate([x, jnp.full((3, *x.shape[1:]), f)]) for x, f in
-              ((det((5, 8), 1.3), 9.0), (student, 7.0), (weights, 0.0))]  # fmt: skip
+    padded = [
+        jnp.concatenate([x, jnp.full((3, *x.shape[1:]), f)])
+        for x, f in ((det((5, 8), 1.3), 9.0), (student, 7.0), (weights, 0.0))
+    ]
     goals = targets.sinkhorn_knopp(padded[0], TEMP, padded[2] > 0)
-    np.testing.assert_allclose(losses.ibot_loss(padded[1], goals, padded[2], 6), 3.02648759, rtol=2e-6)
+    np.testing.assert_allclose(
+        losses.ibot_loss(padded[1], goals, padded[2], 6), 3.02648759, rtol=2e-6
+    )
 
 
 def test_koleo():

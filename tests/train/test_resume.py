@@ -91,7 +91,9 @@ def straight(pictures, tmp_path_factory) -> Path:
 
 def saved_steps(workdir: Path) -> list[int]:
     folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+    )
 
 
 def kill_during_save(pictures: Path, workdir: Path, **changes) -> None:
@@ -135,7 +137,9 @@ def test_sigterm_saves_and_leaves(pictures, straight, tmp_path):
     )
     deadline = time.monotonic() + 280
     lines = tmp_path / "metrics.jsonl"
-    while time.monotonic() < deadline and not (lines.exists() and '"step": 1,' in lines.read_text()):
+    while time.monotonic() < deadline and not (
+        lines.exists() and '"step": 1,' in lines.read_text()
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -149,16 +153,21 @@ def test_resume_on_another_device_count(pictures, straight, tmp_path):
     """8 devices (2 x 4, sharded) to step 3 of 6, then 2 devices: the losses of one device."""
     first = {"mesh.data": 2, "mesh.fsdp": 4}
     process = subprocess.Popen(
-        command(pictures, tmp_path, **first), env=environment(8), cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        command(pictures, tmp_path, **first),
+        env=environment(8),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 280
     while time.monotonic() < deadline and 3 not in saved_steps(tmp_path):
         time.sleep(0.005)
     process.kill()
     process.wait()
     for step in saved_steps(tmp_path)[1:]:
-        (tmp_path / f"checkpoints/{step}").rename(tmp_path / f"checkpoints/{step}.orbax-checkpoint-tmp-1")
+        (tmp_path / f"checkpoints/{step}").rename(
+            tmp_path / f"checkpoints/{step}.orbax-checkpoint-tmp-1"
+        )
     run(pictures, tmp_path, devices=2, **{"mesh.data": 1, "mesh.fsdp": 2})
     for got, want in zip(metrics(tmp_path), metrics(straight), strict=True):
         assert got["step"] == want["step"]

@@ -1,6 +1,7 @@
 """The worked schedule values of reference-facts 7.2, computed from the shipped configurations."""
 
 import pytest
+
 from configs import vitl14, vitl16_short
 from dinov2_jax.train.setup import make_schedules
 
@@ -28,7 +29,10 @@ def test_worked_values(overlay, values):
         got = schedules.at(step)
         for name, value in expected.items():
             # The table gives seven digits; fp32 keeps them.
-            assert got[name] == pytest.approx(value, rel=2e-5 if value < 1e-6 else 1e-6), (step, name)
+            assert got[name] == pytest.approx(value, rel=2e-5 if value < 1e-6 else 1e-6), (
+                step,
+                name,
+            )
 
 
 def test_first_step_has_no_rate():

@@ -5,9 +5,9 @@ import re
 import jax
 import numpy as np
 import pytest
+
 from dinov2_jax.sharding import make_mesh, put_batch
 from dinov2_jax.train.setup import make_run
-
 from tests.train.tiny import random_batch, tiny_config
 
 MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
@@ -41,7 +41,7 @@ def test_losses_do_not_depend_on_the_mesh(single, mesh):
 
 
 def test_losses_with_tensor_parallel_and_other_groups(single):
-    """A tensor axis, and groups larger than a device's share, cost communication but no accuracy."""
+    """A tensor axis, and groups larger than a device's share, cost messages but no accuracy."""
     for got, want in zip(three_steps(2, 2, 2), single, strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
     wide = {"group_size": 16}

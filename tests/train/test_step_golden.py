@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ssl.objective import Networks, Objective, student_loss, teacher_targets
@@ -76,7 +77,9 @@ def image_major(x: np.ndarray, images: int) -> np.ndarray:
 
 
 def batch_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
-    get = {k.removeprefix(f"step{step}/"): v for k, v in data.items() if k.startswith(f"step{step}/")}
+    get = {
+        k.removeprefix(f"step{step}/"): v for k, v in data.items() if k.startswith(f"step{step}/")
+    }
     images = get["collated_global_crops"].shape[0] // 2
     patches = get["collated_masks"].shape[1]
     slots = int(get["upperbound"])
@@ -94,7 +97,13 @@ def batch_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
 
 
 def hyper_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
-    names = {"lr": "lr", "last_layer_lr": "last_lr", "weight_decay": "wd", "momentum": "mom", "teacher_temp": "temp"}  # fmt: skip
+    names = {
+        "lr": "lr",
+        "last_layer_lr": "last_lr",
+        "weight_decay": "wd",
+        "momentum": "mom",
+        "teacher_temp": "temp",
+    }
     return {ours: jnp.float32(data[f"step{step}/{theirs}"]) for ours, theirs in names.items()}
 
 
@@ -123,7 +132,9 @@ def relative_l2(got: dict, want: dict) -> float:
 def test_three_steps(case):
     name, data = case
     objective = objective_of(name, data)
-    optimizer = make_optimizer(load_params(data, "init/student/"), **optimizer_settings(data, objective))
+    optimizer = make_optimizer(
+        load_params(data, "init/student/"), **optimizer_settings(data, objective)
+    )
     state = initial_state(data, objective, optimizer)
     step = jax.jit(functools.partial(train_step, objective=objective, optimizer=optimizer))
     for i in range(3):
@@ -144,7 +155,9 @@ def test_three_steps(case):
         for module in state.student:
             prefix = f"final/{side}/"
             want = {
-                k.removeprefix(prefix): v for k, v in data.items() if k.startswith(f"{prefix}{module}.")
+                k.removeprefix(prefix): v
+                for k, v in data.items()
+                if k.startswith(f"{prefix}{module}.")
             }
             assert relative_l2(got, want) <= 5e-5, (side, module)
 

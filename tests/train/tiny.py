@@ -1,9 +1,10 @@
 """A configuration and batches small enough to train on a laptop's eight virtual devices."""
 
 import numpy as np
+from ml_collections import ConfigDict
+
 from configs import default
 from dinov2_jax.data.masking import sample_masks
-from ml_collections import ConfigDict
 
 
 def tiny_config(**changes) -> ConfigDict:

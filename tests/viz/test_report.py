@@ -69,7 +69,7 @@ def test_headline_numbers() -> None:
     assert headline(ROWS, CONFIG) == [
         ("k-NN top-1, first", "12.3 %"),
         ("k-NN top-1, last", "45.7 %"),
-        ("Gain", "+33.3 points"),
+        ("Gain, points", "+33.3"),
         ("Steps", "30"),
         ("Images seen", "1,920"),
         ("Images a second", "91"),  # the median: not the first reading, which compiles
@@ -79,7 +79,7 @@ def test_headline_numbers() -> None:
 
 def test_page_shows_numbers_and_curves(tmp_path: Path) -> None:
     page, parsed = report(tmp_path, ROWS)
-    for text in ("+33.3 points", "1,920", "step 30: 45.67 %", "step 30: 5.25", "vit_tiny"):
+    for text in ("+33.3", "1,920", "step 30: 45.67 %", "step 30: 5.25", "vit_tiny"):
         assert text in parsed.text
     assert parsed.tags.count("svg") == 3  # k-NN, loss, iBOT; a part that is always 0 is left out
     assert not list(tmp_path.glob("*.tmp"))
@@ -136,7 +136,7 @@ def test_warnings_stand_out_and_come_once(tmp_path: Path) -> None:
 
 def test_a_fall_has_a_minus_sign() -> None:
     rows = [{"step": 0, "knn_top1": 20.0}, {"step": 9, "knn_top1": 19.5}]
-    assert ("Gain", "\N{MINUS SIGN}0.5 points") in headline(rows, {})
+    assert ("Gain, points", "\N{MINUS SIGN}0.5") in headline(rows, {})
 
 
 def test_curve_breaks_at_missing_values() -> None:
@@ -145,6 +145,11 @@ def test_curve_breaks_at_missing_values() -> None:
     assert [len(line.split()) for line in lines] == [2, 2]
     heights = [float(corner.split(",")[1]) for corner in lines[0].split()]
     assert heights[1] < heights[0]  # larger is higher up
+
+
+def test_tick_labels_share_their_decimals() -> None:
+    labels = re.findall(r'text-anchor="end">([^<]+)<', curve("loss", [(1, 5.1), (2, 6.4)]))
+    assert labels == ["5.0", "5.5", "6.0", "6.5"]
 
 
 def test_series_without_a_finite_value_is_empty() -> None:
