@@ -315,3 +315,19 @@ def test_spec_from_config_and_its_errors():
         ColourSpec(hue=0.6)
     with pytest.raises(ValueError, match="above 0"):
         ColourSpec(blur_sigma=(0.0, 1.0))
+
+
+def test_no_operation_is_repeated_by_fusion():
+    """XLA may fuse the jitter into each read of a blur; that once cost 25 times the time.
+
+    The compiled program counts 834 operations a pixel at these sizes, half of them the blur's
+    matrix products; with the jitter repeated it was 1,773.
+    """
+    images = 4
+    crops = (
+        jax.ShapeDtypeStruct((images, 2, 32, 32, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((images, 8, 16, 16, 3), jnp.uint8),
+    )
+    compiled = augment.lower(jax.random.key(0), *crops, ColourSpec()).compile()
+    pixels = images * (2 * 32**2 + 8 * 16**2)
+    assert compiled.cost_analysis()["flops"] / pixels < 1200

@@ -255,6 +255,7 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
             left_early = eval_batches(source, range(7), batch_size=2, resize_size=36,
                                       image_size=32, max_pixels=10**8, workers=1)
             kept_too = next(left_early)
+            del left_early
             print(kept.shape)
         """)
     )
