@@ -85,5 +85,16 @@ def report(
         crops_png=sheet.read_bytes() if sheet.exists() else None,
         pca_pairs=pca_pairs(config, run, teacher, source),
         attribution=attribution,
-        notes=notes,
+        notes=[*notes, *skipped_pictures(folder)],
     )
+
+
+def skipped_pictures(folder: Path, most: int = 100) -> list[str]:
+    """One line a picture of skipped.txt, for the report; the file itself has all of them."""
+    file = folder / "skipped.txt"
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    found = [f"skipped {line.replace(chr(9), ': ', 1)}" for line in lines[:most]]
+    more = len(lines) - most
+    return found + ([f"and {more:,} more, all in skipped.txt"] if more > 0 else [])

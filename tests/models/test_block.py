@@ -1,0 +1,91 @@
+"""Stochastic depth by subset, and the packed pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.models.block import add_residual, kept_crops, sample_kept
+from dinov2_jax.models.vit import VisionTransformer
+
+
+def test_number_of_kept_crops():
+    # Reference-facts 2.2: 64 and 256 crops at 0.3; truncation of a float product; at least one.
+    assert [kept_crops(64, 0.3), kept_crops(256, 0.3), kept_crops(2, 0.9)] == [44, 179, 1]
+
+
+def test_subset_is_exact_and_scaled():
+    crops = [jnp.zeros((3, 10, 4, 6)), jnp.zeros((3, 8, 2, 6))]
+    gamma = jnp.arange(1.0, 7.0)
+
+    def branch(packed, like):
+        assert packed.shape == (3, 6 * 4 + 4 * 2, 6)  # int(10 * 0.6), int(8 * 0.6): only the kept
+        return jnp.ones_like(packed)
+
+    out = add_residual(crops, branch, gamma, jax.random.key(0), 0.4)
+    for x, kept in zip(out, (6, 4), strict=True):
+        total = x.shape[1]
+        rows = np.asarray(x).reshape(3, total, -1, 6)
+        changed = rows.any(axis=(2, 3))
+        assert changed.sum(axis=1).tolist() == [kept] * 3
+        want = np.broadcast_to(total / kept * np.asarray(gamma), rows[changed].shape)
+        np.testing.assert_allclose(rows[changed], want, rtol=1e-6)
+
+
+def test_every_group_branch_and_set_draws_its_own_subset():
+    kept = np.asarray(sample_kept(jax.random.key(0), 4, 32, 16))
+    assert len({tuple(sorted(row)) for row in kept.tolist()}) == 4
+    assert all(len(set(row)) == 16 for row in kept.tolist())
+
+
+def test_all_crops_are_kept_equally_often():
+    keys = jax.random.split(jax.random.key(0), 400)
+    kept = jax.vmap(lambda key: sample_kept(key, 1, 8, 4))(keys)
+    share = np.bincount(np.asarray(kept).ravel(), minlength=8) / 400
+    np.testing.assert_allclose(share, 0.5, atol=0.1)  # 4 sigma
+
+
+@pytest.fixture(scope="module")
+def model_and_params():
+    model = VisionTransformer(
+        dim=24, depth=3, heads=3, patch_size=7, image_size=28, layerscale=0.5, drop_path_rate=0.4
+    )
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
+    return model, params
+
+
+def test_packed_pass_equals_separate_passes(model_and_params):
+    model, params = model_and_params
+    large = jax.random.normal(jax.random.key(1), (2, 3, 28, 28, 3))
+    small = jax.random.normal(jax.random.key(2), (2, 5, 14, 14, 3))
+    together = jax.jit(model.apply)({"params": params}, [large, small])
+    for got, images in zip(together, (large, small), strict=True):
+        alone = model.apply({"params": params}, images.reshape(-1, *images.shape[2:]))
+        for name in ("cls", "patches"):
+            want = alone[name].reshape(got[name].shape)
+            np.testing.assert_allclose(got[name], want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_scan_remat_and_unrolled_blocks_agree(model_and_params, uniform):
+    model, params = model_and_params
+    images = [jax.random.normal(jax.random.key(1), (2, 4, 28, 28, 3))]
+    key, results = jax.random.key(3), []
+    for scan, remat in ((False, False), (True, False), (True, True)):
+        variant = model.clone(scan_blocks=scan, remat=remat, drop_path_uniform=uniform)
+
+        def total(p, variant=variant):
+            (out,) = variant.apply({"params": p}, images, drop_path_key=key)
+            return jnp.sum(out["cls"] ** 2)
+
+        results.append(jax.jit(jax.value_and_grad(total))(params))
+    for value, grads in results[1:]:
+        np.testing.assert_allclose(value, results[0][0], rtol=1e-6)
+        for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(results[0][1]), strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def test_drop_rates(model_and_params):
+    model, _ = model_and_params
+    np.testing.assert_allclose(model.drop_rates(), [0.4, 0.4, 0.4])
+    np.testing.assert_allclose(model.clone(drop_path_uniform=False).drop_rates(), [0, 0.2, 0.4])

@@ -1,0 +1,42 @@
+"""A step without a finite loss changes nothing but the counters; three in a row stop the run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
+from dinov2_jax.train.setup import make_run
+from tests.train.tiny import random_batch, tiny_config
+
+
+def test_a_bad_step_is_skipped_and_counted():
+    config = tiny_config()
+    mesh = make_mesh(1)
+    run = make_run(config, mesh)
+    state = run.init()
+    batch = put_batch(random_batch(config, 0), mesh)
+    bad = batch | {"mask_weights": jnp.full_like(batch["mask_weights"], jnp.nan)}
+    before = jax.device_get((state.student, state.teacher, state.opt_state, state.centers))
+    state, metrics = run.step(state, bad, run.schedules.at(3))
+    after = jax.device_get((state.student, state.teacher, state.opt_state, state.centers))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+    assert [int(state.step), int(metrics["nonfinite_steps"])] == [1, 1]
+    state, metrics = run.step(state, batch, run.schedules.at(3))
+    assert [int(metrics["nonfinite_streak"]), int(metrics["nonfinite_steps"])] == [0, 1]
+    moved = jax.tree.map(np.array_equal, before[0], jax.device_get(state.student))
+    assert not any(jax.tree.leaves(moved["dino_head"]["mlp_0"]))
+
+
+def test_the_watch_dumps_warns_and_stops(tmp_path):
+    watch = NonFiniteWatch(tmp_path, lag_steps=1)
+    batch = {"masks": np.ones(3)}
+    assert watch.add(1, batch, {"nonfinite_streak": 0}) == []
+    assert watch.add(2, batch, {"nonfinite_streak": 1}) == []
+    (message,) = watch.add(3, batch, {"nonfinite_streak": 2})
+    assert "step 2" in message
+    assert np.load(tmp_path / "nonfinite/step_2.npz")["masks"].sum() == 3
+    watch.add(4, batch, {"nonfinite_streak": 3})
+    with pytest.raises(NonFiniteLoss, match=r"3 steps in a row up to step 4.*base_lr"):
+        watch.check()
