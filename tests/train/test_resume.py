@@ -23,7 +23,8 @@ OVERRIDES = {
     "model.depth": 2,
     "model.heads": 3,
     "model.patch_size": 8,
-    "model.drop_path_rate": 0.3,
+    "model.drop_path_rate": 0.2,  # and LayerScale: KoLeo is ill-conditioned for equal features
+    "model.layerscale": 0.5,
     "dino.head_prototypes": 32,
     "dino.head_hidden_dim": 16,
     "dino.head_bottleneck_dim": 8,
