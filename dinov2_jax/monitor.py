@@ -268,11 +268,6 @@ class HealthMonitor:
         }
 
 
-def health_warnings(metrics: Mapping[str, float], history: HealthMonitor) -> list[str]:
-    """`history.check(metrics)`: the warnings that this reading completes, each once a run."""
-    return history.check(metrics)
-
-
 class Output:
     """All that a run tells: metrics, progress and messages, opened and closed together.
 
