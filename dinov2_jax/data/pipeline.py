@@ -160,15 +160,15 @@ class TrainLoader:
         # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
         self._groups = batch_size // group_size
         self._next = start_batch
-        self._iterator = iter(_parallel(dataset[start_batch * self._groups :], workers))
+        self._reader = _Reader(dataset[start_batch * self._groups :], workers)
         # Also at the end of a program that does not close: grain's own tidying comes too late then.
-        self._close = weakref.finalize(self, _end, self._iterator)
+        self._close = weakref.finalize(self, self._reader.close)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        groups = [next(self._iterator) for _ in range(self._groups)]
+        groups = [next(self._reader) for _ in range(self._groups)]
         batch = {name: _join([group[name] for group in groups]) for name in groups[0]}
         self._next += 1
         return batch
@@ -180,21 +180,10 @@ class TrainLoader:
     def close(self) -> None:
         """Ends the worker processes and frees their shared memory; no batch can follow."""
         self._close()
-        self._iterator = None
 
 
-def _end(iterator: Any) -> None:
-    """Closes an iterator of grain and waits until the blocks of its arrays are freed.
-
-    The thread that frees them is a daemon: whatever it has not done when the interpreter ends is
-    left in /dev/shm, and Python's resource tracker complains.
-    """
-    iterator.close()
-    pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
-    if pool is not None:
-        gc.collect()
-        with contextlib.suppress(ValueError):  # the interpreter has ended the thread
-            pool.apply(int)  # one thread works in order, so all before this is done
+def _copy(batch: Batch) -> Batch:
+    return {name: _join([value]) for name, value in batch.items()}
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -205,17 +194,44 @@ def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([part.view(np.ndarray) for part in parts])
 
 
-def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Reads ahead on a thread, in `workers` processes if any."""
-    if not flags.FLAGS.is_parsed():  # grain starts no process before absl's flags are parsed
-        flags.FLAGS.mark_as_parsed()
-    reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-    if not workers:
-        return reading
-    # BLAS reads this when a worker loads numpy; its threads would only fight over the cores.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    return reading.mp_prefetch(options, worker_init_fn=_start_worker)
+class _Reader:
+    """A dataset's elements in order, read ahead in `workers` processes, or on a thread if 0."""
+
+    def __init__(self, dataset: grain.MapDataset, workers: int) -> None:
+        if not flags.FLAGS.is_parsed():  # grain starts no process before absl's flags are parsed
+            flags.FLAGS.mark_as_parsed()
+        reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        if workers:
+            # BLAS reads this when a worker loads numpy; its threads would only fight for cores.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            options = grain.MultiprocessingOptions(num_workers=workers)
+            reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
+        self._workers, self._delivered = workers, 0
+        self._iterator: Any = iter(reading)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._delivered += 1
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the processes and waits until the shared memory of their arrays is freed."""
+        # grain starts all workers at the first element, but ends only those that have delivered
+        # one: the others would go on, and their arrays stay in /dev/shm.
+        with contextlib.suppress(Exception):  # a worker that failed has ended, too
+            while 0 < self._delivered < self._workers:
+                next(self)
+        self._iterator.close()
+        self._iterator = iter(())  # grain's objects complain if the interpreter's end meets them
+        # The thread that frees arrays is a daemon: what it has not done when the interpreter ends
+        # is left in /dev/shm, and Python's resource tracker complains.
+        pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+        if pool is not None:
+            gc.collect()
+            with contextlib.suppress(ValueError):  # the interpreter has ended the thread
+                pool.apply(int)  # one thread works in order, so all before this is done
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -255,12 +271,10 @@ def eval_batches(
         .map(_LoadForEvaluation(source, resize_size, image_size, max_pixels))
         .batch(batch_size)
     )
-    iterator = iter(_parallel(dataset, workers))
-    try:
-        for batch in iterator:
-            yield {name: _join([value]) for name, value in batch.items()}
-    finally:  # also where the consumer stops before the last batch
-        _end(iterator)
+    # closing: also where the consumer stops before the last batch
+    with contextlib.closing(_Reader(dataset, workers)) as reader:
+        # map gives grain's own arrays no name, under which they would outlive close().
+        yield from map(_copy, reader)
 
 
 @dataclasses.dataclass(frozen=True)

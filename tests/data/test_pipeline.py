@@ -240,7 +240,7 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import sys, time
         from dinov2_jax.data.pipeline import CropSpec, MaskSpec, TrainLoader, eval_batches
         from dinov2_jax.data.sources import open_source
 
@@ -251,6 +251,7 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
             loader = TrainLoader(source, crops, masks, batch_size=2, group_size=2, seed=0,
                                  workers=2, max_pixels=10**8)
             kept = next(loader)["global_crops"]
+            time.sleep(1)  # until the second worker, never asked so far, has its arrays ready
             loader.close()
             left_early = eval_batches(source, range(7), batch_size=2, resize_size=36,
                                       image_size=32, max_pixels=10**8, workers=1)
