@@ -33,8 +33,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     overrides: list[tuple[str, str]] = []
     for name, value in _flags(argv):
         if name.startswith("config."):
-            # A bare flag is how absl spells "true"; for a field that is no bool its type check
-            # refuses it.
+            # A bare flag is how absl spells "true"; the type check refuses it for numbers.
             overrides.append((name.removeprefix("config."), "true" if value is None else value))
         elif name not in single:
             known = [*single, "help"]

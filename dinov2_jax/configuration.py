@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # Least and greatest value of fields that would otherwise fail late or train nonsense in silence.
 RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, math.inf),
     "total_steps": (1, math.inf),
     "batch_size": (1, math.inf),
     "group_size": (1, math.inf),
@@ -38,6 +39,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.every_steps": (1, math.inf),
     "checkpoint.keep_last": (1, math.inf),
     "eval.every_steps": (0, math.inf),
+    "eval.max_pictures": (0, math.inf),
+    "eval.k": (1, math.inf),
+    "eval.batch_size": (1, math.inf),
+    "eval.temperature": (1e-3, math.inf),
+    "colour.hue": (0, 0.5),
+    "colour.blur_kernel": (1, math.inf),
     "data.workers": (0, math.inf),
     "data.max_bad_fraction": (0, 1),
     "model.patch_size": (1, math.inf),
@@ -143,13 +150,8 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def from_dict(stored: dict[str, Any]) -> ml_collections.ConfigDict:
-    """Locked configuration from a nested dict; lists become the tuples they were before JSON."""
-    return ml_collections.ConfigDict(tuples(stored)).lock()
-
-
 def tuples(value: Any) -> Any:
-    """The same nested value with every list turned into a tuple."""
+    """The same nested value with every list turned into the tuple it was before JSON."""
     if isinstance(value, dict):
         return {key: tuples(item) for key, item in value.items()}
     return tuple(tuples(item) for item in value) if isinstance(value, list | tuple) else value
@@ -157,10 +159,6 @@ def tuples(value: Any) -> Any:
 
 def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(to_dict(config), indent=2) + "\n"
-
-
-def from_json(text: str) -> ml_collections.ConfigDict:
-    return from_dict(json.loads(text))
 
 
 def diff_configs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -194,7 +192,8 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
     _check_ranges(config)
     _check_batch(config)
     _check_images(config)
-    return _check_mesh(config, device_count)
+    _check_colours(config)
+    return _late_schedules(config) + _check_mesh(config, device_count)
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
@@ -249,12 +248,44 @@ def _check_images(config: ml_collections.ConfigDict) -> None:
                 f"{patch_size}; nearest valid: "
                 f"--config.{name}={_nearest_multiple(fields[name], patch_size)}"
             )
+    if config.model.interpolate_antialias and config.model.interpolate_offset:
+        raise ConfigError(
+            "config.model.interpolate_antialias is for register models, whose "
+            "interpolate_offset is 0; add --config.model.interpolate_offset=0.0"
+        )
     dim, heads = config.model.dim, config.model.heads
     if dim and heads and dim % heads:
         raise ConfigError(
             f"config.model.dim {dim} is no multiple of config.model.heads {heads}; nearest valid: "
             f"--config.model.dim={_nearest_multiple(dim, heads)}"
         )
+
+
+def _check_colours(config: ml_collections.ConfigDict) -> None:
+    taps, crops = config.colour.blur_kernel, config.crops
+    if taps % 2 == 0:
+        raise ConfigError(
+            f"config.colour.blur_kernel {taps} is even, but a blur has a middle tap; nearest valid:"
+            f" --config.colour.blur_kernel={taps + 1}"
+        )
+    shortest = min(crops.global_size, crops.local_size if crops.local_number else math.inf)
+    if taps // 2 >= shortest:
+        raise ConfigError(
+            f"config.colour.blur_kernel {taps} reaches beyond a crop of {shortest} px, whose edge "
+            f"it reflects; use --config.colour.blur_kernel={2 * shortest - 1} or less"
+        )
+
+
+def _late_schedules(config: ml_collections.ConfigDict) -> list[str]:
+    """Notes on schedules that a shortened run never completes."""
+    total = config.total_steps
+    fields = ("optimizer.warmup_steps", "optimizer.freeze_last_layer_steps")
+    return [
+        f"config.{name} {leaves(config)[name]:,} is not less than config.total_steps {total:,}: "
+        f"the run ends before; a tenth would be --config.{name}={max(1, total // 10)}"
+        for name in fields
+        if leaves(config)[name] >= total
+    ]
 
 
 def _check_mesh(config: ml_collections.ConfigDict, device_count: int) -> list[str]:
@@ -286,12 +317,20 @@ def _check_mesh(config: ml_collections.ConfigDict, device_count: int) -> list[st
             "the mesh (data x fsdp); "
             f"nearest valid: --config.batch_size={valid}"
         )
+    notes = []
     if used < device_count:
-        return [
+        notes.append(
             f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all of "
             "them"
-        ]
-    return []
+        )
+    groups = config.batch_size // config.group_size
+    if groups % shards:
+        notes.append(
+            f"{groups} statistical groups of {config.group_size} do not divide over {shards} "
+            "shards of the mesh, so groups span devices: results are the same, but activations "
+            f"cross the network; --config.group_size={config.batch_size // shards} would divide"
+        )
+    return notes
 
 
 def _nearest_multiple(value: int, of: int) -> int:

@@ -7,5 +7,8 @@ cd "$(dirname "$0")/.."
 source launch/python.sh
 
 make_venv .venv samples
+# Other pictures are another run: in the same directory it would continue the drawings' one.
+workdir=runs/quickstart
+case " $*" in *--config.data.source* | *--config.data.path*) workdir=runs/own_pictures ;; esac
 exec .venv/bin/python -m dinov2_jax.main \
-  --config=configs/quickstart.py --workdir=runs/quickstart "$@"
+  --config=configs/quickstart.py --workdir="$workdir" "$@"

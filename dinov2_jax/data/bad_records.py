@@ -47,6 +47,7 @@ class BadRecords:
           TooManyBadRecords
         """
         indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int)).tolist()
+        self._path.unlink(missing_ok=True)  # of an earlier run; `load` brings its names back
         self._note(len(indices), [index for index in indices if self._reason(index) is not None])
         return len(indices)
 
@@ -60,8 +61,12 @@ class BadRecords:
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON: which records were bad among how many."""
-        return {"skipped": sorted(self._reasons), "looked_at": self._looked_at}
+        """For the checkpoint, as JSON: which records were bad among how many, of how many."""
+        return {
+            "skipped": sorted(self._reasons),
+            "looked_at": self._looked_at,
+            "pictures": len(self._source),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores `state()`; forgets what has become readable or was deleted since."""
@@ -70,6 +75,7 @@ class BadRecords:
             reason = self._reason(index) if index < len(self._source) else None
             if reason is not None:
                 self._reasons[index] = reason
+        self._write()
 
     def _reason(self, index: int) -> str | None:
         try:
@@ -90,6 +96,9 @@ class BadRecords:
             self._judge()
 
     def _write(self) -> None:
+        if not self._reasons:
+            self._path.unlink(missing_ok=True)
+            return
         lines = [
             f"{_one_line(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())

@@ -33,7 +33,7 @@ class BadImage(Exception):
 def decode(raw: bytes, max_pixels: int = MAX_PIXELS, min_side_px: int | None = None) -> np.ndarray:
     """Decodes any common picture to uint8 [H, W, 3] RGB.
 
-    Alpha is laid on white, EXIF rotation is applied, 16-bit and float values are scaled, of an
+    Alpha is laid on white, EXIF rotation is applied, deeper values are scaled to 8 bits, of an
     animation the first frame is taken. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if it
     has more than `max_pixels`, or if its shorter side is more than 4 `min_side_px`, the side in
     px that the crops need (then at least 2 `min_side_px` remain).
@@ -70,9 +70,11 @@ def _shrink_jpeg(image: Image.Image, max_pixels: int, min_side_px: int | None) -
         return
     width, height = image.size
     side = min(width, height)
+    if width * height > max_pixels and image.info.get("progressive"):
+        return  # libjpeg holds all its coefficients at full size, whatever the scale: refused
     if min_side_px is not None and side > 4 * min_side_px:
         wanted = 2 * min_side_px / side
-    elif width * height > max_pixels and not image.info.get("progressive"):
+    elif width * height > max_pixels:
         wanted = 1 / 8
         while wanted < 1 and width * height * (2 * wanted) ** 2 <= max_pixels:
             wanted *= 2
@@ -105,14 +107,18 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
-    """16 bits by their full range; 32 bits and floats by the range that their values suggest."""
+    """16 bits by their depth; 32 bits and floats by the range that their values suggest.
+
+    Cameras and X-ray detectors store 10, 12 or 14 bits in files of 16: the depth is the least of
+    8, 10, 12, 14 and 16 bits that holds the greatest value.
+    """
     # float32 has 24 bits, enough for 8 of output; in place, as 100 million values are 0.4 GB
     values = values.astype(np.float32)
     np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
     np.clip(values, -1e38, 1e38, out=values)  # so that no difference overflows
     low, high = float(values.min()), float(values.max())
     if mode.startswith("I;16") or (mode == "I" and low >= 0 and 255 < high <= 65535):
-        values /= 257
+        values *= 255 / next(depth for depth in (255, 1023, 4095, 16383, 65535) if high <= depth)
     elif mode == "F" and low >= 0 and high <= 1:
         values *= 255
     elif low < 0 or high > 255:

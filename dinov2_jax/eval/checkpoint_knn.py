@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.checkpoint import read_config, restore_params
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.pipeline import eval_batches
-from dinov2_jax.data.sources import Source, open_source
+from dinov2_jax.data.sources import Source, check_same_classes, open_source
 from dinov2_jax.eval.features import Forward, cls_forward, extract_features
 from dinov2_jax.eval.knn import all_settings, knn_table
 from dinov2_jax.models.vit import from_config
@@ -30,17 +30,21 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     """
     if not config.checkpoint:
         raise ConfigError("no checkpoint given; add --config.checkpoint=runs/<name>")
-    stored, step_dir = read_config(config.checkpoint)
+    stored, step_dir = read_config(Path(config.checkpoint).expanduser())
     stored_size = stored["crops"]["global_size"]
     model = from_config(stored["model"], stored_size)
     params = restore_params(step_dir, config.which)["backbone"]
     sizes = {name: config[name] or stored["eval"][name] for name in ("resize_size", "image_size")}
+    _check_image_size(sizes["image_size"], model.patch_size)
     forward = cls_forward(model, stored["colour"]["mean"], stored["colour"]["std"])
     data = _data_settings(config, stored)
-    sets = {}
-    for split in ("train_split", "test_split"):
-        source = _labelled(data, data[split])
-        sets[split] = _features(forward, params, source, data[split], config, data, sizes)
+    splits = ("train_split", "test_split")
+    sources = {split: _labelled(data, data[split]) for split in splits}
+    check_same_classes(*sources.values())
+    sets = {
+        split: _features(forward, params, sources[split], data[split], config, data, sizes)
+        for split in splits
+    }
     results = all_settings(sets["train_split"], sets["test_split"], config)
     report = _protocol(config, stored, step_dir, data, sizes, sets) | {"results": results}
     print(knn_table(results))
@@ -48,8 +52,17 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
         beyond = ", ".join(map(str, report["ks_beyond_bank"]))
         print(f"k = {beyond}: the bank has {report['train_images']} pictures, and all of them vote")
     print("  ".join(f"{name} {value}" for name, value in report.items() if name != "results"))
-    _write(Path(workdir) if workdir else step_dir.parent.parent, report)
+    _write(Path(workdir).expanduser() if workdir else step_dir.parent.parent, report)
     return report
+
+
+def _check_image_size(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size:
+        raise ConfigError(
+            f"config.image_size {image_size} px is no multiple of the checkpoint's patch size "
+            f"{patch_size}; nearest valid: "
+            f"--config.image_size={max(1, round(image_size / patch_size)) * patch_size}"
+        )
 
 
 def _data_settings(config: ConfigDict, stored: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class WeightNormLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[..., in_dim] -> [..., K]."""
+        """[..., in_dim] -> [..., K], fp32."""
         bound = x.shape[-1] ** -0.5
 
         def draw(key: Array, shape: tuple[int, ...]) -> Array:
@@ -38,7 +38,13 @@ class WeightNormLinear(nn.Module):
         v = self.param("weight_v", draw, (x.shape[-1], self.out_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
         kernel = l2_normalize(v, axis=0) * g
-        return jnp.einsum("...i,ik->...k", x.astype(self.dtype), kernel.astype(self.dtype))
+        # Logits stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
+        return jnp.einsum(
+            "...i,ik->...k",
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
 
 
 class DINOHead(nn.Module):

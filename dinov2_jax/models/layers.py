@@ -1,6 +1,6 @@
 """The parts of a transformer block: attention, the two feed-forward networks, LayerScale.
 
-Source: FB dinov2/layers; reference-facts in the paper's Table 17. All weights are drawn from
+Source: FB dinov2/layers; paper Table 17. All weights are drawn from
 normal(0, 0.02): torch's `trunc_normal_` truncates at the absolute values +-2, i.e. at 100 sigma,
 so it is an ordinary normal here, not `jax.nn.initializers.truncated_normal` (+-2 sigma).
 """

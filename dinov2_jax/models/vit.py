@@ -80,7 +80,8 @@ class VisionTransformer(nn.Module):
       interpolate_offset, interpolate_antialias: see models/positions.py.
       scan_blocks: lax.scan over blocks (small program) or unrolled; the parameters are the same.
       remat: recompute each block in the backward pass.
-      dtype: dtype of the computation; parameters stay fp32.
+      qkv_bias, proj_bias, ffn_bias: biases of the attention's and feed-forward's projections.
+      dtype: dtype of the matrix products; parameters, the residual stream and the outputs are fp32.
     """
 
     dim: int
@@ -98,6 +99,9 @@ class VisionTransformer(nn.Module):
     interpolate_antialias: bool = False
     scan_blocks: bool = True
     remat: bool = False
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     def _block(self) -> Block:
@@ -106,6 +110,9 @@ class VisionTransformer(nn.Module):
             ffn=self.ffn,
             mlp_ratio=self.mlp_ratio,
             layerscale=self.layerscale,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            ffn_bias=self.ffn_bias,
             dtype=self.dtype,
             parent=None,
         )
@@ -140,11 +147,16 @@ class VisionTransformer(nn.Module):
     def _embed(
         self, images: Array, masks: Array | None, project: nn.Dense, tokens: dict[str, Array]
     ) -> Array:
-        """[G, b, H, W, C] -> tokens [G, b, 1 + R + P, D]; masked patches become the mask token."""
+        """[G, b, H, W, C] -> fp32 tokens [G, b, 1 + R + P, D]; masked patches: the mask token.
+
+        DINOv2: the residual stream starts and stays in fp32 whatever the compute dtype; the
+        reference's is fp16 (11 bits). In bf16 (8 bits) branches scaled by a LayerScale of 1e-5
+        would be rounded away, all cls tokens would be equal, and KoLeo's gradient pure rounding.
+        """
         grid = images.shape[-3] // self.patch_size, images.shape[-2] // self.patch_size
-        patches = project(patchify(images, self.patch_size).astype(self.dtype))
+        patches = project(patchify(images, self.patch_size)).astype(jnp.float32)
         if masks is not None:
-            patches = jnp.where(masks[..., None], tokens["mask"].astype(self.dtype), patches)
+            patches = jnp.where(masks[..., None], tokens["mask"], patches)
         positions = resize_positions(
             tokens["pos"], grid, self.interpolate_offset, self.interpolate_antialias
         )
@@ -152,8 +164,8 @@ class VisionTransformer(nn.Module):
         if self.registers:
             first.append(tokens["registers"])
         batch = patches.shape[:2]
-        leading = [jnp.broadcast_to(t.astype(self.dtype), (*batch, *t.shape[1:])) for t in first]
-        return jnp.concatenate([*leading, patches + positions[:, 1:].astype(self.dtype)], axis=2)
+        leading = [jnp.broadcast_to(t, (*batch, *t.shape[1:])) for t in first]
+        return jnp.concatenate([*leading, patches + positions[:, 1:]], axis=2)
 
     def _stacked_params(self) -> Any:
         """Parameters of all blocks, each leaf with a leading axis L."""
@@ -171,6 +183,7 @@ class VisionTransformer(nn.Module):
     ) -> tuple[list[Array], list[list[Array]]]:
         """Runs all blocks; also returns the outputs of the blocks listed in `keep`."""
         params, rates = self._stacked_params(), self.drop_rates()
+        scan = self.scan_blocks and (key is None or bool(np.all(rates == rates[0])))
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def step(crops: list[Array], params: Any, key: Array | None, rate: float) -> list[Array]:
@@ -179,8 +192,8 @@ class VisionTransformer(nn.Module):
             return [constrain_batch(x) for x in crops]
 
         if self.remat:
-            step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=not self.scan_blocks)
-        if self.scan_blocks and (key is None or np.all(rates == rates[0])):
+            step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=not scan)
+        if scan:
             rate = float(rates[0])
 
             def body(crops: list[Array], layer: Any) -> tuple[list[Array], list[Array] | None]:
@@ -228,7 +241,7 @@ class VisionTransformer(nn.Module):
         embedding = self._embedding(sets[0].shape[-1])
         tokens = [self._embed(x, m, *embedding) for x, m in zip(sets, set_masks, strict=True)]
         tokens, blocks = self._run_blocks(tokens, drop_path_key, list(intermediate))
-        norm = layer_norm(self.dtype, "norm")
+        norm = layer_norm(jnp.float32, "norm")
         out = []
         for i, x in enumerate(tokens):
             features = self._split(x, norm(x))
@@ -324,6 +337,9 @@ def from_config(
         drop_path_uniform=model["drop_path_uniform"],
         interpolate_offset=model["interpolate_offset"],
         interpolate_antialias=model["interpolate_antialias"],
+        qkv_bias=model["qkv_bias"],
+        proj_bias=model["proj_bias"],
+        ffn_bias=model["ffn_bias"],
         scan_blocks=model["scan_blocks"],
         remat=model["remat"],
         dtype=dtype,

@@ -16,7 +16,7 @@ def effective_rank(features: Array) -> Array:
     """
     x = features.reshape(-1, features.shape[-1]).astype(jnp.float32)
     x = x - x.mean(axis=0)
-    covariance = x.T @ x / x.shape[0]
+    covariance = jnp.einsum("ni,nj->ij", x, x, precision="highest") / x.shape[0]
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), 1e-20)
 
 

@@ -1,4 +1,7 @@
-"""The three losses of DINOv2 (paper section 4; FB dinov2/loss). All in fp32."""
+"""The three losses of DINOv2 (paper section 4; FB dinov2/loss).
+
+All in fp32, which a GPU or TPU multiplies as such only where precision="highest" is asked for.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ def cross_entropy(logits: Array, targets: Array, temp: float = STUDENT_TEMP) -> 
       [...].
     """
     scaled = logits.astype(jnp.float32) / temp
-    inner = jnp.einsum("...k,...k->...", targets, scaled)
+    inner = jnp.einsum("...k,...k->...", targets, scaled, precision="highest")
     return targets.sum(axis=-1) * jax.nn.logsumexp(scaled, axis=-1) - inner
 
 

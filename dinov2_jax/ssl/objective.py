@@ -4,6 +4,8 @@ Batches are grouped: G statistical groups of n images (design 3.3). Everything t
 computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) is per group here.
 """
 
+# DINOv2: groups of `group_size` images instead of GPUs, so that results do not depend on devices.
+
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -175,6 +177,8 @@ def student_loss(
         local_cls = rearrange(out[1]["cls"], "g (n v) d -> g n v d", v=views)
         local_logits = nets.cls_logits(params, local_cls)
         parts["loss/dino_local"] = losses.dino_local_loss(local_logits, goals["dino"]) / terms
+    # DINOv2: KoLeo and iBOT are reported as they are added, where the reference logs half of them;
+    # and KoLeo depends on its own weight alone, also when the DINO loss is switched off.
     dino = parts["loss/dino_global"] + parts["loss/dino_local"]
     loss = (
         objective.dino_weight * dino

@@ -29,7 +29,7 @@ def masked_group_mean(logits: Array, valid: Array) -> Array:
     (FB dinov2/loss/ibot_patch_loss.py).
     """
     weight = valid.astype(jnp.float32)
-    total = jnp.einsum("gm,gmk->gk", weight, logits.astype(jnp.float32))
+    total = jnp.einsum("gm,gmk->gk", weight, logits.astype(jnp.float32), precision="highest")
     return jnp.mean(total / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0), axis=0)
 
 
@@ -66,7 +66,8 @@ def sinkhorn_knopp(
     tiny = jnp.finfo(jnp.float32).tiny
     v = jnp.where(rows, jnp.exp(row_shift), 0.0)  # the division by the total cancels in u
     for _ in range(iterations):
-        u = 1.0 / (prototypes * jnp.maximum(jnp.einsum("...k,...->k", matrix, v), tiny))
-        row_sums = jnp.maximum(jnp.einsum("...k,k->...", matrix, u), tiny)
-        v = jnp.where(rows, 1.0 / (count * row_sums), 0.0)
+        column_sums = jnp.einsum("...k,...->k", matrix, v, precision="highest")
+        u = 1.0 / (prototypes * jnp.maximum(column_sums, tiny))
+        row_sums = jnp.einsum("...k,k->...", matrix, u, precision="highest")
+        v = jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0)
     return matrix * u * v[..., None] * count

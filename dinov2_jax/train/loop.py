@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax import monitor
-from dinov2_jax.checkpoint import Checkpoints
+from dinov2_jax.checkpoint import CheckpointError, Checkpoints
 from dinov2_jax.configuration import check_config, diff_configs, to_dict
 from dinov2_jax.data.bad_records import BadRecords
 from dinov2_jax.data.pipeline import TrainLoader
@@ -26,10 +26,11 @@ def train(config: ConfigDict, workdir: str) -> None:
     """Trains to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Raises:
-      ConfigError, FileNotFoundError, TooManyBadRecords, NonFiniteLoss: each says what to do.
+      ConfigError, CheckpointError, FileNotFoundError, TooManyBadRecords, NonFiniteLoss: each says
+        what to do.
     """
     notes = check_config(config, jax.device_count())
-    folder, data, keep = Path(workdir), config.data, config.checkpoint
+    folder, data, keep = Path(workdir).expanduser(), config.data, config.checkpoint
     source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
     bad = BadRecords(source, data.max_bad_fraction, folder / "skipped.txt", data.max_pixels)
     bad.preflight()
@@ -41,7 +42,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(folder, keep.keep_last, keep.keep_every_steps))
         )
-        state, start = _start_state(config, run, checkpoints, bad, notes)
+        state, start = _start_state(config, run, checkpoints, source, bad, notes)
         write_config(folder, config)
         out = stack.enter_context(monitor.Output(folder, config.total_steps, start))
         for note in [*_describe(config, source, mesh, start), *notes]:
@@ -66,7 +67,8 @@ def _run_steps(
     stop: StopRequest,
 ) -> Any:
     """The steps `start`.. of a run and what happens between them; returns the last state."""
-    probe = make_probe(config, run.objective.teacher.backbone)
+    probe, which_knn = make_probe(config, run.objective.teacher.backbone)
+    out.message(which_knn)
     health = monitor.HealthMonitor(config.dino.head_prototypes)
     nonfinite = NonFiniteWatch(out.folder)
     meter = monitor.Throughput(config.batch_size)
@@ -110,17 +112,34 @@ def _run_steps(
 
 
 def _start_state(
-    config: ConfigDict, run: Run, checkpoints: Checkpoints, bad: BadRecords, notes: list[str]
+    config: ConfigDict,
+    run: Run,
+    checkpoints: Checkpoints,
+    source: Source,
+    bad: BadRecords,
+    notes: list[str],
 ) -> tuple[Any, int]:
     """A fresh state, or the newest checkpoint; returns it with its step."""
     if checkpoints.latest_step() is None:
         return run.init(), 0
     state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
+    if loader["pictures"] != len(source):
+        raise CheckpointError(
+            f"{checkpoints.directory} is of a run on {loader['pictures']:,} pictures of "
+            f"{stored['data']['source']} {stored['data']['path']}, and now there are "
+            f"{len(source):,} of {config.data.source} {config.data.path}, so their order cannot go "
+            "on; use another --workdir, or the same pictures (a text file can list them)"
+        )
     bad.load(loader)
     changed = diff_configs(stored, to_dict(config))
     if changed:
         notes.append(f"the configuration differs from the checkpoint's: {', '.join(changed)}")
-    return state, int(state.step)
+    if state.step >= config.total_steps:
+        notes.append(
+            f"this run is complete: it has {state.step:,} steps; --config.total_steps trains on, "
+            "another --workdir starts anew"
+        )
+    return state, loader["next_batch"]
 
 
 def _loading(config: ConfigDict, source: Source, start: int) -> Any:

@@ -59,6 +59,7 @@ def parameter_multipliers(
 
 def clip_by_module_norm(max_norm: float) -> optax.GradientTransformation:
     """Clips each top-level sub-module (backbone, heads) to its own norm, not all together."""
+    # DINOv2: the reference divides by norm + 1e-6, which changes a clipped gradient by 3e-7.
     clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -100,7 +101,7 @@ def make_optimizer(
 
     Args:
       params: the student's parameters, or their shapes.
-      clip_norm: 0 turns clipping off.
+      clip_norm: greatest norm of a sub-module's gradient.
     """
     multipliers = parameter_multipliers(
         params,
@@ -109,7 +110,7 @@ def make_optimizer(
         patch_embed_multiplier=patch_embed_multiplier,
     )
     return optax.chain(
-        clip_by_module_norm(clip_norm) if clip_norm else optax.identity(),
+        clip_by_module_norm(clip_norm),
         optax.scale_by_adam(b1=beta1, b2=beta2, eps=1e-8),
         scale_by_schedules(multipliers),
     )

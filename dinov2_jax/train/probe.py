@@ -6,60 +6,83 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.data.pipeline import eval_batches
-from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.data.sources import Source, SourceError, check_same_classes, open_source
 from dinov2_jax.eval.features import cls_forward, extract_features
 from dinov2_jax.eval.knn import knn_accuracy
 from dinov2_jax.models.vit import VisionTransformer
 
 
 class KnnProbe:
-    """Top-1 of the weighted k-NN on the teacher's cls features; bank and queries stay the same."""
+    """Top-1 of the weighted k-NN on the teacher's cls features; bank and queries stay the same.
+
+    Attributes:
+      description: how many pictures it reads each time, in a sentence.
+    """
 
     def __init__(self, config: ConfigDict, model: VisionTransformer, bank: Source, query: Source):
-        self._config, self._bank, self._query = config, bank, query
+        self._config, self._sources = config, (bank, query)
+        self._chosen = [_evenly(source, config.eval.max_pictures) for source in self._sources]
         self._forward = cls_forward(model, config.colour.mean, config.colour.std)
+        bank_size, query_size = map(len, self._chosen)
+        self.description = (
+            f"k-NN every {config.eval.every_steps:,} steps: {query_size:,} pictures of "
+            f"{config.eval.test_split} among {bank_size:,} of {config.eval.train_split}"
+        )
 
-    def _features(self, params: Any, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def _features(
+        self, params: Any, source: Source, chosen: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         settings, labels = self._config.eval, source.labels
         assert labels is not None
         batches = eval_batches(
             source,
-            np.flatnonzero(labels >= 0),
+            chosen,
             batch_size=settings.batch_size,
             resize_size=settings.resize_size,
             image_size=settings.image_size,
             max_pixels=self._config.data.max_pixels,
+            # Starting processes costs seconds: for a few pictures this one is faster.
+            workers=self._config.data.workers if len(chosen) > 5000 else 0,
         )
-        features, used = extract_features(self._forward, params, batches)
+        title = "k-NN features" if len(chosen) > 5000 else ""
+        features, used = extract_features(
+            self._forward, params, batches, total=len(chosen), description=title
+        )
         return features, labels[used]
 
     def __call__(self, teacher: Any) -> dict[str, float]:
         """{"knn_top1": percent} of the teacher's parameters."""
-        sets = (self._features(teacher["backbone"], s) for s in (self._bank, self._query))
-        bank, query = sets
+        bank, query = (
+            self._features(teacher["backbone"], source, chosen)
+            for source, chosen in zip(self._sources, self._chosen, strict=True)
+        )
         settings = self._config.eval
         found = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
         return {"knn_top1": found[settings.k]["top1"]}
 
 
-def make_probe(config: ConfigDict, model: VisionTransformer) -> KnnProbe | None:
-    """A probe on the splits that `config.eval` names, or None when there are no labels.
+def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[KnnProbe | None, str]:
+    """A probe on the splits that `config.eval` names, or None; and a sentence on which and why.
 
     Raises:
       SourceError: when labels were asked for (eval.labels="folders") and cannot be had.
     """
     settings = config.eval
     if not settings.every_steps or settings.labels == "none":
-        return None
+        return None, "no k-NN: it is switched off"
     try:
         bank, query = (
             _labelled(config, split) for split in (settings.train_split, settings.test_split)
         )
-    except SourceError:
+    except SourceError as error:
         if settings.labels == "auto":
-            return None
+            return None, f"no k-NN: {error}"
         raise
-    return KnnProbe(config, model, bank, query) if bank and query else None
+    if bank is None or query is None:
+        return None, "no k-NN: the pictures have no labels"
+    check_same_classes(bank, query)
+    probe = KnnProbe(config, model, bank, query)
+    return probe, probe.description
 
 
 def _labelled(config: ConfigDict, split: str) -> Source | None:
@@ -72,3 +95,12 @@ def _labelled(config: ConfigDict, split: str) -> Source | None:
     )
     known = source.labels is not None and bool((source.labels >= 0).any())
     return source if known else None
+
+
+def _evenly(source: Source, most: int) -> np.ndarray:
+    """The labelled records, or `most` of them spread over all."""
+    assert source.labels is not None
+    labelled = np.flatnonzero(source.labels >= 0)
+    if not most or len(labelled) <= most:
+        return labelled
+    return labelled[np.linspace(0, len(labelled) - 1, most).astype(int)]

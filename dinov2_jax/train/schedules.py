@@ -30,9 +30,9 @@ def cosine_schedule(
 
 def linear_then_constant(step: int, start: float, final: float, warmup_steps: int) -> float:
     """Linear from `start` to `final` with both ends included, then `final`."""
-    if step >= warmup_steps - 1:
+    if step >= warmup_steps:
         return final
-    return start + (final - start) * step / (warmup_steps - 1)
+    return start + (final - start) * step / max(warmup_steps - 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

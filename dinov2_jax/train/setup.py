@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,14 +27,13 @@ class Run(NamedTuple):
     """What a training run is made of.
 
     Attributes:
-      objective, optimizer, schedules: see ssl/objective.py, train/optimizer.py, train/schedules.py.
+      objective, schedules: see ssl/objective.py, train/schedules.py.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
       init: () -> fresh TrainState on the mesh.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
     """
 
     objective: Objective
-    optimizer: optax.GradientTransformationExtraArgs
     schedules: Schedules
     abstract_state: Any
     init: Callable[[], Any]
@@ -43,7 +41,8 @@ class Run(NamedTuple):
 
 
 def compute_dtype(name: str) -> Any:
-    """The dtype of activations: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
+    """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
+    # DINOv2: bf16 needs no gradient scaler; the reference computes in fp16 with one.
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
@@ -149,7 +148,6 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     )
     return Run(
         objective=objective,
-        optimizer=optimizer,
         schedules=make_schedules(config),
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

@@ -127,6 +127,25 @@ def test_state_survives_json_and_keeps_the_share(tmp_path: Path) -> None:
     assert len(mended) == 3
 
 
+def test_the_list_of_a_resumed_run_is_whole_and_true(tmp_path: Path) -> None:
+    source = Records(2000, {0, 3, 4})
+    listed = tmp_path / "run" / "skipped.txt"
+    bad = watch(tmp_path, source)
+    bad.preflight()  # meets 0 only
+    bad.update(batch([50] * 900, [3, 4]))
+    again = watch(tmp_path, source)
+    again.preflight()
+    again.load(bad.state())
+    assert [line.partition("\t")[0] for line in listed.read_text().splitlines()] == [
+        "dir/0.png", "dir/3.png", "dir/4.png"
+    ]  # fmt: skip
+    source.broken = set()
+    mended = watch(tmp_path, source)
+    mended.preflight()
+    mended.load(bad.state())
+    assert not listed.exists()
+
+
 def test_odd_names_keep_one_line_each(tmp_path: Path) -> None:
     source = Records(1000, {1})
     source.name = lambda index: "a\tb\nc\udce9.png"  # type: ignore[method-assign]

@@ -95,6 +95,13 @@ def test_sixteen_bit_is_scaled_not_clipped() -> None:
     np.testing.assert_array_equal(decode(raw)[0, :, 0], found)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_the_depth_of_a_detector_is_found(bits: int) -> None:
+    values = np.tile(np.linspace(0, 2**bits - 1, 24).astype(np.uint16), (16, 1))
+    found = decode(encode(Image.fromarray(values), "PNG"))[0, :, 0]
+    np.testing.assert_allclose(found, np.linspace(0, 255, 24), atol=1)
+
+
 def test_thirty_two_bit_and_float() -> None:
     counts = np.tile(np.arange(24, dtype=np.int32) * 1_000_000, (16, 1))
     found = decode(encode(Image.fromarray(counts), "TIFF"))
@@ -199,8 +206,9 @@ def test_a_large_jpeg_is_decoded_smaller() -> None:
         decode(raw, max_pixels=5_000)  # 1/8 of the side is still more
     # a progressive file holds all its coefficients in memory whatever the scale
     progressive = encode(two_colours().resize((800, 600)), "JPEG", progressive=True)
-    with pytest.raises(BadImage, match="max_pixels"):
-        decode(progressive, max_pixels=200_000)
+    for needed_px in (None, 50):
+        with pytest.raises(BadImage, match="max_pixels"):
+            decode(progressive, max_pixels=200_000, min_side_px=needed_px)
 
 
 def test_draft_keeps_twice_what_the_crops_need() -> None:

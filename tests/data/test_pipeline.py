@@ -13,6 +13,7 @@ from PIL import Image
 from dinov2_jax.data import pipeline
 from dinov2_jax.data.crops import Box, center_crop, resize_crop, sample_box
 from dinov2_jax.data.decode import decode
+from dinov2_jax.data.folder import Folder
 from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.pipeline import (
     MAX_REPLACEMENTS,
@@ -22,7 +23,7 @@ from dinov2_jax.data.pipeline import (
     eval_batches,
     load_record,
 )
-from dinov2_jax.data.sources import Folder, Source
+from dinov2_jax.data.sources import Source
 
 CROPS = CropSpec(32, (0.32, 1.0), 16, (0.05, 0.32), 3)
 MASKS = MaskSpec(8, 0.5, (0.1, 0.5))

@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.decode import decode
-from dinov2_jax.data.sources import ArrayRecord, Folder, SourceError, Tfds, open_source
+from dinov2_jax.data.folder import Folder
+from dinov2_jax.data.sources import (
+    ArrayRecord,
+    SourceError,
+    Tfds,
+    check_same_classes,
+    open_source,
+)
 
 
 def save(path: Path, value: int = 0) -> bytes:
@@ -73,6 +80,21 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert source[0] == source[1]
 
 
+def test_a_folder_that_may_not_be_read_is_a_bad_record(pictures, monkeypatch) -> None:
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fsdecode(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source("folder", str(pictures))
+    assert "a/deep" in names(source) and "a/deep/er/y.PNG" not in names(source)
+    with pytest.raises(OSError):
+        source[names(source).index("a/deep")]
+
+
 def test_list_of_paths(pictures: Path, tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     absolute = pictures / "b.png"
@@ -104,6 +126,37 @@ def test_class_folders(tmp_path: Path) -> None:
     unlabelled = open_source("folder", str(tmp_path))
     assert unlabelled.labels is None
     assert len(unlabelled) == 61  # without labels a split is everything
+
+
+def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of torchvision's ImageNet, reached by a path that the shell left as it was."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            save(tmp_path / "sets" / split / label / "0.png")
+    save(tmp_path / "sets" / "train" / "dog" / "1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train, validation = (
+        open_source("folder", "~/sets", split, labels="folders")
+        for split in ("train", "validation")
+    )
+    assert names(train) == ["cat/0.png", "dog/0.png", "dog/1.png"]
+    assert train.labels.tolist() == [0, 1, 1]
+    assert names(validation) == names(open_source("folder", "~/sets", "test"))
+    assert validation.class_names == ("cat", "dog")
+    check_same_classes(train, validation)
+    assert len(open_source("folder", "~/sets", "train")) == 3  # pretraining leaves val/ alone
+    assert len(open_source("folder", "~/sets", "all")) == 5
+    save(tmp_path / "sets" / "val" / "eel" / "0.png")
+    more = open_source("folder", "~/sets", "validation", labels="folders")
+    with pytest.raises(SourceError, match="1 of them on one side only, such as 'eel'"):
+        check_same_classes(train, more)
+
+
+@pytest.mark.parametrize("content", [Image.new("L", (9, 9)).tobytes(), "a.png\n".encode("utf-16")])
+def test_what_is_no_list(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(SourceError, match="neither a folder nor a list of paths in UTF-8"):
+        open_source("folder", str(tmp_path / "list"))
 
 
 def test_auto_labels_need_class_folders(pictures: Path) -> None:

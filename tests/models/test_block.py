@@ -32,10 +32,53 @@ def test_subset_is_exact_and_scaled():
         np.testing.assert_allclose(rows[changed], want, rtol=1e-6)
 
 
-def test_every_group_branch_and_set_draws_its_own_subset():
+def test_every_group_draws_its_own_subset():
     kept = np.asarray(sample_kept(jax.random.key(0), 4, 32, 16))
     assert len({tuple(sorted(row)) for row in kept.tolist()}) == 4
     assert all(len(set(row)) == 16 for row in kept.tolist())
+
+
+def test_every_crop_set_draws_its_own_subset():
+    crops = [jnp.zeros((1, 32, 2, 4))] * 2
+    one, other = add_residual(crops, lambda x, _: x + 1, 1.0, jax.random.key(0), 0.5)
+    assert not np.array_equal(one.any((2, 3)), other.any((2, 3)))
+
+
+def test_every_branch_and_block_draws_its_own_subset():
+    """With one residual branch left in the whole network, the rows that it changes differ."""
+    model = VisionTransformer(
+        dim=24, depth=2, heads=3, patch_size=7, image_size=14, layerscale=1.0, drop_path_rate=0.5
+    )
+    images = jax.random.normal(jax.random.key(1), (1, 32, 14, 14, 3))
+    params = model.init(jax.random.key(0), images[0])["params"]
+    apply = jax.jit(lambda p: model.apply({"params": p}, [images], drop_path_key=jax.random.key(2)))
+    plain, changed = params["blocks"], []
+    for kept_scale, block in ((name, i) for name in ("ls1", "ls2") for i in range(2)):
+        scales = {
+            name: {"gamma": jnp.zeros((2, 24)).at[block].set(float(name == kept_scale))}
+            for name in ("ls1", "ls2")
+        }
+        tokens = apply(params | {"blocks": {**plain, **scales}})[0]["prenorm"]
+        none = {name: {"gamma": jnp.zeros((2, 24))} for name in ("ls1", "ls2")}
+        still = apply(params | {"blocks": {**plain, **none}})[0]["prenorm"]
+        rows = np.asarray((tokens != still).any((2, 3)))[0]
+        assert rows.sum() == 16
+        changed.append(tuple(rows))
+    assert len(set(changed)) == 4
+
+
+def test_bf16_keeps_what_a_small_layerscale_adds():
+    """At 1e-5 the cls tokens of different pictures differ by less than bf16 can tell apart."""
+    exact = VisionTransformer(dim=96, depth=3, heads=3, image_size=28, layerscale=1e-5)
+    images = jax.random.normal(jax.random.key(1), (8, 28, 28, 3))
+    params = exact.init(jax.random.key(0), images)["params"]
+    rounded = exact.clone(dtype=jnp.bfloat16)
+    cls, want = (jax.jit(m.apply)({"params": params}, images)["cls"] for m in (rounded, exact))
+    assert cls.dtype == jnp.float32
+    assert len(np.unique(np.asarray(cls), axis=0)) == 8
+    shared = want.mean(0)
+    error = jnp.linalg.norm(cls - want) / jnp.linalg.norm(want - shared)
+    assert error < 0.05  # of what tells the pictures apart; bf16 rounds by 0.004 a number
 
 
 def test_all_crops_are_kept_equally_often():

@@ -1,6 +1,5 @@
 """A folder with every kind of dirty file trains through; the report names what was skipped."""
 
-import os
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_decode import png_header
 from tests.train.test_resume import ROOT, command, environment, run
 
-UNREADABLE = {"truncated.jpg", "text.png", "empty.jpg", "noise.webp"}
+UNREADABLE = {"truncated.jpg", "text.png", "empty.jpg", "noise.webp", "bomb.png"}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def dirty(tmp_path_factory) -> Path:
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "noise.webp").write_bytes(rng.bytes(3000))
+    (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
     (folder / "notes.txt").write_text("no picture, and no bad one either")
     (folder / "loop").symlink_to(folder)
-    os.utime(folder)
     return folder
 
 
@@ -67,7 +67,7 @@ def test_too_many_bad_pictures_stop_the_run(dirty, tmp_path):
         command(dirty, tmp_path), env=environment(1), cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "4 of 28 pictures" in done.stderr
+    assert "5 of 29 pictures" in done.stderr
     assert "max_bad_fraction" in done.stderr
     assert "Traceback" not in done.stderr
     assert skipped_names(tmp_path) == UNREADABLE

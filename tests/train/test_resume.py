@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,28 +99,45 @@ def saved_steps(workdir: Path) -> list[int]:
     )
 
 
-def kill_during_save(pictures: Path, workdir: Path, **changes) -> None:
-    """kill -9 while step 6 is being written: its directory exists under a temporary name only."""
-    process = subprocess.Popen(
-        command(pictures, workdir, **changes),
-        env=environment(1),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start(pictures: Path, workdir: Path, devices: int = 1, **changes) -> subprocess.Popen:
+    """A run in the background; what it says goes to output.txt."""
+    workdir.mkdir(exist_ok=True)
+    with open(workdir / "output.txt", "w") as output:
+        return subprocess.Popen(
+            command(pictures, workdir, **changes),
+            env=environment(devices),
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
+    """Returns when the condition holds or the process has ended."""
     deadline = time.monotonic() + 280
-    pattern = "checkpoints/6.orbax-checkpoint-tmp*"
-    while time.monotonic() < deadline and process.poll() is None:
-        if list(workdir.glob(pattern)) or 6 in saved_steps(workdir):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    while time.monotonic() < deadline and process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
+def end(process: subprocess.Popen, number: signal.Signals) -> int:
+    process.send_signal(number)
+    return process.wait(timeout=120)
+
+
+def unsave(workdir: Path, step: int) -> None:
+    """Makes a step that was saved before the kill as it is while being written."""
+    folder = workdir / "checkpoints"
+    (folder / f"{step}").rename(folder / f"{step}.orbax-checkpoint-tmp-1")
 
 
 def test_kill_during_save_and_resume(pictures, straight, tmp_path):
-    kill_during_save(pictures, tmp_path)
-    if 6 in saved_steps(tmp_path):  # the save outran the kill: make it as if it had not
-        (tmp_path / "checkpoints/6").rename(tmp_path / "checkpoints/6.orbax-checkpoint-tmp-1")
+    """kill -9 while step 6 is being written: its directory has a temporary name only."""
+    process = start(pictures, tmp_path)
+    pattern = "checkpoints/6.orbax-checkpoint-tmp*"
+    wait_until(process, lambda: list(tmp_path.glob(pattern)) or 6 in saved_steps(tmp_path))
+    end(process, signal.SIGKILL)
+    if 6 in saved_steps(tmp_path):  # the save outran the kill
+        unsave(tmp_path, 6)
     assert saved_steps(tmp_path) == [3]
     output = run(pictures, tmp_path)
     assert "continuing from step 3" in output
@@ -126,50 +145,45 @@ def test_kill_during_save_and_resume(pictures, straight, tmp_path):
     assert saved_steps(tmp_path) == [3, 6]
 
 
-def test_sigterm_saves_and_leaves(pictures, straight, tmp_path):
-    changes = {"total_steps": 6, "checkpoint.every_steps": 1000}
-    process = subprocess.Popen(
-        command(pictures, tmp_path, **changes),
-        env=environment(1),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 280
-    lines = tmp_path / "metrics.jsonl"
-    while time.monotonic() < deadline and not (
-        lines.exists() and '"step": 1,' in lines.read_text()
-    ):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "SIGTERM: saved step" in output or saved_steps(tmp_path) == [6]
-    run(pictures, tmp_path, **changes)
-    assert metrics(tmp_path) == metrics(straight)
+def test_signals_save_and_leave(pictures, tmp_path):
+    changes = {"total_steps": 5000, "checkpoint.every_steps": 5000}
+    saved = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(pictures, tmp_path, **changes)
+        wait_until(process, lambda: (tmp_path / "metrics.jsonl").exists())
+        wait_until(process, lambda: len(metrics(tmp_path)) > saved + 2)  # noqa: B023
+        assert end(process, number) == 0
+        output = (tmp_path / "output.txt").read_text()
+        assert ("continuing from step" in output) == (saved > 0)
+        saved = saved_steps(tmp_path)[-1]
+        assert f"{number.name}: saved step {saved}" in output
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, saved + 1))
 
 
 def test_resume_on_another_device_count(pictures, straight, tmp_path):
     """8 devices (2 x 4, sharded) to step 3 of 6, then 2 devices: the losses of one device."""
-    first = {"mesh.data": 2, "mesh.fsdp": 4}
-    process = subprocess.Popen(
-        command(pictures, tmp_path, **first),
-        env=environment(8),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 280
-    while time.monotonic() < deadline and 3 not in saved_steps(tmp_path):
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    process = start(pictures, tmp_path, 8, **{"mesh.data": 2, "mesh.fsdp": 4})
+    wait_until(process, lambda: 3 in saved_steps(tmp_path))
+    end(process, signal.SIGKILL)
     for step in saved_steps(tmp_path)[1:]:
-        (tmp_path / f"checkpoints/{step}").rename(
-            tmp_path / f"checkpoints/{step}.orbax-checkpoint-tmp-1"
-        )
+        unsave(tmp_path, step)
     run(pictures, tmp_path, devices=2, **{"mesh.data": 1, "mesh.fsdp": 2})
     for got, want in zip(metrics(tmp_path), metrics(straight), strict=True):
         assert got["step"] == want["step"]
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+
+
+def test_a_complete_run_and_other_pictures(pictures, straight, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    assert "this run is complete: it has 6 steps" in run(pictures, workdir)
+    assert metrics(workdir) == metrics(straight)
+    others = tmp_path / "others"
+    others.mkdir()
+    shutil.copy(pictures / "00.png", others)
+    done = subprocess.run(
+        command(others, workdir), env=environment(1), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "a run on 20 pictures" in done.stderr and "use another --workdir" in done.stderr
+    assert "Traceback" not in done.stderr

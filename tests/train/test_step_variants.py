@@ -1,0 +1,66 @@
+"""Steps of combinations that no reference vector covers: they run, and stay close to fp32."""
+
+import jax
+import numpy as np
+import pytest
+
+from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.train.setup import make_run
+from tests.train.tiny import random_batch, tiny_config
+
+PARTS = ("loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot")
+UNUSUAL = {
+    "model.ffn": "swiglu",
+    "model.registers": 2,
+    "model.interpolate_offset": 0.0,
+    "model.interpolate_antialias": True,
+    "model.qkv_bias": False,
+    "model.drop_path_uniform": False,
+    "ibot.separate_head": True,
+    "ibot.head_prototypes": 32,
+    "ibot.head_bottleneck_dim": 16,
+    "ibot.head_hidden_dim": 32,
+    "crops.local_number": 0,
+}
+
+
+def two_steps(**changes) -> list[dict[str, float]]:
+    config = tiny_config(**changes)
+    mesh = make_mesh(1)
+    run, found = make_run(config, mesh), []
+    state = run.init()
+    for i in range(2):
+        batch = put_batch(random_batch(config, i), mesh)
+        state, metrics = run.step(state, batch, run.schedules.at(i + 2))
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert all(np.isfinite(list(step.values())).all() for step in found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exact() -> dict[str, list[dict[str, float]]]:
+    return {"usual": two_steps(), "unusual": two_steps(**UNUSUAL)}
+
+
+def test_without_local_crops_their_loss_is_zero(exact):
+    for step in exact["unusual"]:
+        assert step["loss/dino_local"] == 0
+        # 2 pairs of global crops and the reference's divisor 3, near uniform at first
+        assert step["loss/dino_global"] == pytest.approx(2 / 3 * np.log(64), rel=0.1)
+        assert step["loss/ibot"] == pytest.approx(0.5 * np.log(32), rel=0.1)
+
+
+@pytest.mark.parametrize("which", ["usual", "unusual"])
+def test_bf16_follows_fp32(exact, which):
+    """8 bits a number: 0.4 % each, averaged over many."""
+    changes = UNUSUAL if which == "unusual" else {}
+    for got, want in zip(two_steps(compute_dtype="bfloat16", **changes), exact[which], strict=True):
+        for name in PARTS:
+            assert got[name] == pytest.approx(want[name], rel=0.02, abs=0.01), name
+
+
+def test_parameters_and_state_stay_fp32():
+    config = tiny_config(compute_dtype="bfloat16")
+    state = make_run(config, make_mesh(1)).abstract_state
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.student, state.opt_state[1].mu))}
+    assert kinds == {"float32"}
