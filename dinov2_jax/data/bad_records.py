@@ -47,7 +47,6 @@ class BadRecords:
           TooManyBadRecords
         """
         indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int)).tolist()
-        self._path.unlink(missing_ok=True)  # of an earlier run; `load` brings its names back
         self._note(len(indices), [index for index in indices if self._reason(index) is not None])
         return len(indices)
 
@@ -69,7 +68,10 @@ class BadRecords:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restores `state()`; forgets what has become readable or was deleted since."""
+        """Restores `state()`, {} in a new run; forgets what became readable or was deleted since.
+
+        The list is then that of this run, whatever an earlier start left there.
+        """
         self._looked_at = max(self._looked_at, state.get("looked_at", 0))
         for index in state.get("skipped", []):
             reason = self._reason(index) if index < len(self._source) else None

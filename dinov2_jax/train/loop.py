@@ -121,9 +121,10 @@ def _start_state(
 ) -> tuple[Any, int]:
     """A fresh state, or the newest checkpoint; returns it with its step."""
     if checkpoints.latest_step() is None:
+        bad.load({})
         return run.init(), 0
     state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
-    if loader["pictures"] != len(source):
+    if loader.get("pictures", len(source)) != len(source):
         raise CheckpointError(
             f"{checkpoints.directory} is of a run on {loader['pictures']:,} pictures of "
             f"{stored['data']['source']} {stored['data']['path']}, and now there are "

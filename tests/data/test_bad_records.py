@@ -144,6 +144,11 @@ def test_the_list_of_a_resumed_run_is_whole_and_true(tmp_path: Path) -> None:
     mended.preflight()
     mended.load(bad.state())
     assert not listed.exists()
+    listed.write_text("dir/0.png\tof a run that stopped before its first checkpoint\n")
+    new = watch(tmp_path, source)
+    new.preflight()
+    new.load({})
+    assert not listed.exists()
 
 
 def test_odd_names_keep_one_line_each(tmp_path: Path) -> None:
