@@ -2,8 +2,8 @@
 
 Command:   python -m dinov2_jax.main --config=configs/openmoji.py --workdir=runs/openmoji
 Hardware:  2 CPU cores, 4 GB of memory
-Time:      @TIME2@
-Expected:  @EXPECTED2@
+Time:      not measured yet
+Expected:  not measured yet; 1,000 of its steps with batches of 64 gave 58.7 %
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
 Command:   bash launch/quickstart.sh
            or python -m dinov2_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 Hardware:  2 CPU cores, 4 GB of memory
-Time:      @TIME@
-Expected:  @EXPECTED@
+Time:      about 6 minutes (measured: see CHANGELOG.md)
+Expected:  k-NN (k 20, 392 held-out drawings, 9 classes) from about 51 % to about 58 %; one reading of
+           392 drawings is known to +-2.5 points
 Own pictures: add --config.data.source=folder --config.data.path=/pictures (a first look only: the
            colours below are set for drawings)
 
@@ -31,8 +32,8 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
-    config.total_steps = 2000
-    config.batch_size = 64
+    config.total_steps = 1000
+    config.batch_size = 128
     config.group_size = 64
     config.log_every_steps = 10
 
@@ -76,11 +77,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "openmoji"
     config.data.path = ""
     config.data.workers = 1
-    config.eval.every_steps = 200
+    config.eval.every_steps = 100
     config.eval.test_split = "test"
     config.eval.resize_size = 32
     config.eval.image_size = 32
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 100
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every_steps = 0
     return config
