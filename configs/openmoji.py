@@ -1,4 +1,4 @@
-"""The quick start, twice as wide and twice as long.
+"""The quick start, twice as wide and four times as long.
 
 Command:   python -m dinov2_jax.main --config=configs/openmoji.py --workdir=runs/openmoji
 Hardware:  2 CPU cores, 4 GB of memory

@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.scan_blocks = False  # 4 blocks compile in seconds, and run faster unrolled
 
     config.centering = "sinkhorn_knopp"  # balances prototypes within a batch: no centre to warm up
-    config.dino.head_prototypes = 256  # a batch has 128 global crops to tell apart
+    config.dino.head_prototypes = 256  # a batch has 256 global crops to tell apart
     config.dino.head_layers = 1
     config.dino.head_bottleneck_dim = 64
     config.dino.koleo_loss_weight = 0.3

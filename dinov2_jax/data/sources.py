@@ -74,7 +74,7 @@ def open_source(
     if not path:
         raise SourceError(f"data.source={kind!r} needs data.path; set --config.data.path=...")
     if kind == "folder":
-        from dinov2_jax.data.folder import Folder
+        from dinov2_jax.data.folder import Folder  # which builds on this module
 
         return Folder(path, split, labels)
     if kind == "array_record":

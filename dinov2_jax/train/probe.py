@@ -34,6 +34,7 @@ class KnnProbe:
     ) -> tuple[np.ndarray, np.ndarray]:
         settings, labels = self._config.eval, source.labels
         assert labels is not None
+        many = len(chosen) > 5000  # starting processes costs seconds: for a few this one is faster
         batches = eval_batches(
             source,
             chosen,
@@ -41,10 +42,9 @@ class KnnProbe:
             resize_size=settings.resize_size,
             image_size=settings.image_size,
             max_pixels=self._config.data.max_pixels,
-            # Starting processes costs seconds: for a few pictures this one is faster.
-            workers=self._config.data.workers if len(chosen) > 5000 else 0,
+            workers=self._config.data.workers if many else 0,
         )
-        title = "k-NN features" if len(chosen) > 5000 else ""
+        title = "k-NN features" if many else ""
         features, used = extract_features(
             self._forward, params, batches, total=len(chosen), description=title
         )
@@ -74,13 +74,13 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[KnnProbe |
         bank, query = (
             _labelled(config, split) for split in (settings.train_split, settings.test_split)
         )
+        if bank is None or query is None:
+            return None, "no k-NN: the pictures have no labels"
+        check_same_classes(bank, query)
     except SourceError as error:
         if settings.labels == "auto":
             return None, f"no k-NN: {error}"
         raise
-    if bank is None or query is None:
-        return None, "no k-NN: the pictures have no labels"
-    check_same_classes(bank, query)
     probe = KnnProbe(config, model, bank, query)
     return probe, probe.description
 

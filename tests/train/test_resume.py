@@ -158,6 +158,12 @@ def test_signals_save_and_leave(pictures, tmp_path):
         saved = saved_steps(tmp_path)[-1]
         assert f"{number.name}: saved step {saved}" in output
     assert [row["step"] for row in metrics(tmp_path)] == list(range(1, saved + 1))
+    straight = tmp_path / "straight"
+    process = start(pictures, straight, **changes)
+    wait_until(process, lambda: (straight / "metrics.jsonl").exists())
+    wait_until(process, lambda: len(metrics(straight)) >= saved)
+    end(process, signal.SIGKILL)
+    assert metrics(tmp_path) == metrics(straight)[:saved]
 
 
 def test_resume_on_another_device_count(pictures, straight, tmp_path):
