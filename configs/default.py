@@ -27,6 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
     # auto: bfloat16 on GPU and TPU, float32 on CPU | float32 | bfloat16. Ours
     config.compute_dtype = "auto"
 
+    # Prototypes whose scores are computed at a time, a divisor of all head_prototypes; 0: all at once.
+    # With blocks the losses' memory no longer depends on the number of prototypes, at the price of
+    # computing the scores again (3 to 6 times). Ours
+    config.prototype_block = 0
+
     # Devices = data x fsdp x tensor. Ours
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1  # copies of the parameters; -1: the devices that the other axes leave

@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, math.inf),
     "group_size": (1, math.inf),
     "log_every_steps": (1, math.inf),
+    "prototype_block": (0, math.inf),
     "checkpoint.every_steps": (1, math.inf),
     "checkpoint.keep_last": (1, math.inf),
     "eval.every_steps": (0, math.inf),
@@ -191,6 +192,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
         return []
     _check_ranges(config)
     _check_batch(config)
+    _check_prototypes(config)
     _check_images(config)
     _check_colours(config)
     return _late_schedules(config) + _check_mesh(config, device_count)
@@ -233,6 +235,19 @@ def _check_batch(config: ml_collections.ConfigDict) -> None:
             "--config.group_size=2 or more, or "
             "--config.dino.koleo_loss_weight=0"
         )
+
+
+def _check_prototypes(config: ml_collections.ConfigDict) -> None:
+    block = config.prototype_block
+    heads = {"dino": config.dino} | ({"ibot": config.ibot} if config.ibot.separate_head else {})
+    for name, head in heads.items():
+        prototypes = head.head_prototypes
+        if block and prototypes % block:
+            divisor = max(n for n in range(1, min(block, prototypes) + 1) if prototypes % n == 0)
+            raise ConfigError(
+                f"config.prototype_block {block} does not divide config.{name}.head_prototypes "
+                f"{prototypes}; the next smaller divisor is --config.prototype_block={divisor}"
+            )
 
 
 def _check_images(config: ml_collections.ConfigDict) -> None:

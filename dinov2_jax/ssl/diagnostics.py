@@ -1,12 +1,13 @@
 """Figures that tell whether the representation is alive (the loss does not)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dinov2_jax.ssl.losses import cross_entropy
+from dinov2_jax.ssl.blocked import FactoredTargets, entropy_and_choice
 
 
 def effective_rank(features: Array) -> Array:
@@ -20,26 +21,34 @@ def effective_rank(features: Array) -> Array:
     return jnp.trace(covariance) ** 2 / jnp.maximum(jnp.sum(covariance**2), 1e-20)
 
 
-def representation_health(goals: Mapping[str, Array], student_logits: Array) -> dict[str, Array]:
+def _entropy_and_choice(target: Array | FactoredTargets) -> tuple[Array, Array]:
+    """Of every target its entropy in nats and its first prototype."""
+    if isinstance(target, FactoredTargets):
+        return entropy_and_choice(target)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1)
+    return entropy, jnp.argmax(target, axis=-1)
+
+
+def representation_health(
+    goals: Mapping[str, Any], crossed: Array, prototypes: int
+) -> dict[str, Array]:
     """Teacher entropy, target KL, effective rank and the share of prototypes in use.
 
     Args:
       goals: "dino" targets [G, n, 2, K], "cls" teacher features [G, 2n, D].
-      student_logits: global cls logits [G, n, 2, K].
+      crossed: mean cross-entropy of global crops with the targets of the other crop.
+      prototypes: K.
 
     Returns:
       Scalars: entropy of the targets and KL(target || student) of the other crop, in nats; the
       share of min(rows, K) prototypes that are some row's first choice.
     """
-    target, logits = goals["dino"], jax.lax.stop_gradient(student_logits)
-    entropy = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1))
-    crossed = jnp.mean(cross_entropy(logits, jnp.flip(target, axis=-2)))
-    rows, prototypes = target.size // target.shape[-1], target.shape[-1]
-    chosen = jnp.argmax(target, axis=-1).ravel()
-    used = jnp.zeros((prototypes,)).at[chosen].max(1.0).sum()
+    entropies, chosen = _entropy_and_choice(goals["dino"])
+    entropy = jnp.mean(entropies)
+    used = jnp.zeros((prototypes,)).at[chosen.ravel()].max(1.0).sum()
     return {
         "health/teacher_entropy": entropy,
-        "health/target_kl": crossed - entropy,
+        "health/target_kl": jax.lax.stop_gradient(crossed) - entropy,
         "health/effective_rank": effective_rank(goals["cls"]),
-        "health/prototypes_used": used / min(rows, prototypes),
+        "health/prototypes_used": used / min(chosen.size, prototypes),
     }

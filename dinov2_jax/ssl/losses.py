@@ -7,40 +7,63 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dinov2_jax.models.head import Scores
+from dinov2_jax.ssl import blocked
+from dinov2_jax.ssl.blocked import FactoredTargets
+
+Logits = Array | Scores
+Targets = Array | FactoredTargets
+
 STUDENT_TEMP = 0.1
 
 
-def cross_entropy(logits: Array, targets: Array, temp: float = STUDENT_TEMP) -> Array:
+def cross_entropy(logits: Logits, targets: Targets, temp: float = STUDENT_TEMP) -> Array:
     """-sum_k t_k log softmax(logits / temp)_k as total(t) * lse - <t, logits> / temp.
 
     Args:
-      logits, targets: [..., K]; targets need not sum to 1 (summed targets, zero padding).
+      logits, targets: [..., K]; targets need not sum to 1 (summed targets, zero padding). Or both
+        factored, see ssl/blocked.py.
 
     Returns:
       [...].
     """
+    if isinstance(logits, Scores):
+        return blocked.cross_entropy(logits, targets, temp)
     scaled = logits.astype(jnp.float32) / temp
     inner = jnp.einsum("...k,...k->...", targets, scaled, precision="highest")
     return targets.sum(axis=-1) * jax.nn.logsumexp(scaled, axis=-1) - inner
 
 
-def dino_global_loss(student: Array, targets: Array) -> Array:
+def _swap_crops(targets: Targets) -> Targets:
+    if isinstance(targets, FactoredTargets):
+        return targets.swap_crops()
+    return jnp.flip(targets, axis=-2)
+
+
+def _add_crops(targets: Targets) -> Targets:
+    if isinstance(targets, FactoredTargets):
+        return targets.add_crops()
+    return targets.sum(axis=-2, keepdims=True)
+
+
+def dino_global_loss(student: Logits, targets: Targets) -> Array:
     """Sum over the two pairings of different global crops, each averaged over the batch.
 
     Args:
       student: logits [..., 2, K] of global crops 1 and 2; targets: of the same crops, same shape.
     """
-    return 2 * jnp.mean(cross_entropy(student, jnp.flip(targets, axis=-2)))
+    return 2 * jnp.mean(cross_entropy(student, _swap_crops(targets)))
 
 
-def dino_local_loss(student: Array, targets: Array) -> Array:
+def dino_local_loss(student: Logits, targets: Targets) -> Array:
     """Sum over all pairs (local crop, global crop), each averaged over the batch.
 
     Args:
       student: logits [..., V, K] of the local crops; targets: [..., 2, K] of the global ones.
     """
-    both = targets.sum(axis=-2, keepdims=True)  # one cross-entropy a local crop instead of two
-    return student.shape[-2] * jnp.mean(cross_entropy(student, both))
+    # One cross-entropy a local crop instead of two.
+    each = cross_entropy(student, _add_crops(targets))
+    return each.shape[-1] * jnp.mean(each)
 
 
 def dino_terms(local_crops: int) -> int:
@@ -51,7 +74,7 @@ def dino_terms(local_crops: int) -> int:
     return 2 + max(2 * local_crops, 1)
 
 
-def ibot_loss(student: Array, targets: Array, weights: Array, global_crops: int) -> Array:
+def ibot_loss(student: Logits, targets: Targets, weights: Array, global_crops: int) -> Array:
     """Masked-patch loss: every masked crop weighs 1, the sum is divided by ALL global crops.
 
     About half of the global crops carry no mask, so this is about half of a mean over masked crops.

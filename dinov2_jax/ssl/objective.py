@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
-from dinov2_jax.models.head import DINOHead
+from dinov2_jax.models.head import DINOHead, Scores
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.ssl import losses, targets
+from dinov2_jax.ssl import blocked, losses, targets
 from dinov2_jax.ssl.diagnostics import representation_health
 
 Params = Mapping[str, Any]
@@ -45,11 +45,11 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
         return params
 
-    def cls_logits(self, params: Params, cls: Array) -> Array:
+    def cls_logits(self, params: Params, cls: Array) -> Array | Scores:
         """DINO logits of cls tokens [..., D] -> [..., K]."""
         return self.dino_head.apply({"params": params["dino_head"]}, cls)
 
-    def patch_logits(self, params: Params, patches: Array) -> Array:
+    def patch_logits(self, params: Params, patches: Array) -> Array | Scores:
         """iBOT logits of patch tokens [..., D] -> [..., K], of whichever head serves them."""
         if self.ibot_head is None:
             return self.cls_logits(params, patches)
@@ -89,19 +89,38 @@ def masked_patches(patches: Array, indices: Array) -> Array:
 
 
 def _center(
-    objective: Objective, logits: Array, center: Array, temp: Array, valid: Array | None
-) -> tuple[Array, Array]:
+    objective: Objective,
+    logits: Array | Scores,
+    center: Array,
+    temp: Array,
+    valid: Array | None,
+) -> tuple[Any, Array]:
     """Targets of one head and its next centre. logits [G, rows, K]; valid [G, rows] or None."""
+    factored = isinstance(logits, Scores)
     if objective.centering == "sinkhorn_knopp":
-        return targets.sinkhorn_knopp(logits, temp, valid), center
-    rows = jnp.ones(logits.shape[:2], bool) if valid is None else valid
-    statistic = targets.masked_group_mean(logits, rows)
-    return targets.softmax_center(logits, center, temp), targets.update_center(center, statistic)
+        sinkhorn = blocked.sinkhorn_targets if factored else targets.sinkhorn_knopp
+        return sinkhorn(logits, temp, valid), center
+    softmax = blocked.center_targets if factored else targets.softmax_center
+    features = logits.features if factored else logits
+    rows = jnp.ones(features.shape[:2], bool) if valid is None else valid
+    statistic = targets.masked_group_mean(features, rows)
+    if factored:  # the mean logit is the logit of the mean feature
+        statistic = jnp.einsum("d,dk->k", statistic, logits.kernel, precision="highest")
+    return softmax(logits, center, temp), targets.update_center(center, statistic)
+
+
+def _views_apart(x: Any) -> Any:
+    """Targets of cls tokens [G, 2n, ...] as [G, n, 2, ...]."""
+    if isinstance(x, blocked.FactoredTargets):
+        features = rearrange(x.scores.features, "g (n v) t d -> g n v t d", v=2)
+        row = rearrange(x.row, "g (n v) t -> g n v t", v=2)
+        return x.replace(scores=x.scores.replace(features=features), row=row)
+    return rearrange(x, "g (n v) k -> g n v k", v=2)
 
 
 def teacher_targets(
     objective: Objective, params: Params, centers: Mapping[str, Array], batch: Batch, temp: Array
-) -> tuple[dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """What the student is to predict, from the teacher's unmasked view of the global crops.
 
     Args:
@@ -110,8 +129,8 @@ def teacher_targets(
       temp: teacher temperature.
 
     Returns:
-      Targets {"dino" [G, n, 2, K], "ibot" [G, M, K]} plus features for diagnosis, without
-      gradient; and the centres for the next step.
+      Targets {"dino" [G, n, 2, K], "ibot" [G, M, K]}, factored if the heads give `Scores`, plus
+      features for diagnosis, without gradient; and the centres for the next step.
     """
     crops = group_crops(batch["global_crops"], objective.groups)
     nets = objective.teacher
@@ -124,7 +143,7 @@ def teacher_targets(
         objective, nets.patch_logits(params, patches), centers["ibot"], temp, valid
     )
     found = {
-        "dino": rearrange(dino, "g (n v) k -> g n v k", v=2),
+        "dino": _views_apart(dino),
         "ibot": ibot,
         "cls": out["cls"],
     }
@@ -134,7 +153,7 @@ def teacher_targets(
 def student_loss(
     params: Params,
     objective: Objective,
-    goals: Mapping[str, Array],
+    goals: Mapping[str, Any],
     batch: Batch,
     key: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
@@ -162,8 +181,9 @@ def student_loss(
     global_logits = nets.cls_logits(params, cls)
     patches = masked_patches(out[0]["patches"], batch["mask_indices"])
     terms = losses.dino_terms(views)
+    both_pairs = losses.dino_global_loss(global_logits, goals["dino"])
     parts = {
-        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
+        "loss/dino_global": both_pairs / terms,
         "loss/dino_local": jnp.zeros(()),
         "loss/koleo": 2 * losses.koleo_loss(rearrange(cls, "g n v d -> v g n d")),
         "loss/ibot": losses.ibot_loss(
@@ -185,4 +205,4 @@ def student_loss(
         + objective.koleo_weight * parts["loss/koleo"]
         + objective.ibot_weight * parts["loss/ibot"]
     )
-    return loss, parts | representation_health(goals, global_logits)
+    return loss, parts | representation_health(goals, both_pairs / 2, nets.dino_head.prototypes)

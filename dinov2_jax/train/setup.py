@@ -58,6 +58,7 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
             hidden_dim=settings.head_hidden_dim,
             bottleneck_dim=settings.head_bottleneck_dim,
             layers=settings.head_layers,
+            prototype_block=config.prototype_block,
             dtype=dtype,
         )
 

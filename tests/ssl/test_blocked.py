@@ -1,0 +1,178 @@
+"""The factored losses equal the written-out ones, in value and gradient, and need less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinov2_jax.models.head import DINOHead, Scores, l2_normalize
+from dinov2_jax.ssl import blocked, losses, targets
+from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.train.setup import make_run
+from tests.train.tiny import random_batch, tiny_config
+
+PROTOTYPES, WIDTH, TEMP = 24, 8, 0.05
+
+
+def scores(seed: int, *rows: int, gain: float = 1.0) -> tuple[Scores, np.ndarray]:
+    """Random unit features and prototypes of different gains, and their float64 products."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(*rows, WIDTH))
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    kernel = rng.normal(size=(WIDTH, PROTOTYPES))
+    kernel *= gain * rng.uniform(0.5, 1.5, PROTOTYPES) / np.linalg.norm(kernel, axis=0)
+    factored = Scores(jnp.asarray(features, jnp.float32), jnp.asarray(kernel, jnp.float32), 6)
+    return factored, features @ kernel
+
+
+def written_out(goal: blocked.FactoredTargets) -> np.ndarray:
+    logits = np.einsum("...td,dk->...tk", goal.scores.features, goal.scores.kernel)
+    exponent = logits / goal.temp + goal.column + goal.row[..., None]
+    return np.exp(exponent).sum(-2)
+
+
+def sinkhorn_float64(logits: np.ndarray, temp: float) -> np.ndarray:
+    """The reference's sequence: prototypes sum to 1/K, rows to 1/B, three times."""
+    q = np.exp(logits / temp).T
+    q /= q.sum()
+    for _ in range(3):
+        q /= q.sum(1, keepdims=True) * q.shape[0]
+        q /= q.sum(0, keepdims=True) * q.shape[1]
+    return (q * q.shape[1]).T
+
+
+@pytest.mark.parametrize("gain", [1.0, 6.0])
+def test_sinkhorn(gain):
+    factored, logits = scores(0, 10, gain=gain)
+    got = written_out(blocked.sinkhorn_targets(factored, TEMP))
+    np.testing.assert_allclose(got, sinkhorn_float64(logits, TEMP), rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_leaves_padding_out():
+    factored, logits = scores(0, 10)
+    valid = jnp.arange(10) < 7
+    got = written_out(blocked.sinkhorn_targets(factored, TEMP, valid))
+    want = sinkhorn_float64(logits[:7], TEMP)
+    np.testing.assert_allclose(got[:7], want, rtol=1e-4, atol=1e-6)
+    assert not got[7:].any()
+
+
+def test_centering():
+    factored, logits = scores(1, 2, 5)
+    center = np.random.default_rng(2).normal(size=PROTOTYPES) / 10
+    got = written_out(blocked.center_targets(factored, jnp.asarray(center, jnp.float32), TEMP))
+    want = np.exp((logits - center) / TEMP)
+    np.testing.assert_allclose(got, want / want.sum(-1, keepdims=True), rtol=2e-5, atol=1e-7)
+
+
+def dense(factored: Scores) -> jax.Array:
+    return factored.features @ factored.kernel
+
+
+def dino(goal, crops, local) -> jax.Array:
+    return losses.dino_global_loss(crops, goal) + losses.dino_local_loss(local, goal)
+
+
+def test_losses_and_gradients_equal_the_dense_ones():
+    teacher, _ = scores(3, 4, 2)
+    crops, _ = scores(4, 4, 2)
+    local, _ = scores(5, 4, 3)
+    local = local.replace(kernel=crops.kernel)
+    goal = blocked.sinkhorn_targets(teacher, TEMP)
+    written = targets.sinkhorn_knopp(dense(teacher), TEMP)
+
+    def loss(features, local_features, kernel, factored):
+        a = crops.replace(features=features, kernel=kernel)
+        b = local.replace(features=local_features, kernel=kernel)
+        return dino(goal, a, b) if factored else dino(written, dense(a), dense(b))
+
+    arguments = crops.features, local.features, crops.kernel
+    got = jax.value_and_grad(loss, (0, 1, 2))(*arguments, True)
+    want = jax.value_and_grad(loss, (0, 1, 2))(*arguments, False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
+
+
+def test_masked_patch_loss_with_padding():
+    teacher, _ = scores(6, 2, 5)
+    student, _ = scores(7, 2, 5)
+    valid = jnp.arange(5) < jnp.array([[3], [5]])
+    weights = valid / valid.sum(-1, keepdims=True)
+    goal = blocked.sinkhorn_targets(teacher, TEMP, valid)
+    written = targets.sinkhorn_knopp(dense(teacher), TEMP, valid)
+
+    def loss(features, factored):
+        s = student.replace(features=features)
+        return losses.ibot_loss(
+            s if factored else dense(s), goal if factored else written, weights, 8
+        )
+
+    got = jax.value_and_grad(loss)(student.features, True)
+    want = jax.value_and_grad(loss)(student.features, False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)
+    assert np.isfinite(got[1]).all()
+
+
+def test_entropy_and_first_choice():
+    goal = blocked.sinkhorn_targets(scores(8, 9)[0], TEMP)
+    entropy, choice = blocked.entropy_and_choice(goal)
+    want = written_out(goal)
+    np.testing.assert_allclose(entropy, -np.sum(want * np.log(want), -1), rtol=1e-5)
+    np.testing.assert_array_equal(choice, want.argmax(-1))
+
+
+def run_steps(centering: str, block: int, mesh_sizes=(1, 1)) -> list[dict[str, float]]:
+    config = tiny_config(centering=centering, prototype_block=block)
+    config.ibot.separate_head, config.ibot.head_prototypes = True, 32
+    config.ibot.head_bottleneck_dim = config.ibot.head_hidden_dim = 16
+    mesh = make_mesh(*mesh_sizes)
+    run, found = make_run(config, mesh), []
+    with jax.set_mesh(mesh):
+        state = run.init()
+        for i in range(3):
+            batch = put_batch(random_batch(config, i), mesh)
+            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
+            found.append({name: float(value) for name, value in metrics.items()})
+    return found
+
+
+@pytest.mark.parametrize(("centering", "mesh"), [("centering", (1, 1)), ("sinkhorn_knopp", (2, 4))])
+def test_training_is_the_same(centering, mesh):
+    """All metrics of three steps: losses, gradient norms, health; also on eight devices."""
+    want = run_steps(centering, 0)
+    for got, step in zip(run_steps(centering, 16, mesh), want, strict=True):
+        for name, value in step.items():
+            assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def step_bytes(prototypes: int, block: int) -> int:
+    """Temporary memory of forward and backward through both losses, from the compiler."""
+    head = DINOHead(prototypes, 16, 16, layers=1, prototype_block=block)
+    params = jax.eval_shape(lambda: head.init(jax.random.key(0), jnp.zeros((1, 16))))["params"]
+    x = jax.ShapeDtypeStruct((4096, 16), jnp.float32)
+
+    def loss(x, params, teacher):
+        found = head.apply({"params": params}, x)
+        sinkhorn = blocked.sinkhorn_targets if block else targets.sinkhorn_knopp
+        goal = jax.lax.stop_gradient(sinkhorn(head.apply({"params": teacher}, x), TEMP))
+        return losses.ibot_loss(found, goal, jnp.ones(4096), 2)
+
+    compiled = jax.jit(jax.grad(loss)).lower(x, params, params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_depend_on_the_number_of_prototypes():
+    small, large = (step_bytes(k, 512) for k in (2048, 16384))
+    weights = 16384 * 16 * 4
+    assert large < small + 6 * weights  # the prototypes themselves and their gradient
+    assert step_bytes(16384, 0) > 5 * large
+
+
+def test_unit_features_reach_the_scores():
+    head = DINOHead(PROTOTYPES, 8, WIDTH, prototype_block=6)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    params = head.init(jax.random.key(1), x)
+    found = head.apply(params, x)
+    np.testing.assert_allclose(jnp.linalg.norm(found.features, axis=-1), 1.0, rtol=1e-6)
+    logits = DINOHead(PROTOTYPES, 8, WIDTH).apply(params, x)
+    np.testing.assert_allclose(dense(found), logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(l2_normalize(found.features), found.features, rtol=1e-6)
