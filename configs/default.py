@@ -27,8 +27,11 @@ def get_config() -> ml_collections.ConfigDict:
     # auto: bfloat16 on GPU and TPU, float32 on CPU | float32 | bfloat16. Ours
     config.compute_dtype = "auto"
 
-    # Prototypes whose scores are computed at a time, a divisor of all head_prototypes; 0: all at once.
-    # With blocks the losses' memory no longer depends on the number of prototypes, at the price of
+    # Parts that a batch is computed in, one after the other (gradient accumulation); the update is
+    # that of the whole batch. Must divide the statistical groups of a device. Ours
+    config.micro_batches = 1
+    # Prototypes whose scores are computed at a time, a divisor of every head_prototypes; 0: all.
+    # With blocks the losses' memory does not depend on the number of prototypes, at the price of
     # computing the scores again (3 to 6 times). Ours
     config.prototype_block = 0
 

@@ -36,6 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (1, math.inf),
     "group_size": (1, math.inf),
     "log_every_steps": (1, math.inf),
+    "micro_batches": (1, math.inf),
     "prototype_block": (0, math.inf),
     "checkpoint.every_steps": (1, math.inf),
     "checkpoint.keep_last": (1, math.inf),
@@ -332,13 +333,19 @@ def _check_mesh(config: ml_collections.ConfigDict, device_count: int) -> list[st
             "the mesh (data x fsdp); "
             f"nearest valid: --config.batch_size={valid}"
         )
+    groups, parts = config.batch_size // config.group_size, config.micro_batches
+    if parts > 1 and groups % (shards * parts):
+        raise ConfigError(
+            f"config.micro_batches {parts} does not divide the {groups} statistical groups of a "
+            f"batch over {shards} shards of the mesh; nearest valid: "
+            f"--config.micro_batches={math.gcd(max(groups // shards, 1), parts)}"
+        )
     notes = []
     if used < device_count:
         notes.append(
             f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all of "
             "them"
         )
-    groups = config.batch_size // config.group_size
     if groups % shards:
         notes.append(
             f"{groups} statistical groups of {config.group_size} do not divide over {shards} "

@@ -28,10 +28,15 @@ def kept_crops(crops: int, drop_rate: float) -> int:
     return max(int(crops * (1 - drop_rate)), 1)
 
 
-def sample_kept(key: Array, groups: int, crops: int, kept: int) -> Array:
-    """A fresh random subset of the crops of every group: indices [G, kept]."""
-    order = jnp.argsort(jax.random.uniform(key, (groups, crops)), axis=-1)
-    return order[:, :kept]
+def split_keys(keys: Array, count: int) -> Array:
+    """The keys [G] of the groups -> [count, G]: each group's own, whatever groups are beside it."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+
+
+def sample_kept(keys: Array, crops: int, kept: int) -> Array:
+    """A fresh random subset of the crops of every group: keys [G] -> indices [G, kept]."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (crops,)))(keys)
+    return jnp.argsort(draws, axis=-1)[:, :kept]
 
 
 def _gather(x: Array, index: Array) -> Array:
@@ -45,7 +50,7 @@ def _scatter_add(x: Array, index: Array, update: Array) -> Array:
 
 
 def add_residual(
-    crops: Sequence[Array], branch: Branch, gamma: Array | float, key: Array | None, rate: float
+    crops: Sequence[Array], branch: Branch, gamma: Array | float, keys: Array | None, rate: float
 ) -> list[Array]:
     """x + gamma * branch(x), where each group drops the branch for a share `rate` of its crops.
 
@@ -57,15 +62,15 @@ def add_residual(
       crops: crop sets [G, b, N, D].
       branch: the residual branch, on packed tokens.
       gamma: LayerScale [D], or 1.0.
-      key: randomness of this branch; None computes every crop (evaluation, teacher).
+      keys: [G], randomness of this branch; None computes every crop (evaluation, teacher).
       rate: share of crops that skip the branch.
     """
-    if key is None or rate == 0.0:
+    if keys is None or rate == 0.0:
         out = unpack(branch(pack(crops), crops), crops)
         return [x + (gamma * o).astype(x.dtype) for x, o in zip(crops, out, strict=True)]
     subsets, indices = [], []
-    for x, set_key in zip(crops, jax.random.split(key, len(crops)), strict=True):
-        index = sample_kept(set_key, x.shape[0], x.shape[1], kept_crops(x.shape[1], rate))
+    for x, set_keys in zip(crops, split_keys(keys, len(crops)), strict=True):
+        index = sample_kept(set_keys, x.shape[1], kept_crops(x.shape[1], rate))
         indices.append(index)
         subsets.append(_gather(x, index))
     out = unpack(branch(pack(subsets), subsets), subsets)
@@ -98,16 +103,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, crops: Sequence[Array], key: Array | None = None, drop_rate: float = 0.0
+        self, crops: Sequence[Array], keys: Array | None = None, drop_rate: float = 0.0
     ) -> list[Array]:
-        """Crop sets [G, b, N, D] -> the same shapes; `key` turns stochastic depth on."""
+        """Crop sets [G, b, N, D] -> the same shapes; `keys` [G] turn stochastic depth on."""
         dim = crops[0].shape[-1]
-        attn_key, ffn_key = (None, None) if key is None else jax.random.split(key)
+        attn_keys, ffn_keys = (None, None) if keys is None else split_keys(keys, 2)
         norm1, norm2 = layer_norm(self.dtype, "norm1"), layer_norm(self.dtype, "norm2")
         attn = Attention(self.heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn")
         ffn = self._ffn(dim)
         gamma1, gamma2 = self._gamma(dim, "ls1"), self._gamma(dim, "ls2")
         crops = add_residual(
-            crops, lambda x, like: attn(norm1(x), like), gamma1, attn_key, drop_rate
+            crops, lambda x, like: attn(norm1(x), like), gamma1, attn_keys, drop_rate
         )
-        return add_residual(crops, lambda x, like: ffn(norm2(x)), gamma2, ffn_key, drop_rate)
+        return add_residual(crops, lambda x, like: ffn(norm2(x)), gamma2, ffn_keys, drop_rate)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.block import Block
+from dinov2_jax.models.block import Block, split_keys
 from dinov2_jax.models.layers import layer_norm
 from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.sharding import constrain_batch
@@ -179,16 +179,16 @@ class VisionTransformer(nn.Module):
         return self.param("blocks", init)
 
     def _run_blocks(
-        self, crops: list[Array], key: Array | None, keep: Sequence[int]
+        self, crops: list[Array], group_keys: Array | None, keep: Sequence[int]
     ) -> tuple[list[Array], list[list[Array]]]:
         """Runs all blocks; also returns the outputs of the blocks listed in `keep`."""
         params, rates = self._stacked_params(), self.drop_rates()
-        scan = self.scan_blocks and (key is None or bool(np.all(rates == rates[0])))
-        keys = None if key is None else jax.random.split(key, self.depth)
+        scan = self.scan_blocks and (group_keys is None or bool(np.all(rates == rates[0])))
+        keys = None if group_keys is None else split_keys(group_keys, self.depth)
 
-        def step(crops: list[Array], params: Any, key: Array | None, rate: float) -> list[Array]:
+        def step(crops: list[Array], params: Any, keys: Array | None, rate: float) -> list[Array]:
             crops = [constrain_batch(x) for x in crops]
-            crops = self._block().apply({"params": params}, crops, key, rate)
+            crops = self._block().apply({"params": params}, crops, keys, rate)
             return [constrain_batch(x) for x in crops]
 
         if self.remat:
@@ -214,7 +214,7 @@ class VisionTransformer(nn.Module):
         self,
         crops: Array | Sequence[Array],
         masks: Sequence[Array | None] | None = None,
-        drop_path_key: Array | None = None,
+        drop_path_keys: Array | None = None,
         intermediate: Sequence[int] = (),
     ) -> Any:
         """Features of one batch of images, or of several crop sets in one packed pass.
@@ -223,7 +223,7 @@ class VisionTransformer(nn.Module):
           crops: images [B, H, W, C], normalised; or a list of crop sets [G, b, H, W, C] (G
             statistical groups of b crops each, see design 3.3).
           masks: for a list: one bool [G, b, P] or None a crop set; True becomes the mask token.
-          drop_path_key: turns stochastic depth on (training of the student).
+          drop_path_keys: [G], one a group, turn stochastic depth on (training of the student).
           intermediate: indices of blocks whose outputs are wanted too (see
             `intermediate_layers`), ascending.
 
@@ -240,7 +240,7 @@ class VisionTransformer(nn.Module):
             set_masks = [masks[None]]
         embedding = self._embedding(sets[0].shape[-1])
         tokens = [self._embed(x, m, *embedding) for x, m in zip(sets, set_masks, strict=True)]
-        tokens, blocks = self._run_blocks(tokens, drop_path_key, list(intermediate))
+        tokens, blocks = self._run_blocks(tokens, drop_path_keys, list(intermediate))
         norm = layer_norm(jnp.float32, "norm")
         out = []
         for i, x in enumerate(tokens):

@@ -1,12 +1,11 @@
 """Targets and cross-entropy without any array of rows x prototypes.
 
-For 65,536 prototypes and the 3,770 masked patches of 64 images, one fp32 matrix of logits is 988 MB,
-and a step holds five of them. Here both sides stay factored: a score is <feature, prototype>, and a
-target is exp(<feature, prototype> / temp + column + row), which both softmax centering and
-Sinkhorn-Knopp can be written as. Prototypes are walked through in blocks of `block`, scores are
-computed where they are needed and dropped: the memory does not depend on K. It costs arithmetic:
-the teacher's scores are computed 3 times with centering and 6 times with Sinkhorn-Knopp, the
-student's twice forward and backward each.
+For 65,536 prototypes and the 3,770 masked patches of 64 images one fp32 matrix of logits is 988 MB,
+and a step holds several. Here both sides stay factored: a score is <feature, prototype>, and a
+target is exp(<feature, prototype> / temp + column + row), which is a form of softmax centering and
+of Sinkhorn-Knopp alike. Prototypes are walked through in blocks, scores are computed where they are
+needed and dropped: the memory does not depend on K. It costs arithmetic: the teacher's scores are
+computed 3 times with centering and 6 times with Sinkhorn-Knopp, the student's twice.
 """
 
 from collections.abc import Callable
@@ -36,6 +35,11 @@ class FactoredTargets:
     column: Array
     row: Array
     temp: Array
+
+    def map_rows(self, take: Callable[[Array], Array]) -> "FactoredTargets":
+        """`take`, a choice along the leading axis, of all that has one."""
+        scores = self.scores.replace(features=take(self.scores.features))
+        return self.replace(scores=scores, row=take(self.row))
 
     def swap_crops(self) -> "FactoredTargets":
         """[..., 2, 1] targets of crops 1 and 2 as those of crops 2 and 1."""

@@ -18,7 +18,7 @@ from jax import Array
 from dinov2_jax.models.head import DINOHead, Scores
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ssl import blocked, losses, targets
-from dinov2_jax.ssl.diagnostics import representation_health
+from dinov2_jax.ssl.microbatches import join_parts, take_part
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
@@ -58,11 +58,17 @@ class Networks:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is optimised: networks of both sides, the centering, and the weights of the losses."""
+    """What is optimised: networks of both sides, the centering, and the weights of the losses.
+
+    Attributes:
+      groups: statistical groups G of a batch.
+      micro_batches: parts in which the networks see a batch; divides `groups`.
+    """
 
     student: Networks
     teacher: Networks
     groups: int
+    micro_batches: int = 1
     centering: str = "centering"
     dino_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -109,6 +115,28 @@ def _center(
     return softmax(logits, center, temp), targets.update_center(center, statistic)
 
 
+def _teacher_features(objective: Objective, params: Params, batch: Batch) -> dict[str, Array]:
+    """Of the unmasked global crops: cls tokens [G, 2n, D], patches at masked slots [G, M, D]."""
+    groups = batch["mask_indices"].shape[0]
+    crops = group_crops(batch["global_crops"], groups)
+    out: Any = objective.teacher.backbone.apply({"params": params["backbone"]}, [crops])[0]
+    return {"cls": out["cls"], "patches": masked_patches(out["patches"], batch["mask_indices"])}
+
+
+def _features_in_parts(objective: Objective, params: Params, batch: Batch) -> dict[str, Array]:
+    """The same, one micro-batch after the other: targets need the features of the whole batch."""
+    parts = objective.micro_batches
+    if parts == 1:
+        return _teacher_features(objective, params, batch)
+
+    def one(index: Array) -> dict[str, Array]:
+        wanted = {name: batch[name] for name in ("global_crops", "mask_indices")}
+        part = {k: take_part(x, objective.groups, parts, index) for k, x in wanted.items()}
+        return _teacher_features(objective, params, part)
+
+    return jax.tree.map(join_parts, jax.lax.map(one, jnp.arange(parts)))
+
+
 def _views_apart(x: Any) -> Any:
     """Targets of cls tokens [G, 2n, ...] as [G, n, 2, ...]."""
     if isinstance(x, blocked.FactoredTargets):
@@ -132,22 +160,30 @@ def teacher_targets(
       Targets {"dino" [G, n, 2, K], "ibot" [G, M, K]}, factored if the heads give `Scores`, plus
       features for diagnosis, without gradient; and the centres for the next step.
     """
-    crops = group_crops(batch["global_crops"], objective.groups)
-    nets = objective.teacher
-    out: Any = nets.backbone.apply({"params": params["backbone"]}, [crops])[0]
-    patches = masked_patches(out["patches"], batch["mask_indices"])
+    nets, features = objective.teacher, _features_in_parts(objective, params, batch)
     valid = batch["mask_weights"] > 0
-    cls_logits = nets.cls_logits(params, out["cls"])
+    cls_logits = nets.cls_logits(params, features["cls"])
     dino, dino_center = _center(objective, cls_logits, centers["dino"], temp, None)
     ibot, ibot_center = _center(
-        objective, nets.patch_logits(params, patches), centers["ibot"], temp, valid
+        objective, nets.patch_logits(params, features["patches"]), centers["ibot"], temp, valid
     )
-    found = {
-        "dino": _views_apart(dino),
-        "ibot": ibot,
-        "cls": out["cls"],
-    }
+    found = {"dino": _views_apart(dino), "ibot": ibot, "cls": features["cls"]}
     return jax.lax.stop_gradient((found, {"dino": dino_center, "ibot": ibot_center}))
+
+
+def part_of_batch(
+    objective: Objective, goals: Mapping[str, Any], batch: Batch, keys: Array, index: Array
+) -> tuple[dict[str, Any], dict[str, Array], Array]:
+    """Targets, batch and keys of one micro-batch, for `student_loss`."""
+
+    def take(x: Array) -> Array:
+        return take_part(x, objective.groups, objective.micro_batches, index)
+
+    def take_goal(x: Any) -> Any:
+        return x.map_rows(take) if isinstance(x, blocked.FactoredTargets) else take(x)
+
+    own_goals = {name: take_goal(x) for name, x in goals.items()}
+    return own_goals, {name: take(x) for name, x in batch.items()}, take(keys)
 
 
 def student_loss(
@@ -155,35 +191,38 @@ def student_loss(
     objective: Objective,
     goals: Mapping[str, Any],
     batch: Batch,
-    key: Array | None,
+    keys: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
     """The optimised total and its parts (reference-facts 4.7; FB train/ssl_meta_arch.py).
+
+    All of it are means over groups, so the mean over micro-batches is that of the whole batch.
 
     Args:
       params: the student's.
       goals: from `teacher_targets`.
       batch: also "local_crops" [B, V, s, s, C] and "masks" bool [B, 2, P].
-      key: stochastic depth; None turns it off.
+      keys: [G], stochastic depth; None turns it off.
 
     Returns:
       loss, and {"loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot"} (each as it
-      enters the total before its weight, KoLeo summed over both crops) with health figures.
+      enters the total before its weight, KoLeo summed over both crops).
     """
-    nets, groups = objective.student, objective.groups
+    nets, groups = objective.student, batch["mask_indices"].shape[0]
     views = batch["local_crops"].shape[1]
     crops = [group_crops(batch["global_crops"], groups)]
     masks: list[Array | None] = [group_crops(batch["masks"], groups)]
     if views:
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)
-    out = nets.backbone.apply({"params": params["backbone"]}, crops, masks=masks, drop_path_key=key)
+    out = nets.backbone.apply(
+        {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
+    )
     cls = rearrange(out[0]["cls"], "g (n v) d -> g n v d", v=2)
     global_logits = nets.cls_logits(params, cls)
     patches = masked_patches(out[0]["patches"], batch["mask_indices"])
     terms = losses.dino_terms(views)
-    both_pairs = losses.dino_global_loss(global_logits, goals["dino"])
     parts = {
-        "loss/dino_global": both_pairs / terms,
+        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
         "loss/dino_local": jnp.zeros(()),
         "loss/koleo": 2 * losses.koleo_loss(rearrange(cls, "g n v d -> v g n d")),
         "loss/ibot": losses.ibot_loss(
@@ -205,4 +244,4 @@ def student_loss(
         + objective.koleo_weight * parts["loss/koleo"]
         + objective.ibot_weight * parts["loss/ibot"]
     )
-    return loss, parts | representation_health(goals, both_pairs / 2, nets.dino_head.prototypes)
+    return loss, parts

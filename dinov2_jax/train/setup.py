@@ -74,6 +74,7 @@ def make_objective(config: ConfigDict) -> Objective:
         student=make_networks(config, drop_path=True),
         teacher=make_networks(config, drop_path=False),
         groups=config.batch_size // config.group_size,
+        micro_batches=config.micro_batches,
         centering=config.centering,
         dino_weight=config.dino.loss_weight,
         koleo_weight=config.dino.koleo_loss_weight,

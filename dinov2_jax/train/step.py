@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from dinov2_jax.ssl.objective import Objective, student_loss, teacher_targets
+from dinov2_jax.ssl.diagnostics import representation_health
+from dinov2_jax.ssl.losses import dino_terms
+from dinov2_jax.ssl.objective import Objective, part_of_batch, student_loss, teacher_targets
 from dinov2_jax.train.optimizer import ema, module_norms
 from dinov2_jax.train.state import TrainState
 
@@ -44,9 +46,8 @@ def train_step(
     goals, centers = teacher_targets(
         objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
     )
-    (loss, parts), grads = jax.value_and_grad(student_loss, has_aux=True)(
-        state.student, objective, goals, batch, drop_key
-    )
+    drop_keys = jax.random.split(drop_key, objective.groups)
+    (loss, parts), grads = _student_gradients(objective, state.student, goals, batch, drop_keys)
     norms = module_norms(grads)
     updates, opt_state = optimizer.update(
         grads,
@@ -77,7 +78,29 @@ def train_step(
         "nonfinite_steps": state.nonfinite_steps,
         "nonfinite_streak": state.nonfinite_streak,
     }
-    return state, {"loss": loss} | parts | norms | dict(hyper) | counters
+    crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
+    health = representation_health(goals, crossed, objective.student.dino_head.prototypes)
+    return state, {"loss": loss} | parts | health | norms | dict(hyper) | counters
+
+
+def _student_gradients(
+    objective: Objective, student: Any, goals: Mapping[str, Any], batch: Batch, keys: Array
+) -> tuple[tuple[Array, dict[str, Array]], Any]:
+    """((loss, its parts), gradients); the mean over micro-batches is that of the whole batch."""
+    gradients = jax.value_and_grad(student_loss, has_aux=True)
+    if objective.micro_batches == 1:
+        return gradients(student, objective, goals, batch, keys)
+
+    def one(index: Array) -> Any:
+        return gradients(student, objective, *part_of_batch(objective, goals, batch, keys, index))
+
+    def add(total: Any, index: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(index)), None
+
+    shapes = jax.eval_shape(one, 0)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, start, jnp.arange(objective.micro_batches))
+    return jax.tree.map(lambda x: x / objective.micro_batches, total)
 
 
 def _choose(finite: Array, proposed: Any, current: Any) -> Any:

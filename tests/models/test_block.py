@@ -9,6 +9,10 @@ from dinov2_jax.models.block import add_residual, kept_crops, sample_kept
 from dinov2_jax.models.vit import VisionTransformer
 
 
+def group_keys(groups: int) -> jax.Array:
+    return jax.random.split(jax.random.key(0), groups)
+
+
 def test_number_of_kept_crops():
     # Reference-facts 2.2: 64 and 256 crops at 0.3; truncation of a float product; at least one.
     assert [kept_crops(64, 0.3), kept_crops(256, 0.3), kept_crops(2, 0.9)] == [44, 179, 1]
@@ -22,7 +26,7 @@ def test_subset_is_exact_and_scaled():
         assert packed.shape == (3, 6 * 4 + 4 * 2, 6)  # int(10 * 0.6), int(8 * 0.6): only the kept
         return jnp.ones_like(packed)
 
-    out = add_residual(crops, branch, gamma, jax.random.key(0), 0.4)
+    out = add_residual(crops, branch, gamma, group_keys(3), 0.4)
     for x, kept in zip(out, (6, 4), strict=True):
         total = x.shape[1]
         rows = np.asarray(x).reshape(3, total, -1, 6)
@@ -33,14 +37,19 @@ def test_subset_is_exact_and_scaled():
 
 
 def test_every_group_draws_its_own_subset():
-    kept = np.asarray(sample_kept(jax.random.key(0), 4, 32, 16))
+    kept = np.asarray(sample_kept(group_keys(4), 32, 16))
     assert len({tuple(sorted(row)) for row in kept.tolist()}) == 4
     assert all(len(set(row)) == 16 for row in kept.tolist())
 
 
+def test_a_group_draws_the_same_whatever_is_beside_it():
+    keys = group_keys(4)
+    np.testing.assert_array_equal(sample_kept(keys, 32, 16)[2:3], sample_kept(keys[2:3], 32, 16))
+
+
 def test_every_crop_set_draws_its_own_subset():
     crops = [jnp.zeros((1, 32, 2, 4))] * 2
-    one, other = add_residual(crops, lambda x, _: x + 1, 1.0, jax.random.key(0), 0.5)
+    one, other = add_residual(crops, lambda x, _: x + 1, 1.0, group_keys(1), 0.5)
     assert not np.array_equal(one.any((2, 3)), other.any((2, 3)))
 
 
@@ -51,7 +60,7 @@ def test_every_branch_and_block_draws_its_own_subset():
     )
     images = jax.random.normal(jax.random.key(1), (1, 32, 14, 14, 3))
     params = model.init(jax.random.key(0), images[0])["params"]
-    apply = jax.jit(lambda p: model.apply({"params": p}, [images], drop_path_key=jax.random.key(2)))
+    apply = jax.jit(lambda p: model.apply({"params": p}, [images], drop_path_keys=group_keys(1)))
     plain, changed = params["blocks"], []
     for kept_scale, block in ((name, i) for name in ("ls1", "ls2") for i in range(2)):
         scales = {
@@ -82,8 +91,7 @@ def test_bf16_keeps_what_a_small_layerscale_adds():
 
 
 def test_all_crops_are_kept_equally_often():
-    keys = jax.random.split(jax.random.key(0), 400)
-    kept = jax.vmap(lambda key: sample_kept(key, 1, 8, 4))(keys)
+    kept = sample_kept(group_keys(400), 8, 4)
     share = np.bincount(np.asarray(kept).ravel(), minlength=8) / 400
     np.testing.assert_allclose(share, 0.5, atol=0.1)  # 4 sigma
 
@@ -113,12 +121,12 @@ def test_packed_pass_equals_separate_passes(model_and_params):
 def test_scan_remat_and_unrolled_blocks_agree(model_and_params, uniform):
     model, params = model_and_params
     images = [jax.random.normal(jax.random.key(1), (2, 4, 28, 28, 3))]
-    key, results = jax.random.key(3), []
+    keys, results = group_keys(2), []
     for scan, remat in ((False, False), (True, False), (True, True)):
         variant = model.clone(scan_blocks=scan, remat=remat, drop_path_uniform=uniform)
 
         def total(p, variant=variant):
-            (out,) = variant.apply({"params": p}, images, drop_path_key=key)
+            (out,) = variant.apply({"params": p}, images, drop_path_keys=keys)
             return jnp.sum(out["cls"] ** 2)
 
         results.append(jax.jit(jax.value_and_grad(total))(params))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dinov2_jax.models.head import DINOHead, Scores, l2_normalize
-from dinov2_jax.ssl import blocked, losses, targets
 from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.ssl import blocked, losses, targets
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config
 

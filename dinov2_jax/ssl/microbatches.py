@@ -1,0 +1,23 @@
+"""A batch in parts: which groups belong to which part, for gradient accumulation.
+
+Part a of A holds the groups a, a + A, a + 2 A ...: where groups are spread over devices in order,
+every device finds its share of each part at home.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dinov2_jax.sharding import constrain_batch
+
+
+def take_part(x: Array, groups: int, parts: int, index: Array) -> Array:
+    """Part `index` of x [G r, ...], whose leading axis is G groups of r rows: [G r / A, ...]."""
+    rows = x.reshape(groups // parts, parts, -1, *x.shape[1:])
+    part = jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
+    return constrain_batch(part.reshape(-1, *x.shape[1:]))
+
+
+def join_parts(x: Array) -> Array:
+    """All parts [A, G / A, ...] in the order of their groups: [G, ...]."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
