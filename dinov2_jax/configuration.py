@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "model.ffn": ("mlp", "swiglu"),
+    "model.attention": ("auto", "xla", "cudnn", "triton", "splash"),
     "centering": ("centering", "sinkhorn_knopp"),
     "optimizer.lr_scaling": ("sqrt_wrt_1024", "none"),
     "data.source": ("folder", "array_record", "tfds", "openmoji"),

@@ -169,6 +169,7 @@ def small() -> ConfigDict:
         ({"eval.image_size": 36}, r"--config.eval.image_size=32"),
         ({"model.variant": "vit_smal"}, "did you mean 'vit_small'"),
         ({"centering": "sinkhorn"}, "did you mean 'sinkhorn_knopp'"),
+        ({"model.attention": "flash"}, "did you mean 'splash'"),
         ({"data.source": "folders"}, "did you mean 'folder'"),
         ({"data.source": "folder"}, "config.data.path is empty"),
         ({"model.dim": 100}, "config.model.dim 100 is no multiple of config.model.heads 3.*=99"),

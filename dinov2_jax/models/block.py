@@ -91,6 +91,7 @@ class Block(nn.Module):
     proj_bias: bool = True
     ffn_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     def _ffn(self, dim: int) -> nn.Module:
         if self.ffn == "swiglu":
@@ -109,7 +110,9 @@ class Block(nn.Module):
         dim = crops[0].shape[-1]
         attn_keys, ffn_keys = (None, None) if keys is None else split_keys(keys, 2)
         norm1, norm2 = layer_norm(self.dtype, "norm1"), layer_norm(self.dtype, "norm2")
-        attn = Attention(self.heads, self.qkv_bias, self.proj_bias, self.dtype, name="attn")
+        attn = Attention(
+            self.heads, self.qkv_bias, self.proj_bias, self.dtype, self.attention, name="attn"
+        )
         ffn = self._ffn(dim)
         gamma1, gamma2 = self._gamma(dim, "ls1"), self._gamma(dim, "ls2")
         crops = add_residual(

@@ -57,6 +57,7 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     proj_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    backend: str = "auto"  # see ops/attention.py
 
     @nn.compact
     def __call__(self, packed: Array, like: Sequence[Array]) -> Array:
@@ -67,7 +68,8 @@ class Attention(nn.Module):
         for crops in unpack(qkv, like):  # [G, b, N, 3D]: one dense attention a crop size
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
-            outs.append(attention(q, k, v).reshape(*crops.shape[:3], dim))
+            out = attention(q, k, v, self.backend)
+            outs.append(out.reshape(*crops.shape[:3], dim))
         return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
 
 

@@ -82,6 +82,7 @@ class VisionTransformer(nn.Module):
       remat: recompute each block in the backward pass.
       qkv_bias, proj_bias, ffn_bias: biases of the attention's and feed-forward's projections.
       dtype: dtype of the matrix products; parameters, the residual stream and the outputs are fp32.
+      attention: backend of the attention, one of ops/attention.py BACKENDS.
     """
 
     dim: int
@@ -103,6 +104,7 @@ class VisionTransformer(nn.Module):
     proj_bias: bool = True
     ffn_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     def _block(self) -> Block:
         return Block(
@@ -114,6 +116,7 @@ class VisionTransformer(nn.Module):
             proj_bias=self.proj_bias,
             ffn_bias=self.ffn_bias,
             dtype=self.dtype,
+            attention=self.attention,
             parent=None,
         )
 
@@ -169,7 +172,8 @@ class VisionTransformer(nn.Module):
 
     def _stacked_params(self) -> Any:
         """Parameters of all blocks, each leaf with a leading axis L."""
-        block = self._block()
+        # The parameters do not depend on the backend, and fused kernels are not made for one token.
+        block = self._block().clone(attention="xla", parent=None)
         token = jnp.zeros((1, 1, 1, self.dim))
 
         def init(key: Array) -> Any:
@@ -342,5 +346,7 @@ def from_config(
         ffn_bias=model["ffn_bias"],
         scan_blocks=model["scan_blocks"],
         remat=model["remat"],
+        # Runs from before this field store none.
+        attention=model.get("attention", "auto"),
         dtype=dtype,
     )

@@ -1,20 +1,176 @@
-"""Scaled dot-product attention behind one function."""
+"""Scaled dot-product attention behind one function, on the kernel that fits the machine.
+
+backend | where | dtypes          | tokens and head_dim
+xla     | all   | all             | all; writes N^2 logits per head to memory
+cudnn   | GPU   | bf16, fp16      | odd N filled to even; head_dim a multiple of 8
+triton  | GPU   | bf16, fp16      | N filled to blocks of 64; head_dim 16, 32, 64 or 128
+splash  | TPU   | fp32, bf16      | N filled to a multiple of 128; head_dim 64
+
+All give the same values and gradients up to rounding: what is filled up is masked, never attended.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+
+from dinov2_jax.ops.attention_cudnn import cudnn_attention
+from dinov2_jax.ops.attention_splash import splash_attention
+from dinov2_jax.ops.attention_triton import triton_attention
+from dinov2_jax.sharding import BATCH
+
+log = logging.getLogger("dinov2_jax")
+
+# Self-attention of q, k, v [B, N, H, head_dim] -> the same shape.
+Kernel = Callable[[Array, Array, Array], Array]
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
-    """Multi-head attention without mask: softmax(q k^T / sqrt(head_dim)) v.
+class Fused(NamedTuple):
+    """A fused kernel, the platform that runs it and the dtypes that it takes."""
+
+    platform: str
+    dtypes: tuple[DTypeLike, ...]
+    kernel: Kernel
+
+
+FUSED = {
+    "cudnn": Fused("gpu", (jnp.bfloat16, jnp.float16), cudnn_attention),
+    # fp32 is left to XLA: Triton would multiply in tf32 whatever precision the user asked for.
+    "triton": Fused("gpu", (jnp.bfloat16, jnp.float16), triton_attention),
+    "splash": Fused("tpu", (jnp.bfloat16, jnp.float32), splash_attention),
+}
+BACKENDS = ("auto", "xla", *FUSED)
+
+# On TPU, splash from so many tokens on. Not measured: estimates of XLA's TPU compiler favour plain
+# XLA at 197 to 261 tokens (a fused kernel fills those to 256 or 384) and flash attention at 518 px
+# (1,370 tokens of 14 px); the border lies anywhere between.
+SPLASH_MIN_TOKENS = 1024
+# cuDNN's and Triton's attention need Ampere's tensor cores.
+MIN_COMPUTE_CAPABILITY = 8.0
+
+
+def attention(q: Array, k: Array, v: Array, backend: str = "auto") -> Array:
+    """Multi-head self-attention without mask: softmax(q k^T / sqrt(head_dim)) v.
+
+    Under a mesh (`jax.set_mesh`) the fused kernels run on each device's share of the batch and,
+    where the heads divide, of the heads. Without one their operands must lie on a single device.
 
     Args:
       q, k, v: [..., N, H, head_dim], any number of leading batch axes.
+      backend: one of BACKENDS; "auto" chooses by platform, dtype and N. A fused kernel that cannot
+        run here is replaced by XLA, and the log says so once.
 
     Returns:
       [..., N, H, head_dim] in the dtype of `q`; the softmax is computed in fp32.
+
+    Raises:
+      ValueError: for an unknown backend.
     """
-    flat = (-1, *q.shape[-3:])
-    out = jax.nn.dot_product_attention(
-        q.reshape(flat), k.reshape(flat), v.reshape(flat), implementation="xla"
-    )
+    flat = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
+    name = choose(backend, platform_in_use(), flat[0].shape, flat[0].dtype)
+    out = xla_attention(*flat) if name == "xla" else per_device(FUSED[name].kernel, *flat)
     return out.reshape(q.shape)
+
+
+def xla_attention(q: Array, k: Array, v: Array) -> Array:
+    """[B, N, H, head_dim] -> the same; runs everywhere, and defines the result."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def platform_in_use() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh in use, the default device, or else the default backend.
+
+    The mesh comes first because it may describe machines that are not here (ahead-of-time
+    compilation). Why not `lax.platform_dependent`, which decides when the program is lowered: the
+    backward pass keeps the residuals of all branches, so inside the scan over blocks XLA's softmax
+    weights, the N^2 that a fused kernel avoids, would be stacked as zeros.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    name = getattr(device, "platform", device) or jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def choose(backend: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike) -> str:
+    """The backend that will run [B, N, H, head_dim]; refusals are logged once a reason."""
+    if backend not in BACKENDS:
+        raise ValueError(f"attention {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    refused, chosen = [], "xla"
+    for name in _candidates(backend, platform, shape[1], dtype):
+        reason = refusal(name, platform, shape, jnp.dtype(dtype))
+        if reason is None:
+            chosen = name
+            break
+        refused.append((name, reason))
+    for name, reason in refused:
+        _log_once(name, reason, chosen)
+    return chosen
+
+
+def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> tuple[str, ...]:
+    """Fused kernels worth a try, the best first; none: XLA is the choice, not a makeshift."""
+    if backend != "auto":
+        return (backend,) if backend in FUSED else ()
+    if platform == "gpu" and dtype in FUSED["cudnn"].dtypes:
+        return "cudnn", "triton"
+    if platform == "tpu" and dtype in FUSED["splash"].dtypes and tokens >= SPLASH_MIN_TOKENS:
+        return ("splash",)
+    return ()
+
+
+@functools.cache
+def refusal(name: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike) -> str | None:
+    """Why a fused kernel cannot run, or None if it can; both its passes are traced to find out."""
+    needed, dtypes, kernel = FUSED[name]
+    if platform != needed:
+        return f"it needs a {needed.upper()}, and this is a {platform.upper()}"
+    if dtype not in dtypes:
+        return f"it takes {' or '.join(jnp.dtype(d).name for d in dtypes)}, not {dtype}"
+    if platform == "gpu" and _compute_capability() < MIN_COMPUTE_CAPABILITY:
+        return f"it needs a GPU of compute capability {MIN_COMPUTE_CAPABILITY} or more"
+    one = jax.ShapeDtypeStruct((1, *shape[1:]), dtype)
+    try:
+        jax.eval_shape(lambda *qkv: jax.vjp(kernel, *qkv)[1](qkv[0]), one, one, one)
+    except Exception as error:  # of any kind: a kernel of another library never ends a run
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def _compute_capability() -> float:
+    """Of the CUDA GPU at hand; infinite where there is none (AMD, ahead-of-time compilation)."""
+    try:
+        return float(getattr(jax.local_devices()[0], "compute_capability", math.inf))
+    except ValueError:  # AMD's name is a word, such as gfx90a
+        return math.inf
+
+
+@functools.cache
+def _log_once(name: str, reason: str, chosen: str) -> None:
+    log.warning("attention: %s cannot run here (%s); %s is used instead", name, reason, chosen)
+
+
+def per_device(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
+    """Runs `kernel` on each device's images and heads: XLA cannot split a kernel by itself.
+
+    A batch that does not divide over ("data", "fsdp") is filled up with rows of zeros; heads that
+    do not divide over "tensor" are computed by every device of that axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {axis: mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes}
+    if math.prod(free.values()) == 1:
+        return kernel(q, k, v)
+    batch, heads = q.shape[0], q.shape[2]
+    split = tuple(axis for axis in BATCH[0] if axis in free)
+    rows = -batch % math.prod(free[axis] for axis in split)
+    tensor = "tensor" if "tensor" in free and heads % free["tensor"] == 0 else None
+    spec = P(split, None, tensor, None)
+    mapped = jax.shard_map(
+        kernel, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(free), check_vma=False
+    )
+    return mapped(*(jnp.pad(x, ((0, rows), (0, 0), (0, 0), (0, 0))) for x in (q, k, v)))[:batch]
