@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import swiglu_hidden_dim
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
@@ -89,3 +90,10 @@ def test_wrong_sizes_and_names_are_named():
         model.init(jax.random.key(0), jnp.zeros((1, 30, 28, 3)))
     with pytest.raises(ValueError, match=r"vit_huge.*vit_large"):
         from_config({"variant": "vit_huge"}, 224)
+
+
+def test_a_configuration_from_before_the_attention_field():
+    stored = default.get_config().model.to_dict()
+    del stored["attention"]
+    assert from_config(stored, 224).attention == "auto"
+    assert from_config(stored | {"attention": "cudnn"}, 224).attention == "cudnn"
