@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # parameters and optimizer state are split this many ways (the batch too)
     config.mesh.tensor = 1  # matrix products are split this many ways
 
+    config.distributed = distributed()
     config.model = _model()
     config.dino, config.ibot = _dino(), _ibot()
     # Teacher targets: centering (softmax) | sinkhorn_knopp. Reference train.centering
@@ -50,6 +51,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.crops, config.colour = _crops(), _colour()
     config.data, config.eval, config.checkpoint = _data(), _eval(), _checkpoint()
     return config
+
+
+def distributed() -> ml_collections.ConfigDict:
+    """How the processes of one run find each other. Reference: SLURM or torchrun variables."""
+    processes = ml_collections.ConfigDict()
+    # auto: a SLURM step of several tasks or a TPU pod, else one process | none: one process |
+    # host:port of process 0. Ours
+    processes.coordinator = "auto"
+    processes.processes = -1  # how many; needed with host:port, -1 otherwise. Ours
+    processes.process_id = -1  # which one this is, from 0; needed with host:port. Ours
+    # s after which a silent process counts as dead and the others end. Ours: JAX's default
+    processes.heartbeat_s = 100
+    return processes
 
 
 def _model() -> ml_collections.ConfigDict:

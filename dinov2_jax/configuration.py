@@ -11,7 +11,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +165,15 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def diff_configs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line a field that differs, as `model.dim: 96 -> 128`, sorted by name."""
+    """One line a field that differs, as `model.dim: 96 -> 128`, sorted by name.
+
+    How the processes were started (`distributed`) is no property of a run.
+    """
     before, after = leaves(tuples(old)), leaves(tuples(new))
     lines = []
     for name in sorted({*before, *after}):
+        if name.startswith("distributed."):
+            continue
         left, right = before.get(name, "absent"), after.get(name, "absent")
         if left != right:
             lines.append(f"{name}: {left} -> {right}")
@@ -198,6 +203,39 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
     _check_images(config)
     _check_colours(config)
     return _late_schedules(config) + _check_mesh(config, device_count)
+
+
+def check_distributed(settings: Mapping[str, Any]) -> None:
+    """Refuses `config.distributed` that contradicts itself; called before JAX looks for devices.
+
+    Raises:
+        ConfigError: naming the field and a value that works.
+    """
+    coordinator, processes = settings["coordinator"], settings["processes"]
+    process_id = settings["process_id"]
+    if settings["heartbeat_s"] < 1:
+        raise ConfigError(
+            f"config.distributed.heartbeat_s is {settings['heartbeat_s']}, but must be at least 1"
+        )
+    if coordinator in ("auto", "none"):
+        if processes != -1 or process_id != -1:
+            raise ConfigError(
+                f"config.distributed.processes {processes} and process_id {process_id} need a "
+                "coordinator; add --config.distributed.coordinator=<host of process 0>:<port>"
+            )
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"config.distributed.coordinator is {coordinator!r}, but must be auto, none or "
+            "host:port, such as 10.0.0.1:8476"
+        )
+    if processes < 1 or not 0 <= process_id < processes:
+        raise ConfigError(
+            f"config.distributed.process_id is {process_id} of {processes} processes; with a "
+            "coordinator both are needed: config.distributed.processes=N, and process_id from 0 "
+            "to N - 1"
+        )
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

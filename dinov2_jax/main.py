@@ -10,6 +10,7 @@ An error of yours is one sentence and exit status 2; DINOV2_JAX_TRACEBACK=1 show
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import ml_collections
@@ -48,14 +49,18 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Starts `config.task`; the imports are here because they load JAX."""
+    from dinov2_jax import distributed
+
     if config.task == "train":
         if not workdir:
             raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
+        distributed.start(config.distributed)
         from dinov2_jax.train import loop
 
         loop.train(config, workdir)
     elif config.task == "knn":
         check_config(config, device_count=1)
+        distributed.start(config.distributed)
         from dinov2_jax.eval import checkpoint_knn
 
         checkpoint_knn.evaluate(config, workdir)
@@ -71,15 +76,19 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.checkpoint import CheckpointError
     from dinov2_jax.data.bad_records import TooManyBadRecords
     from dinov2_jax.data.sources import SourceError
+    from dinov2_jax.sharding import MeshError
     from dinov2_jax.train.nonfinite import NonFiniteLoss
 
-    ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss)
+    ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss, MeshError)
     # ImportError: an optional package that a source needs; the message names the pip install.
     return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+
+    Of several processes also 3, when another one is lost.
+    """
     quiet_libraries()
     # Grain refuses to start workers before absl has parsed flags; none of its own are offered here.
     flags.FLAGS([argv[0]])
@@ -98,13 +107,41 @@ def main(argv: Sequence[str]) -> int:
         run(config, arguments.workdir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return leave(130)
     except Exception as error:
-        if "DINOV2_JAX_TRACEBACK" in os.environ or not isinstance(error, known_errors()):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return leave(explain(error))
     return 0
+
+
+def explain(error: Exception) -> int:
+    """Says on stderr what went wrong; returns the exit status, or raises if no sentence says all."""
+    from jax import distributed
+
+    from dinov2_jax.distributed import lost_process
+
+    show_all = "DINOV2_JAX_TRACEBACK" in os.environ
+    lost = lost_process(error)
+    if lost or (isinstance(error, known_errors()) and not show_all):
+        print(f"error: {lost or error}", file=sys.stderr)
+        return 3 if lost else 2
+    if not distributed.is_initialized():
+        raise error
+    traceback.print_exception(error)
+    return 1
+
+
+def leave(status: int) -> int:
+    """Ends one of several processes at once: an orderly exit would wait for the others' own end.
+
+    They wait for this one in a collective meanwhile.
+    """
+    from jax import distributed
+
+    if distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def quiet_libraries() -> None:

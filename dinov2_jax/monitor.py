@@ -274,15 +274,34 @@ class Output:
     Args:
         folder: the run directory.
         total_steps, start_step: as in `MetricWriter`.
+        silent: tells and writes nothing, as all but one of several processes do.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int) -> None:
+    def __init__(
+        self, folder: Path, total_steps: int, start_step: int, *, silent: bool = False
+    ) -> None:
         self.folder, self.warnings = folder, list[str]()
-        self.progress = Progress(total_steps, start_step=start_step)
-        self._writer = MetricWriter(
-            folder, total_steps, start_step=start_step, write_line=self.progress.write
-        )
-        self.write, self.message = self._writer.write, self._writer.message
+        self._progress = self._writer = None
+        if not silent:
+            self._progress = Progress(total_steps, start_step=start_step)
+            self._writer = MetricWriter(
+                folder, total_steps, start_step=start_step, write_line=self._progress.write
+            )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics of a step, to the files and the console."""
+        if self._writer is not None:
+            self._writer.write(step, metrics)
+
+    def message(self, text: str) -> None:
+        """A line for the reader only."""
+        if self._writer is not None:
+            self._writer.message(text)
+
+    def update(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._progress is not None:
+            self._progress.update(step)
 
     def warn(self, messages: Sequence[str]) -> None:
         """Says each message and keeps it for the report."""
@@ -294,5 +313,6 @@ class Output:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.progress.close()
-        self._writer.close()
+        if self._progress is not None and self._writer is not None:
+            self._progress.close()
+            self._writer.close()

@@ -4,8 +4,10 @@ Auto mesh axes ("data", "fsdp", "tensor"); a mesh of 1 x 1 x 1 is the single-dev
 Parameters, teacher and both moments follow the same path rules, so they are sharded alike.
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,20 +30,29 @@ TENSOR_RULES = (
 MIN_SHARDED_ELEMENTS = 2**10
 
 
+class MeshError(ValueError):
+    """A mesh that the devices or the batch do not fit; the message is one sentence."""
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over the devices; `data` -1 takes what the other two leave.
 
     Raises:
-      ValueError: when there are not enough devices.
+      MeshError: when there are not enough devices, or some process would have none of them.
     """
     count = jax.device_count()
     if data == -1:
         data = count // (fsdp * tensor)
     used = data * fsdp * tensor
     if not 1 <= used <= count:
-        raise ValueError(
+        raise MeshError(
             f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} "
             "devices; set data to -1 and the product of fsdp and tensor to a divisor of the count"
+        )
+    if used < count and jax.process_count() > 1:
+        raise MeshError(
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} leaves out {count - used} of "
+            f"{count} devices, which only one process alone can do; use --config.mesh.data=-1"
         )
     devices = jax.devices()[:used]
     axis_types = (AxisType.Auto,) * 3
@@ -61,14 +72,101 @@ def constrain_batch(x: Array) -> Array:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """Host arrays to the devices: image axes (and group axes that divide) split, others copied."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Host arrays to the devices: image axes (and group axes that divide) split, others copied.
+
+    Of several processes, each gives the images of its own groups (`local_groups`), in their order.
+    """
+    shards, here = _shards(mesh), len(_shards_of(mesh, jax.process_index()))
 
     def put(x: np.ndarray) -> Array:
-        spec = BATCH if x.ndim and x.shape[0] % shards == 0 else P()
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        rows = x.shape[0] * shards // here
+        if rows % shards == 0:
+            sharding = NamedSharding(mesh, BATCH)
+            return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+        if here < shards:
+            return _join_groups(mesh, rows)(gather(x, mesh))
+        return jax.device_put(x, NamedSharding(mesh, P()))
 
     return {name: put(x) for name, x in batch.items()}
+
+
+def local_groups(mesh: Mesh, groups: int) -> list[int]:
+    """Which of a batch's statistical groups this process has to load: those on its devices.
+
+    Raises:
+      MeshError: when a group would be split between processes.
+    """
+    return _groups_of(mesh, groups, jax.process_index())
+
+
+def _groups_of(mesh: Mesh, groups: int, process: int) -> list[int]:
+    # The batch in cells so small that shards and groups both are whole numbers of them.
+    shards = _shards(mesh)
+    cells = math.lcm(shards, groups)
+    of_shard, of_group = cells // shards, cells // groups
+    held = [s * of_shard + i for s in _shards_of(mesh, process) for i in range(of_shard)]
+    found = sorted({cell // of_group for cell in held})
+    if len(found) * of_group != len(held):
+        raise MeshError(
+            f"{groups} statistical groups do not divide over the {jax.process_count()} processes: "
+            f"process {process} would load a part of one; change config.batch_size or "
+            "config.group_size so that their quotient is a multiple of the number of processes"
+        )
+    return found
+
+
+def _shards(mesh: Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+@functools.cache
+def _shards_of(mesh: Mesh, process: int) -> list[int]:
+    """Which shards of a batch the devices of one process hold."""
+    rows = mesh.devices.reshape(_shards(mesh), -1)
+    return [s for s, row in enumerate(rows) if any(d.process_index == process for d in row)]
+
+
+def gather(x: np.ndarray, mesh: Mesh) -> Array:
+    """One array of every process to all: [n] on each -> [devices, n], its owner's on each device.
+
+    It is dispatched, not waited for. Every process must call it, with the same shape.
+    """
+    flat = Mesh(mesh.devices.reshape(-1), ("device",))
+    here = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+    copies = np.broadcast_to(x, (here, *x.shape))
+    stacked = jax.make_array_from_process_local_data(NamedSharding(flat, P("device")), copies)
+    return _copy_to_all(mesh)(stacked)
+
+
+@functools.cache
+def _copy_to_all(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+
+
+@functools.cache
+def _join_groups(mesh: Mesh, groups: int) -> Callable[[Array], Array]:
+    """What `gather` brought, [devices, groups of a process, ...] -> [groups, ...]."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    device, place = np.zeros(groups, int), np.zeros(groups, int)
+    for process in set(owners):
+        mine = _groups_of(mesh, groups, process)
+        device[mine], place[mine] = owners.index(process), range(len(mine))
+    return jax.jit(lambda x: x[device, place], out_shardings=NamedSharding(mesh, P()))
+
+
+def replicate(x: Array) -> Array:
+    """Copies `x` to every device, so that every process can read it; a no-op without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """For work that this process does alone: its first device, or `mesh` if all are its own."""
+    if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
+        return mesh
+    axis_types = (AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=axis_types, devices=jax.local_devices()[:1])
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -13,6 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "configuration": set(),
     "arguments": {"configuration"},
     "sharding": set(),
+    "distributed": {"configuration", "sharding"},
     "ops": {"sharding"},
     "models": {"ops", "sharding"},
     "ssl": {"models", "ops", "sharding"},
@@ -21,10 +22,13 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "viz": {"data", "models", "sharding", "configuration", "checkpoint", "monitor"},
     "weights": {"models", "sharding", "checkpoint", "configuration"},
-    "eval": {"data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor"},
+    "eval": {
+        "data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor",
+        "distributed",
+    },
     "train": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",
-        "eval", "viz",
+        "eval", "viz", "distributed",
     },
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -11,6 +11,8 @@ Own data:  --config.data.source=folder --config.data.path=/labelled --config.dat
 
 import ml_collections
 
+from configs import default
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -34,4 +36,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.labels = ""  # auto | folders | none
     config.data.cache_dir = ""
     config.data.workers = 0  # loader processes; 0: in the main process
+    config.distributed = default.distributed()  # all processes do the same, process 0 writes
     return config

@@ -26,11 +26,20 @@ class BadRecords:
       max_fraction: greatest share of bad among distinct records seen.
       path: of skipped.txt; written when the first bad record is met.
       max_pixels: as in decoding, to find the reason again.
+      writes: False in all but one of several processes, which all keep the same list.
     """
 
-    def __init__(self, source: Source, max_fraction: float, path: Path, max_pixels: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        max_fraction: float,
+        path: Path,
+        max_pixels: int,
+        *,
+        writes: bool = True,
+    ) -> None:
         self._source, self._max_fraction = source, max_fraction
-        self._path, self._max_pixels = path, max_pixels
+        self._path, self._max_pixels, self._writes = path, max_pixels, writes
         self._looked_at = 0
         self._reasons: dict[int, str] = {}
 
@@ -51,12 +60,12 @@ class BadRecords:
         return len(indices)
 
     def update(self, batch: Batch) -> None:
-        """Takes "record" and "bad_records" out of a batch of the training loader and notes them.
+        """Notes what "record" and "bad_records" of a batch of the training loader say.
 
         Raises:
           TooManyBadRecords
         """
-        used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
+        used, bad = batch["record"], batch["bad_records"].ravel()
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
@@ -98,6 +107,8 @@ class BadRecords:
             self._judge()
 
     def _write(self) -> None:
+        if not self._writes:
+            return
         if not self._reasons:
             self._path.unlink(missing_ok=True)
             return

@@ -1,8 +1,9 @@
 """From a source to batches of uint8 crops and masks, with grain.
 
 Batch number n is a pure function of (source, specs, seed, n): grain derives the generator of every
-record and of every batch from its position, so neither the number of workers nor the step at which
-a run resumes changes anything. The loader's whole state is the number of the next batch.
+record and of every group from its position, so neither the number of workers or processes nor the
+step at which a run resumes changes anything. The loader's whole state is the number of the next
+batch.
 """
 
 import contextlib
@@ -132,6 +133,8 @@ class TrainLoader:
       workers: loader processes; 0 works in this process (on two threads).
       max_pixels: larger pictures are bad records.
       start_batch: number of the first batch to deliver.
+      share: numbers, in a batch, of the groups to deliver; None: all. One of several processes
+        loads those of its devices only.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class TrainLoader:
         workers: int,
         max_pixels: int,
         start_batch: int = 0,
+        share: Sequence[int] | None = None,
     ) -> None:
         side = crops.global_size // masks.patch_size
         dataset = (
@@ -158,9 +162,11 @@ class TrainLoader:
             .random_map(_AddMasks(group_size, (side, side), masks))
         )
         # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
-        self._groups = batch_size // group_size
-        self._next = start_batch
-        self._reader = _Reader(dataset[start_batch * self._groups :], workers)
+        groups = batch_size // group_size
+        share = range(groups) if share is None else share
+        self._groups, self._next = len(share), start_batch
+        source_of_groups = _GroupsOfBatches(dataset, groups, tuple(share), start_batch)
+        self._reader = _Reader(grain.MapDataset.source(source_of_groups), workers)
         # Also at the end of a program that does not close: grain's own tidying comes too late then.
         self._close = weakref.finalize(self, self._reader.close)
 
@@ -180,6 +186,23 @@ class TrainLoader:
     def close(self) -> None:
         """Ends the worker processes and frees their shared memory; no batch can follow."""
         self._close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupsOfBatches:
+    """The groups `share` of every batch from `start_batch` on, in order, by random access."""
+
+    dataset: grain.MapDataset
+    groups: int
+    share: tuple[int, ...]
+    start_batch: int
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.groups * len(self.share)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, place = divmod(index, len(self.share))
+        return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
 
 
 def _copy(batch: Batch) -> Batch:

@@ -12,6 +12,7 @@ from dinov2_jax.checkpoint import read_config, restore_params
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.pipeline import eval_batches
 from dinov2_jax.data.sources import Source, check_same_classes, open_source
+from dinov2_jax.distributed import is_main, main_first
 from dinov2_jax.eval.features import Forward, cls_forward, extract_features
 from dinov2_jax.eval.knn import all_settings, knn_table
 from dinov2_jax.models.vit import from_config
@@ -39,7 +40,8 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     forward = cls_forward(model, stored["colour"]["mean"], stored["colour"]["std"])
     data = _data_settings(config, stored)
     splits = ("train_split", "test_split")
-    sources = {split: _labelled(data, data[split]) for split in splits}
+    with main_first():
+        sources = {split: _labelled(data, data[split]) for split in splits}
     check_same_classes(*sources.values())
     sets = {
         split: _features(forward, params, sources[split], data[split], config, data, sizes)
@@ -47,6 +49,8 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     }
     results = all_settings(sets["train_split"], sets["test_split"], config)
     report = _protocol(config, stored, step_dir, data, sizes, sets) | {"results": results}
+    if not is_main():  # all processes have done the same
+        return report
     print(knn_table(results))
     if report["ks_beyond_bank"]:
         beyond = ", ".join(map(str, report["ks_beyond_bank"]))
@@ -114,8 +118,9 @@ def _features(
         max_pixels=data["max_pixels"],
         workers=config.data.workers,
     )
+    title = f"features of {split}" if is_main() else ""
     features, used = extract_features(
-        forward, params, batches, total=len(indices), description=f"features of {split}"
+        forward, params, batches, total=len(indices), description=title
     )
     return features, labels[used]
 

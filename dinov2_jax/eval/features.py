@@ -9,15 +9,22 @@ from jax import Array
 from tqdm import tqdm
 
 from dinov2_jax.data.photometric import normalize
+from dinov2_jax.sharding import replicate
 
 Forward = Callable[[Any, Array], Mapping[str, Array]]
 
 
 def cls_forward(model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Forward:
-    """Jitted (backbone parameters, uint8 images [n, H, W, 3]) -> features of the model."""
-    return jax.jit(
-        lambda params, images: model.apply({"params": params}, normalize(images, mean, std))
-    )
+    """Jitted (backbone parameters, uint8 images [n, H, W, 3]) -> features, whole on every device.
+
+    Of several processes, all must call it with the same images.
+    """
+
+    def forward(params: Any, images: Array) -> Mapping[str, Array]:
+        out = model.apply({"params": params}, normalize(images, mean, std))
+        return jax.tree.map(replicate, out)
+
+    return jax.jit(forward)
 
 
 def extract_features(

@@ -1,24 +1,41 @@
 """SIGTERM and SIGINT as a request that the loop answers between two steps."""
 
 import signal
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT sets `signal_name`; a second SIGINT interrupts.
+    """While entered, the first SIGTERM or SIGINT sets `number`; a second SIGINT interrupts.
 
     Outside the main thread, where handlers cannot be set, it does nothing.
+
+    Args:
+      alone: whether this is the run's only process, which needs nobody's consent.
+
+    Attributes:
+      number: of the signal that this process was sent, 0: none.
+      signal_name: what the loop obeys: that signal, or of several processes the one agreed on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        self.number, self._alone = 0, alone
         self.signal_name: str | None = None
         self._previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.number = number
+        if self._alone:
+            self.agree([number])
+
+    def agree(self, numbers: Iterable[int]) -> None:
+        """Takes the signals of all processes, which hear them at the same step."""
+        number = int(max(numbers))
+        if number:
+            self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> "StopRequest":
         try:
@@ -30,4 +47,5 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: a handler that a library installed without Python, which cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import monitor
+from dinov2_jax import __version__, monitor
 from dinov2_jax.checkpoint import CheckpointError, Checkpoints
-from dinov2_jax.configuration import check_config, diff_configs, to_dict
+from dinov2_jax.configuration import check_config, diff_configs, leaves, to_dict
 from dinov2_jax.data.bad_records import BadRecords
 from dinov2_jax.data.pipeline import TrainLoader
 from dinov2_jax.data.sources import Source, open_source
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.distributed import Exchange, is_main, main_first, own_name, require_same
+from dinov2_jax.sharding import local_groups, make_mesh, put_batch
 from dinov2_jax.train.interrupt import StopRequest
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
@@ -30,28 +32,28 @@ def train(config: ConfigDict, workdir: str) -> None:
         what to do.
     """
     notes = check_config(config, jax.device_count())
-    folder, data, keep = Path(workdir).expanduser(), config.data, config.checkpoint
-    source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
-    bad = BadRecords(source, data.max_bad_fraction, folder / "skipped.txt", data.max_pixels)
-    bad.preflight()
+    folder, keep = Path(workdir).expanduser(), config.checkpoint
     mesh = make_mesh(**config.mesh)
+    share = local_groups(mesh, config.batch_size // config.group_size)
+    source, bad = _open_pictures(config, folder)
     run = make_run(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(alone=jax.process_count() == 1))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(folder, keep.keep_last, keep.keep_every_steps))
         )
         state, start = _start_state(config, run, checkpoints, source, bad, notes)
         write_config(folder, config)
-        out = stack.enter_context(monitor.Output(folder, config.total_steps, start))
+        out = monitor.Output(folder, config.total_steps, start, silent=not is_main())
+        stack.enter_context(out)
         for note in [*_describe(config, source, mesh, start), *notes]:
             out.message(note)
-        loader = stack.enter_context(_loading(config, source, start))
+        loader = stack.enter_context(_loading(config, source, start, share))
         state = _run_steps(config, run, mesh, state, start, loader, checkpoints, bad, out, stop)
     if stop.signal_name is None:
-        report(folder, config, run, state.teacher, source, [*notes, *out.warnings])
-        print(f"report: {folder / 'report.html'}")
+        with jax.set_mesh(mesh):
+            report(folder, config, run, state.teacher, source, [*notes, *out.warnings])
 
 
 def _run_steps(
@@ -70,8 +72,14 @@ def _run_steps(
     probe, which_knn = make_probe(config, run.objective.teacher.backbone)
     out.message(which_knn)
     health = monitor.HealthMonitor(config.dino.head_prototypes)
-    nonfinite = NonFiniteWatch(out.folder)
+    nonfinite = NonFiniteWatch(out.folder, name=own_name())
     meter = monitor.Throughput(config.batch_size)
+
+    def hear(news: dict[str, np.ndarray]) -> None:
+        bad.update(news)
+        stop.agree(news["signal"])
+
+    exchange = Exchange(mesh, hear)
 
     def save(step: int) -> None:
         position = loader.state() | bad.state()
@@ -83,8 +91,9 @@ def _run_steps(
     for step in range(start + 1, config.total_steps + 1):
         with meter:
             batch = next(loader)
-        bad.update(batch)
-        if step == 1:
+        seen = {name: batch.pop(name) for name in ("record", "bad_records")}
+        exchange.tell(**seen, signal=np.array([stop.number]))
+        if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
         hyper = run.schedules.at(step - 1)
         state, metrics = run.step(state, put_batch(batch, mesh), hyper)
@@ -95,11 +104,12 @@ def _run_steps(
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             out.write(step, values | meter.read() | {"skipped_pictures": len(bad)})
             out.warn(health.check(values))
-        out.progress.update(step)
+        out.update(step)
         if probe and (step % config.eval.every_steps == 0 or last):
             out.write(step, probe(state.teacher))
             meter.restart()
         if step % config.checkpoint.every_steps == 0 or last or stop.signal_name:
+            exchange.flush()
             out.warn(nonfinite.check())
             save(step)
             meter.restart()
@@ -109,6 +119,24 @@ def _run_steps(
             )
             return state
     return state
+
+
+def _open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]:
+    """The pictures, looked over; the same ones in every process."""
+    data = config.data
+    with main_first():
+        source = open_source(
+            data.source, data.path, split=data.split, cache_dir=data.cache_dir or None
+        )
+    settings = {k: v for k, v in leaves(config).items() if not k.startswith("distributed.")}
+    names = [source.name(index) for index in {0, len(source) // 2, len(source) - 1}]
+    require_same(
+        configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
+    )
+    skipped = folder / "skipped.txt"
+    bad = BadRecords(source, data.max_bad_fraction, skipped, data.max_pixels, writes=is_main())
+    bad.preflight()
+    return source, bad
 
 
 def _start_state(
@@ -143,7 +171,7 @@ def _start_state(
     return state, loader["next_batch"]
 
 
-def _loading(config: ConfigDict, source: Source, start: int) -> Any:
+def _loading(config: ConfigDict, source: Source, start: int, share: list[int]) -> Any:
     loader = TrainLoader(
         source,
         crop_spec(config),
@@ -154,6 +182,7 @@ def _loading(config: ConfigDict, source: Source, start: int) -> Any:
         workers=config.data.workers,
         max_pixels=config.data.max_pixels,
         start_batch=start,
+        share=share,
     )
     return contextlib.closing(loader)
 
@@ -161,6 +190,11 @@ def _loading(config: ConfigDict, source: Source, start: int) -> Any:
 def _describe(config: ConfigDict, source: Source, mesh: Mesh, start: int) -> list[str]:
     passes = config.total_steps * config.batch_size / len(source)
     devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' if mesh.size > 1 else ''}"
+    if jax.process_count() > 1:
+        devices += (
+            f" in {jax.process_count()} processes; if one dies, the others end within about "
+            f"{config.distributed.heartbeat_s} s and the same command continues"
+        )
     lines = [
         f"{len(source):,} pictures from {config.data.source} {config.data.path}; "
         f"{config.total_steps:,} steps of {config.batch_size} are {passes:.1f} passes; {devices}"

@@ -16,11 +16,13 @@ class NonFiniteLoss(RuntimeError):
 class NonFiniteWatch:
     """Looks at each step's verdict two steps later, so that the device is never waited for.
 
-    A bad batch is dumped to <workdir>/nonfinite/step_<n>.npz (first ten only).
+    A bad batch is dumped to <workdir>/nonfinite/step_<n>.npz (first ten only); `name` goes before
+    the ending, where each of several processes dumps its share.
     """
 
-    def __init__(self, workdir: Path, lag_steps: int = 2) -> None:
+    def __init__(self, workdir: Path, lag_steps: int = 2, name: str = "") -> None:
         self._folder, self._lag, self._dumped = workdir / "nonfinite", lag_steps, 0
+        self._name = name
         self._pending: deque[tuple[int, dict[str, np.ndarray], Any]] = deque()
 
     def add(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]) -> list[str]:
@@ -55,7 +57,7 @@ class NonFiniteWatch:
         if self._dumped >= 10:
             return ""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step_{step}.npz"
+        path = self._folder / f"step_{step}{self._name}.npz"
         np.savez(path, **batch)
         self._dumped += 1
         return f"; its batch is in {path}"

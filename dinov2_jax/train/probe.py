@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.data.pipeline import eval_batches
 from dinov2_jax.data.sources import Source, SourceError, check_same_classes, open_source
+from dinov2_jax.distributed import is_main
 from dinov2_jax.eval.features import cls_forward, extract_features
 from dinov2_jax.eval.knn import knn_accuracy
 from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.sharding import own_mesh
 
 
 class KnnProbe:
@@ -44,7 +47,7 @@ class KnnProbe:
             max_pixels=self._config.data.max_pixels,
             workers=self._config.data.workers if many else 0,
         )
-        title = "k-NN features" if many else ""
+        title = "k-NN features" if many and is_main() else ""
         features, used = extract_features(
             self._forward, params, batches, total=len(chosen), description=title
         )
@@ -57,7 +60,8 @@ class KnnProbe:
             for source, chosen in zip(self._sources, self._chosen, strict=True)
         )
         settings = self._config.eval
-        found = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
+        with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
+            found = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
         return {"knn_top1": found[settings.k]["top1"]}
 
 

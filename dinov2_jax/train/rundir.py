@@ -9,9 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.configuration import to_json
-from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.pipeline import Batch, eval_batches
 from dinov2_jax.data.sources import Source
+from dinov2_jax.distributed import is_main
+from dinov2_jax.eval.features import cls_forward
+from dinov2_jax.sharding import own_mesh
 from dinov2_jax.train.setup import Run, make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
@@ -21,7 +23,9 @@ PICTURES = 8
 
 
 def write_config(folder: Path, config: ConfigDict) -> None:
-    """The resolved configuration as config.json."""
+    """The resolved configuration as config.json; process 0 writes it, for all."""
+    if not is_main():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "config.json.tmp"
     temporary.write_text(to_json(config) + "\n", encoding="utf-8")
@@ -31,7 +35,8 @@ def write_config(folder: Path, config: ConfigDict) -> None:
 def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
     """crops.png: what the model is shown of the first pictures, to be looked at before the wait."""
     first = {name: batch[name][:PICTURES] for name in ("global_crops", "local_crops")}
-    seen = jax.jit(make_photometric(config))(jax.random.key(config.seed), first)
+    with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
+        seen = jax.jit(make_photometric(config))(jax.random.key(config.seed), first)
     crops = [
         np.asarray(to_uint8(seen[name], config.colour)) for name in ("global_crops", "local_crops")
     ]
@@ -62,9 +67,8 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
     pictures = batch["images"][batch["index"] >= 0]
     if not len(pictures):
         return []
-    model = run.objective.teacher.backbone
-    images = normalize(pictures, config.colour.mean, config.colour.std)
-    patches = jax.jit(model.apply)({"params": teacher["backbone"]}, images)["patches"]
+    forward = cls_forward(run.objective.teacher.backbone, config.colour.mean, config.colour.std)
+    patches = forward(teacher["backbone"], pictures)["patches"]
     colours = pca_rgb(np.asarray(patches, np.float32), (side // patch, side // patch))
     return list(zip(pictures, colours, strict=True))
 
@@ -72,7 +76,13 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
 def report(
     folder: Path, config: ConfigDict, run: Run, teacher: Any, source: Source, notes: list[str]
 ) -> None:
-    """Writes report.html from what the run directory holds and the teacher as it is now."""
+    """Writes report.html from what the run directory holds and the teacher as it is now.
+
+    All processes take part in the pictures' features, and process 0 writes.
+    """
+    pairs = pca_pairs(config, run, teacher, source)
+    if not is_main():
+        return
     attribution = None
     if config.data.source == "openmoji":
         from dinov2_jax.data.samples import attribution as sample_attribution
@@ -83,10 +93,11 @@ def report(
         folder,
         config=config.to_dict(),
         crops_png=sheet.read_bytes() if sheet.exists() else None,
-        pca_pairs=pca_pairs(config, run, teacher, source),
+        pca_pairs=pairs,
         attribution=attribution,
         notes=[*notes, *skipped_pictures(folder)],
     )
+    print(f"report: {folder / 'report.html'}")
 
 
 def skipped_pictures(folder: Path, most: int = 100) -> list[str]:
