@@ -60,12 +60,12 @@ class BadRecords:
         return len(indices)
 
     def update(self, batch: Batch) -> None:
-        """Notes what "record" and "bad_records" of a batch of the training loader say.
+        """Takes "record" and "bad_records" out of a batch of the training loader and notes them.
 
         Raises:
           TooManyBadRecords
         """
-        used, bad = batch["record"], batch["bad_records"].ravel()
+        used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords
             data.source, data.path, split=data.split, cache_dir=data.cache_dir or None
         )
     settings = {k: v for k, v in leaves(config).items() if not k.startswith("distributed.")}
-    names = [source.name(index) for index in {0, len(source) // 2, len(source) - 1}]
+    names = [source.name(index) for index in (0, len(source) // 2, len(source) - 1)]
     require_same(
         configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
     )
