@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "knn"),
+    "task": ("train", "knn", "plan"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "model.ffn": ("mlp", "swiglu"),
@@ -62,6 +62,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "teacher.warmup_temp": (1e-3, math.inf),
     "teacher.temp": (1e-3, math.inf),
     "optimizer.clip_norm": (1e-9, math.inf),
+    "plan.mfu": (0.01, 1),
+    "plan.trials": (0, math.inf),
 }
 
 
@@ -195,9 +197,11 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
                 f"config.{name} is {value!r}; did you mean "
                 f"{nearest(str(value), CHOICES[name])!r}? (one of {options})"
             )
-    if config.task != "train":
+    if config.task not in ("train", "plan"):
         return []
     _check_ranges(config)
+    if config.task == "train":
+        _check_source(config)
     _check_batch(config)
     _check_prototypes(config)
     _check_images(config)
@@ -251,6 +255,9 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
                 f"config.{name} is {fields[name]}, but needs 0 <= low <= high <= 1, such as "
                 "(0.1, 0.5)"
             )
+
+
+def _check_source(config: ml_collections.ConfigDict) -> None:
     if config.data.source != "openmoji" and not config.data.path:
         raise ConfigError(
             f"config.data.path is empty, but source {config.data.source!r} needs it; add "

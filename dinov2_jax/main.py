@@ -2,6 +2,7 @@
 
 --config   a Python file with get_config(), such as configs/quickstart.py
 --workdir  the run directory; the same one again continues the run (task "train")
+--config.task=plan compiles the step for config.plan.topology and says what a run would take
 --config.a.b=value overrides a field; --help together with --config lists all fields
 
 An error of yours is one sentence and exit status 2; DINOV2_JAX_TRACEBACK=1 shows where it arose.
@@ -64,6 +65,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         from dinov2_jax.eval import checkpoint_knn
 
         checkpoint_knn.evaluate(config, workdir)
+    elif config.task == "plan":
+        from dinov2_jax.plan import plan
+
+        plan.plan(config, workdir)
     else:
         tasks = CHOICES["task"]
         raise ConfigError(

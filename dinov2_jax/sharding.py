@@ -7,7 +7,7 @@ Parameters, teacher and both moments follow the same path rules, so they are sha
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,13 +34,19 @@ class MeshError(ValueError):
     """A mesh that the devices or the batch do not fit; the message is one sentence."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over the devices; `data` -1 takes what the other two leave.
+
+    Args:
+      devices: all of this run by default; or those of a topology that is only compiled for.
 
     Raises:
       MeshError: when there are not enough devices, or some process would have none of them.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if data == -1:
         data = count // (fsdp * tensor)
     used = data * fsdp * tensor
@@ -54,9 +60,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} leaves out {count - used} of "
             f"{count} devices, which only one process alone can do; use --config.mesh.data=-1"
         )
-    devices = jax.devices()[:used]
     axis_types = (AxisType.Auto,) * 3
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=axis_types, devices=devices)
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=axis_types, devices=devices[:used])
 
 
 def constrain_batch(x: Array) -> Array:
@@ -71,6 +76,10 @@ def constrain_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Image axes (and group axes that divide) are split, other arrays are copied."""
+    return NamedSharding(mesh, BATCH if shape and shape[0] % _shards(mesh) == 0 else P())
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     """Host arrays to the devices: image axes (and group axes that divide) split, others copied.
 
@@ -81,8 +90,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     def put(x: np.ndarray) -> Array:
         rows = x.shape[0] * shards // here
         if rows % shards == 0:
-            sharding = NamedSharding(mesh, BATCH)
-            return jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
+            shape = rows, *x.shape[1:]
+            return jax.make_array_from_process_local_data(batch_sharding(shape, mesh), x, shape)
         if here < shards:
             return _join_groups(mesh, rows)(gather(x, mesh))
         return jax.device_put(x, NamedSharding(mesh, P()))

@@ -30,10 +30,19 @@ ALLOWED: dict[str, set[str]] = {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",
         "eval", "viz", "distributed",
     },
+    "plan": {"train", "ssl", "sharding", "configuration"},
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "torchvision", "clu"}
-LAZY = {"torch", "transformers", "tensorflow_datasets", "array_record", "tensorboardX"}
+LAZY = {
+    "libtpu",
+    "jax_plugins",
+    "torch",
+    "transformers",
+    "tensorflow_datasets",
+    "array_record",
+    "tensorboardX",
+}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

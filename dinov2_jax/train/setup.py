@@ -11,11 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.data.pipeline import CropSpec, MaskSpec
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import from_config
-from dinov2_jax.sharding import state_shardings
+from dinov2_jax.sharding import batch_sharding, state_shardings
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
 from dinov2_jax.train.optimizer import make_optimizer
 from dinov2_jax.train.schedules import Schedules, scale_lr
@@ -121,6 +122,27 @@ def mask_spec(config: ConfigDict) -> MaskSpec:
     """Geometry of the masks for the loader."""
     ibot = config.ibot
     return MaskSpec(config.model.patch_size, ibot.mask_probability, ibot.mask_ratio)
+
+
+def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the loader delivers for a step (see ssl/objective.py), as shapes with shardings."""
+    crops, images, group_size = config.crops, config.batch_size, config.group_size
+    patches = (crops.global_size // config.model.patch_size) ** 2
+    slots = upperbound(group_size, patches, config.ibot.mask_probability, config.ibot.mask_ratio)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "global_crops": ((images, 2, crops.global_size, crops.global_size, 3), jnp.uint8),
+        "local_crops": (
+            (images, crops.local_number, crops.local_size, crops.local_size, 3),
+            jnp.uint8,
+        ),
+        "masks": ((images, 2, patches), jnp.bool_),
+        "mask_indices": ((images // group_size, slots), jnp.int32),
+        "mask_weights": ((images // group_size, slots), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(shape, mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def make_run(config: ConfigDict, mesh: Mesh) -> Run:

@@ -1,0 +1,99 @@
+"""FLOPs of a program's matrix products, counted in its jaxpr.
+
+XLA's own cost analysis counts the body of a loop once, so a scanned ViT-L would seem 24 times
+cheaper than it is; and it counts nothing on a GPU. Here every scan counts as often as it runs.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from ml_collections import ConfigDict
+
+from dinov2_jax.sharding import make_mesh
+from dinov2_jax.ssl.objective import student_loss, teacher_targets
+from dinov2_jax.train.setup import abstract_batch, make_objective
+
+
+def count_flops(function: Any, *arguments: Any) -> float:
+    """FLOPs of all matrix products and convolutions of `function`, 2 a multiply-add.
+
+    Elementwise work and reductions are not counted, a branch counts as its dearest side, and a
+    `while` of unknown length as one turn. Arguments may be `jax.ShapeDtypeStruct`.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def step_flops(config: ConfigDict) -> dict[str, float]:
+    """FLOPs an image of one training step of `config`.
+
+    Returns:
+      "model": forward and backward of networks and losses as if nothing were recomputed, which is
+      what MFU is measured by; "executed": with what `model.remat` computes again.
+    """
+    model = _step_flops(config, remat=False)
+    return {
+        "model": model,
+        "executed": _step_flops(config, remat=True) if config.model.remat else model,
+    }
+
+
+def _step_flops(config: ConfigDict, *, remat: bool) -> float:
+    # One group stands for all: FLOPs an image do not depend on their number.
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({"batch_size": config.group_size, "model.remat": remat})
+    objective = make_objective(config)
+    size, key = config.crops.global_size, jax.random.key(0)
+    params = jax.eval_shape(lambda k: objective.student.init(k, size), key)
+
+    def step(params: Any, batch: Any, key: Array) -> Any:
+        centers = objective.init_centers()
+        goals, _ = teacher_targets(objective, params, centers, batch, jnp.ones(()))
+        return jax.grad(student_loss, has_aux=True)(params, objective, goals, batch, key)[0]
+
+    batch = abstract_batch(config, make_mesh(1, devices=jax.devices()[:1]))
+    # Colours are no part of the model: the crops come as if they were normalised already.
+    for name in ("global_crops", "local_crops"):
+        batch[name] = batch[name].update(dtype=jnp.float32)
+    return count_flops(step, params, batch, key) / config.batch_size
+
+
+def _jaxpr_flops(jaxpr: Any) -> float:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        depth = math.prod(shape[axis] for axis in contracted)
+        return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / out_features
+    inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    return _turns(name, params) * (max(inner, default=0.0) if name == "cond" else sum(inner))
+
+
+def _turns(name: str, params: dict[str, Any]) -> int:
+    """How often the inner programs of an equation run."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":
+        return params["mesh"].size
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    return 1
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            inner = getattr(item, "jaxpr", item)  # a ClosedJaxpr holds one
+            if hasattr(inner, "eqns"):
+                yield inner

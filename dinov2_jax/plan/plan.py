@@ -1,0 +1,71 @@
+"""Task "plan": the configured step compiled for a topology, and what a run of it would take."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dinov2_jax.configuration import check_config, to_dict
+from dinov2_jax.plan.flops import step_flops
+from dinov2_jax.plan.text import describe, describe_search, outcome, summary
+from dinov2_jax.plan.topology import Target, open_target
+from dinov2_jax.plan.trial import Trial, search, try_setting
+
+
+def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
+    """Prints the plan of `config`; writes it to <workdir>/plan.json when one is given.
+
+    Raises:
+      ConfigError: for a topology that is none, or a batch or mesh that does not divide over it.
+      ImportError: when the topology's compiler is not installed.
+    """
+    target = open_target(config.plan.topology)
+    notes = check_config(config, len(target.devices))
+    return make_plan(for_target(config, target), target, notes, workdir)
+
+
+def for_target(config: ConfigDict, target: Target) -> ConfigDict:
+    """A copy whose "auto" fields mean the target, not the machine that compiles."""
+    config = config.copy_and_resolve_references()
+    if config.compute_dtype == "auto":
+        config.compute_dtype = "float32" if target.devices[0].platform == "cpu" else "bfloat16"
+    return config
+
+
+def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str) -> dict[str, Any]:
+    """As `plan`, for a target that is open and a configuration that was checked against it."""
+    print(
+        f"compiling one step for {target.name} ({target.devices[0].device_kind}); nothing is run, "
+        "a large model takes minutes",
+        flush=True,
+    )
+    first = try_setting(config, target)
+    flops = step_flops(config)
+    print("\n".join([*describe(config, target, first, flops), *notes]), flush=True)
+    others: list[Trial] = []
+    if first.fits is False:
+        for trial in search(config, target, first, config.plan.trials):
+            others.append(trial)
+            print("\n".join(describe_search(target, trial)), flush=True)
+        print("\n".join(outcome(config, target, [first, *others], flops)), flush=True)
+    results = {
+        "jax": jax.__version__,
+        "config": to_dict(config),
+        "flops_per_image": flops,
+        "notes": notes,
+        "settings": [summary(config, target, trial, flops) for trial in [first, *others]],
+    }
+    if workdir:
+        _write(Path(workdir).expanduser(), results)
+    return results
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".plan.json.tmp"
+    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "plan.json")
+    print(f"written to {folder / 'plan.json'}")

@@ -1,0 +1,236 @@
+"""The words and numbers of a plan."""
+
+import math
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dinov2_jax.plan.chips import GIB, GPU_DEFAULT_USABLE, GPU_USABLE
+from dinov2_jax.plan.collectives import Collective, purpose
+from dinov2_jax.plan.topology import Target
+from dinov2_jax.plan.trial import Trial, images_that_fit
+
+# Collectives that are neither weights nor gradients, as a share of all bytes, that are called none.
+NEGLIGIBLE = 0.01
+ROWS = {
+    "student": "student",
+    "teacher": "teacher",
+    "optimizer": "optimizer (two moments)",
+    "other_state": "centres, counters, key",
+    "batch": "batch (uint8 crops, masks)",
+    "layout": "layout and metrics",
+    "temporaries": "activations and temporaries",
+    "code": "program",
+}
+
+
+class Rate(NamedTuple):
+    """What a run takes at the configured MFU."""
+
+    images_per_s: float
+    step_s: float
+    days: float
+    chip_hours: float
+
+
+def rate(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]) -> Rate | None:
+    """None where the chip's peak is not known."""
+    if target.chip is None:
+        return None
+    images_per_s = config.plan.mfu * target.chip.peak_flops * trial.devices / flops["model"]
+    step_s = trial.batch_size / images_per_s
+    seconds = step_s * config.total_steps
+    return Rate(images_per_s, step_s, seconds / 86400, seconds / 3600 * trial.devices)
+
+
+def describe(
+    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
+) -> list[str]:
+    """The whole plan of one setting."""
+    lines = [setting_line(config, trial)]
+    lines += memory_lines(target, trial)
+    lines += flops_lines(config, flops)
+    lines += collective_lines(target, trial)
+    return lines + rate_lines(config, target, trial, flops)
+
+
+def setting_line(config: ConfigDict, trial: Trial) -> str:
+    data, fsdp, tensor = trial.mesh
+    images = trial.batch_size / (data * fsdp)
+    model = config.model
+    own = f" of width {model.dim}, {model.depth} blocks," if model.dim or model.depth else ""
+    return (
+        f"{model.variant}/{model.patch_size}{own} in {config.compute_dtype}, "
+        f"mesh data {data} x fsdp {fsdp} x tensor {tensor}, batch {trial.batch_size:,} = "
+        f"{images:g} images a shard, remat {'on' if model.remat else 'off'}; "
+        f"compiled in {trial.compile_s:.0f} s"
+    )
+
+
+def size(count: float) -> str:
+    """Bytes for the eye: 12.34 GiB, 5.6 MiB, 7.8 KiB."""
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.2f} {name}"
+    return f"{count:.0f} B"
+
+
+# --------------------------------------------------------------------------------- memory
+def memory_lines(target: Target, trial: Trial) -> list[str]:
+    if trial.memory is None:
+        return ["the compiler ran out of memory and does not say what it needs: does not fit"]
+    parts = trial.memory._asdict()
+    lines = ["memory of each device"]
+    lines += [f"  {ROWS[name]:<28}{size(parts[name]):>12}" for name in ROWS if parts[name]]
+    lines.append(f"  {'together':<28}{size(trial.memory.total):>12}  {fit_words(target, trial)}")
+    return lines
+
+
+def fit_words(target: Target, trial: Trial) -> str:
+    """Whether a trial fits, in words."""
+    if target.chip is None or trial.memory is None:
+        return "(of a memory that this plan does not know)"
+    usable = target.chip.usable_bytes
+    share = trial.memory.total / usable
+    if not trial.fits:
+        return f"of {size(usable)}: does NOT fit, {share:.1f} times too much"
+    words = f"of {size(usable)}: fits ({share:.0%})"
+    if target.devices[0].platform == "gpu" and share * GPU_USABLE > GPU_DEFAULT_USABLE:
+        words += f"; set XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_USABLE}, JAX takes 75 % by default"
+    return words
+
+
+# ------------------------------------------------------------------------------------ work
+def flops_lines(config: ConfigDict, flops: dict[str, float]) -> list[str]:
+    line = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
+    if config.model.remat:
+        line += f"; {flops['executed'] / 1e9:,.1f} with what remat computes again"
+    return [line]
+
+
+def rate_lines(
+    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
+) -> list[str]:
+    found = rate(config, target, trial, flops)
+    if found is None:
+        return ["rate: not known for this kind of device"]
+    return [
+        f"at {config.plan.mfu:.0%} of the peak (an assumption: --config.plan.mfu): "
+        f"{found.images_per_s:,.0f} images/s, {found.step_s:.2f} s a step; {config.total_steps:,} "
+        f"steps take {found.days:.2f} days = {found.chip_hours:,.0f} chip-hours"
+    ]
+
+
+# ----------------------------------------------------------------------------- collectives
+def traffic(trial: Trial) -> dict[str, dict[str, int]]:
+    """{purpose: {"instructions", "times", "bytes"}} with bytes that a device sends in a step."""
+    found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0))
+    for collective in trial.collectives or []:
+        row = found[f"{collective.kind} of {purpose(collective, trial.weights)}"]
+        row["instructions"] += 1
+        row["times"] += collective.times
+        row["bytes"] += collective.wire_bytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
+
+
+_COLUMNS = ("instructions", "times", "bytes")
+
+
+def stray(trial: Trial) -> list[Collective]:
+    """Collectives of activations, the largest first."""
+    found = [c for c in trial.collectives or [] if purpose(c, trial.weights) == "activations"]
+    return sorted(found, key=lambda c: -c.wire_bytes)
+
+
+def collective_lines(target: Target, trial: Trial) -> list[str]:
+    if trial.collectives is None:
+        return ["collectives: not known, the program did not compile"]
+    if not trial.collectives:
+        return ["collectives: none"]
+    rows = traffic(trial)
+    total = sum(row["bytes"] for row in rows.values())
+    lines = ["collectives of a step (bytes that each device sends)"]
+    for name, row in rows.items():
+        times = f"{row['times']:,} in {row['instructions']} places"
+        lines.append(f"  {name:<32}{size(row['bytes']):>12}  {times}")
+    together = f"  {'together':<32}{size(total):>12}"
+    if target.chip is not None:
+        together += f"  {total / target.chip.link_bandwidth * 1e3:,.0f} ms at the link's full rate"
+    return [*lines, together, *_verdict(trial, total)]
+
+
+def _verdict(trial: Trial, total: int) -> list[str]:
+    others = stray(trial)
+    share = sum(c.wire_bytes for c in others) / max(total, 1)
+    if not others:
+        return ["  weight gathers and gradient reductions only, and statistics of vectors"]
+    named = "; ".join(
+        f"{c.kind} {c.times} x {' '.join(str(list(p.shape)) for p in c.parts[:3])} "
+        f"({c.op_name.split('/', 1)[-1][-60:]})"
+        for c in others[:3]
+    )
+    if share < NEGLIGIBLE:
+        return [f"  weights and gradients but for {share:.2%} of the bytes: {named}"]
+    return [f"  NOT only weights and gradients: {share:.1%} of the bytes are activations: {named}"]
+
+
+# ---------------------------------------------------------------------------------- search
+def flags(changes: dict[str, Any]) -> str:
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+
+
+def describe_search(target: Target, trial: Trial) -> list[str]:
+    """One line a setting that was compiled because the configured one does not fit."""
+    total = "more than there is" if trial.memory is None else size(trial.memory.total)
+    return [f"tried {flags(trial.changes)}: {total} {fit_words(target, trial)}"]
+
+
+def outcome(
+    config: ConfigDict, target: Target, trials: list[Trial], flops: dict[str, float]
+) -> list[str]:
+    """What to do after the search."""
+    last = trials[-1]
+    if last.fits:
+        lines = [f"fits with {flags(last.changes)}"]
+        if "model.remat" in last.changes:
+            lines.append("(remat computes the student's blocks twice: about a quarter more time)")
+        if "batch_size" in last.changes:
+            lines.append(
+                "(a smaller batch is another recipe: base_lr scales by "
+                f"{config.optimizer.lr_scaling}, total_steps does not)"
+            )
+        return lines + collective_lines(target, last) + rate_lines(config, target, last, flops)
+    assert target.chip is not None
+    images = images_that_fit(last, target.chip.usable_bytes)
+    if images < 1:
+        return ["none of these fits, and by their bytes an image not one image a chip would"]
+    groups = max(int(images // config.group_size) * config.group_size, 0)
+    chips = math.ceil(config.batch_size / (groups or images))
+    return [
+        f"none of these fits; by the bytes an image of the last, {images:.1f} images a chip would "
+        f"(an estimate, not compiled): {chips:,} chips for a batch of {config.batch_size:,}, or "
+        f"groups smaller than --config.group_size={config.group_size}"
+    ]
+
+
+# ------------------------------------------------------------------------------------ JSON
+def summary(
+    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
+) -> dict[str, Any]:
+    """One setting as plain values, for plan.json."""
+    found = rate(config, target, trial, flops)
+    return {
+        "topology": target.name,
+        "device_kind": target.devices[0].device_kind,
+        "changes": trial.changes,
+        "batch_size": trial.batch_size,
+        "mesh": dict(zip(("data", "fsdp", "tensor"), trial.mesh, strict=True)),
+        "memory_bytes": trial.memory and trial.memory._asdict() | {"total": trial.memory.total},
+        "usable_bytes": target.chip and target.chip.usable_bytes,
+        "fits": trial.fits,
+        "collectives": None if trial.collectives is None else traffic(trial),
+        "stray_bytes": sum(c.wire_bytes for c in stray(trial)),
+        "at_mfu": found and {"mfu": config.plan.mfu} | found._asdict(),
+        "compile_s": trial.compile_s,
+    }

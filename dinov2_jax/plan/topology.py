@@ -1,0 +1,145 @@
+"""The devices a plan is made for: those at hand, or descriptions of TPUs and GPUs that are not.
+
+A description comes from the compiler's own library (libtpu, the CUDA plugin); no such hardware,
+driver or network is needed.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.plan.chips import CHIPS, GPU_USABLE, Chip, chip_of
+
+EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"
+
+# A compiler's target as XLA's text format has it: limits of the architecture (CUDA's programming
+# guide, compute capability 9.0) and the few sizes in which H100 and H200 differ.
+_HOPPER = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 minor: 0 }}
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  core_count: 132 fpus_per_core: 128 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  memory_bandwidth: {memory_bandwidth} device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{kind}"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a plan is made for.
+
+    Attributes:
+      name: for the reader.
+      devices: of one topology; described ones compile and never run.
+      chip: their datasheet; None when they are of no known kind, such as CPUs.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip | None
+
+    @property
+    def described(self) -> bool:
+        return self.devices[0] not in jax.devices()
+
+
+def open_target(topology: str) -> Target:
+    """The devices that `config.plan.topology` names; "" is the devices at hand.
+
+    Raises:
+      ConfigError: for a name that is no topology, naming those that are.
+      ImportError: when the compiler for it is not installed; the message says what to install.
+    """
+    if not topology:
+        devices = jax.devices()
+        return Target(f"the {len(devices)} devices at hand", devices, chip_of(_kind(devices)))
+    chip, shape = _parse(topology)
+    devices = _tpu_devices(topology) if chip.name.startswith("v") else _gpu_devices(chip, shape)
+    return Target(topology, devices, chip)
+
+
+def _kind(devices: Sequence[Any]) -> str:
+    return devices[0].device_kind
+
+
+def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
+    name, _, sizes = topology.lower().partition(":")
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.5) or ["v5e"]
+        raise ConfigError(
+            f"config.plan.topology {topology!r} names no known chip; did you mean {near[0]}? "
+            f"(such as {EXAMPLES}; empty: the devices at hand)"
+        )
+    most = 3 if name.startswith("v") else 2
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{0,{most - 1}}}", sizes):
+        raise ConfigError(
+            f"config.plan.topology {topology!r} does not say how many chips; write it like "
+            f"{EXAMPLES}"
+        )
+    return CHIPS[name], tuple(int(size) for size in sizes.split("x"))
+
+
+def _tpu_devices(topology: str) -> Sequence[Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(
+            f"config.plan.topology {topology!r} needs the TPU compiler, libtpu; install it with: "
+            'pip install "jax[tpu]" (no TPU is needed)'
+        )
+    # Without these libtpu asks a metadata server that only a cloud machine has, takes a lock file
+    # that a second process waits for, and prints what it did not find.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    _compile_only()
+    try:
+        return topologies.get_topology_desc(topology.lower(), platform="tpu").devices
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        raise ConfigError(
+            f"config.plan.topology {topology!r} is no shape that libtpu knows ({reason}); v5e and "
+            "v6e have two axes, such as 2x4 or 16x16, v5p three, such as 2x2x1 or 4x4x8"
+        ) from error
+
+
+def _gpu_devices(chip: Chip, shape: tuple[int, ...]) -> Sequence[Any]:
+    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+        raise ImportError(
+            f"config.plan.topology {chip.name!r} needs the CUDA compiler plugin; install it with: "
+            f"pip install jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} "
+            "(no GPU and no driver are needed)"
+        )
+    hosts, gpus = shape if len(shape) == 2 else (1, shape[0])
+    _compile_only()
+    description = topologies.get_topology_desc(
+        "",
+        platform="cuda",
+        target_config=_HOPPER.format(
+            kind=chip.device_kind,
+            memory=round(chip.usable_bytes / GPU_USABLE),
+            memory_bandwidth=round(chip.memory_bandwidth),
+        ),
+        topology=f"1x{hosts}x{gpus}",
+    )
+    return description.devices
+
+
+def _compile_only() -> None:
+    """Keeps JAX from looking for accelerators: what it computes itself is a few scalars."""
+    jax.config.update("jax_platforms", "cpu")

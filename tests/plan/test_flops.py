@@ -1,0 +1,79 @@
+"""FLOPs against the formulas of matrix products and against an independent model of the recipes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default, vitg14, vitl14, vitl16_short
+from dinov2_jax.plan.flops import count_flops, step_flops
+
+A, B = jnp.zeros((4, 8, 16)), jnp.zeros((16, 32))
+PRODUCT = 2 * 4 * 8 * 16 * 32
+
+
+def test_a_product_and_its_two_gradients():
+    assert count_flops(lambda a, b: a @ b, A, B) == PRODUCT
+    both = jax.value_and_grad(lambda a, b: (a @ b).sum(), argnums=(0, 1))
+    assert count_flops(both, A, B) == 3 * PRODUCT
+    assert count_flops(lambda q, k: jnp.einsum("bqd,bkd->bqk", q, k), A, A) == 2 * 4 * 8 * 8 * 16
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    square = jnp.zeros((16, 16))
+
+    def loop(x, weights):
+        return jax.lax.scan(lambda x, w: (jax.nn.gelu(x @ w), None), x, weights)[0]
+
+    weights = jnp.zeros((5, 16, 16))
+    once = 2 * 16**3
+    assert count_flops(loop, square, weights) == 5 * once
+    assert count_flops(jax.jit(jax.grad(lambda *a: loop(*a).sum(), (0, 1))), square, weights) == (
+        3 * 5 * once
+    )
+
+
+def test_recomputation_counts_once_more():
+    x, w = jnp.zeros((16, 16)), jnp.zeros((16, 16))
+
+    def twice(x, w):
+        return jnp.sin(jnp.sin(x @ w) @ w).sum()
+
+    plain = count_flops(jax.grad(twice, (0, 1)), x, w)
+    assert count_flops(jax.grad(jax.checkpoint(twice), (0, 1)), x, w) == plain + 2 * 2 * 16**3
+
+
+def test_branches_and_convolutions():
+    x = jnp.zeros((16, 16))
+    branch = count_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, jnp.sin, x), x)
+    assert branch == 2 * 2 * 16**3
+    image, kernel = jnp.zeros((1, 8, 8, 3)), jnp.zeros((2, 2, 3, 5))
+    convolve = lambda i, k: jax.lax.conv_general_dilated(  # noqa: E731
+        i, k, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert count_flops(convolve, image, kernel) == 2 * (4 * 4 * 5) * (2 * 2 * 3)
+
+
+# GFLOP an image of the training step, from a model of the recipes in plain Python that knows no
+# program: projections, attention, heads; drop path skips; 2 a multiply-add.
+@pytest.mark.parametrize(
+    ("config", "gflop"),
+    [
+        (vitl16_short.get_config(), 1150.6),
+        (vitl14.get_config(), 1380.2),
+        (vitg14.get_config(), 4958.9),
+    ],
+    ids=["L/16 short", "L/14 long", "g/14 long"],
+)
+def test_recipes(config, gflop):
+    flops = step_flops(config)
+    assert flops["model"] / 1e9 == pytest.approx(gflop, rel=0.02)
+    assert flops["executed"] == flops["model"]
+
+
+def test_remat_runs_the_students_blocks_once_more():
+    config = default.get_config()
+    config.model.variant, config.model.remat = "vit_small", True
+    flops = step_flops(config)
+    # S/16 short: 95.8 GFLOP an image, of which the student's blocks forward are 22.0.
+    assert flops["model"] / 1e9 == pytest.approx(95.8, rel=0.02)
+    assert (flops["executed"] - flops["model"]) / 1e9 == pytest.approx(22.0, rel=0.03)
