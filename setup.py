@@ -52,5 +52,15 @@ setup(
         "tpu": ["jax[tpu]"],
         "test": SAMPLES + TEST,
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
+        # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.
+        "bench": [
+            "lightly==1.6.0",
+            "scikit-image>=0.24",  # its photos, and scikit-learn's
+            "scikit-learn>=1.5",
+            "timm==1.0.31",
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+            "transformers==5.23.0",
+        ],
     },
 )

@@ -31,18 +31,16 @@ ALLOWED: dict[str, set[str]] = {
         "eval", "viz", "distributed",
     },
     "plan": {"train", "ssl", "sharding", "configuration"},
+    "bench": {
+        "data", "models", "ops", "ssl", "sharding", "checkpoint", "configuration", "train",
+        "weights",
+    },
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-NEVER = {"tensorflow", "torchvision", "clu"}
-LAZY = {
-    "libtpu",
-    "jax_plugins",
-    "torch",
-    "transformers",
-    "tensorflow_datasets",
-    "array_record",
-    "tensorboardX",
-}
+NEVER = {"tensorflow", "clu"}
+PEERS = {"torch", "torchvision", "transformers", "timm", "lightly"}
+LAZY = PEERS | {"tensorflow_datasets", "array_record", "tensorboardX", "libtpu", "jax_plugins"}
+BENCH = ROOT / "bench"
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -99,7 +97,21 @@ def test_imports_only_from_the_rooms_below(file: Path) -> None:
 def test_optional_packages_are_imported_where_they_are_used(file: Path) -> None:
     tree = parse(file)
     assert not outside(imports(tree)) & NEVER
-    assert not outside(at_module_level(tree)) & LAZY
+    if file.parent != BENCH / "peers":  # named by strings and loaded in worker processes only
+        assert not outside(at_module_level(tree)) & LAZY
+        assert not outside(imports(tree)) & {"torchvision", "timm", "lightly"}
+
+
+def test_a_benchmark_process_loads_one_side_only() -> None:
+    for file in BENCH.rglob("*.py"):
+        names = imports(parse(file))
+        side = file.parent.name if file.parent != BENCH else ""
+        for other in {"ours", "peers"} - {side}:
+            assert not any(n.startswith(f"dinov2_jax.bench.{other}") for n in names), file
+        if side != "ours":
+            assert not outside(names) & HOST_ONLY, file
+        if side != "peers":
+            assert not outside(names) & PEERS, file
 
 
 def test_loader_workers_never_import_jax() -> None:
@@ -115,11 +127,14 @@ def test_starting_the_command_line_imports_nothing_heavy() -> None:
         assert not outside(at_module_level(parse(ROOT / name))) & HOST_ONLY, name
 
 
-def test_only_main_reads_the_command_line() -> None:
+def test_only_main_and_the_benchmarks_read_the_command_line() -> None:
     for file in FILES:
-        reads = "sys.argv" in file.read_text(encoding="utf-8")
-        # A checkpoint records the command; it does not act on it.
-        assert not reads or file.name in ("main.py", "checkpoint.py"), file.name
+        text = file.read_text(encoding="utf-8")
+        reads = "sys.argv" in text or "argparse" in text or "parse_args" in text
+        # A checkpoint records the command; it does not act on it. The benchmarks are programs of
+        # their own, whose flags are no part of a run's configuration.
+        programs = file.name in ("main.py", "checkpoint.py") or file.parent == BENCH
+        assert not reads or programs, file.name
 
 
 def test_the_method_never_sees_the_configuration() -> None:

@@ -1,0 +1,157 @@
+"""Random weights and inputs, the same on both sides: numpy alone, from a seed.
+
+Weights are drawn under the reference's names and in its layouts (weights/convert.py), all of them
+random, also those that start at 0 or 1, so that parity would notice any that is not used.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dinov2_jax.bench.harness import Settings
+from dinov2_jax.data.masking import sample_masks
+
+Flat = dict[str, np.ndarray]
+
+
+class ViTShape(NamedTuple):
+    """A backbone: widths, blocks, heads; sides in px; "mlp" or "swiglu" (packed)."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch_size: int
+    image_size: int
+    ffn: str = "mlp"
+
+
+# The released models (paper Table 17), and a tiny one that only shows that everything runs.
+VARIANTS = {
+    "vit_tiny": (192, 12, 3, "mlp"),
+    "vit_small": (384, 12, 6, "mlp"),
+    "vit_base": (768, 12, 12, "mlp"),
+    "vit_large": (1024, 24, 16, "mlp"),
+    "vit_giant2": (1536, 40, 24, "swiglu"),
+}
+
+
+def hidden_dim(shape: ViTShape) -> int:
+    """Width of the feed-forward network; SwiGLU: two thirds, rounded up to a multiple of 8."""
+    return (8 * shape.dim // 3 + 7) // 8 * 8 if shape.ffn == "swiglu" else 4 * shape.dim
+
+
+def _linear(name: str, out_dim: int, in_dim: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out_dim, in_dim), f"{name}.bias": (out_dim,)}
+
+
+def backbone_shapes(shape: ViTShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all weights, as the released files have them."""
+    dim, hidden, patches = shape.dim, hidden_dim(shape), (shape.image_size // shape.patch_size) ** 2
+    vector = (dim,)
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, 1 + patches, dim),
+        "mask_token": (1, dim),
+        "patch_embed.proj.weight": (dim, 3, shape.patch_size, shape.patch_size),
+        "patch_embed.proj.bias": vector,
+        "norm.weight": vector,
+        "norm.bias": vector,
+    }
+    if shape.ffn == "swiglu":
+        ffn = _linear("mlp.w12", 2 * hidden, dim) | _linear("mlp.w3", dim, hidden)
+    else:
+        ffn = _linear("mlp.fc1", hidden, dim) | _linear("mlp.fc2", dim, hidden)
+    block = _linear("attn.qkv", 3 * dim, dim) | _linear("attn.proj", dim, dim) | ffn
+    for norm, scale in (("norm1", "ls1"), ("norm2", "ls2")):
+        block |= {f"{norm}.weight": vector, f"{norm}.bias": vector, f"{scale}.gamma": vector}
+    for i in range(shape.depth):
+        shapes |= {f"blocks.{i}.{name}": value for name, value in block.items()}
+    return shapes
+
+
+def head_shapes(
+    dim: int, hidden: int, bottleneck: int, prototypes: int
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a projection head of three layers."""
+    return (
+        _linear("mlp.0", hidden, dim)
+        | _linear("mlp.2", hidden, hidden)
+        | _linear("mlp.4", bottleneck, hidden)
+        | {"last_layer.weight_g": (prototypes, 1), "last_layer.weight_v": (prototypes, bottleneck)}
+    )
+
+
+def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Flat:
+    """fp32 weights: norms and gains about 1, LayerScale about 0.1, the rest of spread 0.02.
+
+    Linear weights are scaled by their width, so that activations keep their size at any depth.
+    """
+    rng = np.random.default_rng(seed)
+    flat = {}
+    for name, shape in shapes.items():
+        value = rng.standard_normal(shape, dtype=np.float32)
+        if "gamma" in name:
+            flat[name] = 0.1 + 0.02 * value
+        elif ("norm" in name and name.endswith("weight")) or name.endswith("weight_g"):
+            flat[name] = 1 + 0.1 * value
+        elif name.endswith("weight") or name.endswith("weight_v"):
+            flat[name] = value * np.float32(np.prod(shape[1:])) ** -0.5
+        else:
+            flat[name] = 0.02 * value
+    return flat
+
+
+def draw_images(seed: int, *shape: int) -> np.ndarray:
+    """Normal fp32 noise of `shape`, never zeros: timings of some kernels depend on the values."""
+    return np.random.default_rng(seed + 1000).standard_normal(shape, dtype=np.float32)
+
+
+def draw_networks(config: Settings, seed: int) -> dict[str, Flat]:
+    """Weights of one side of the training step: {"backbone", "dino_head"[, "ibot_head"]}."""
+    shape = shape_of(config)
+    heads = {"dino_head": config["dino"]}
+    if config["ibot"]["separate_head"]:
+        heads["ibot_head"] = config["ibot"]
+    shapes = {"backbone": backbone_shapes(shape)} | {
+        name: head_shapes(
+            shape.dim,
+            head["head_hidden_dim"],
+            head["head_bottleneck_dim"],
+            head["head_prototypes"],
+        )
+        for name, head in heads.items()
+    }
+    return {name: draw_weights(s, seed + i) for i, (name, s) in enumerate(shapes.items())}
+
+
+def shape_of(config: Settings) -> ViTShape:
+    """The backbone that a configuration describes."""
+    model = config["model"]
+    dim, depth, heads, _ = VARIANTS[model["variant"]]
+    return ViTShape(
+        model["dim"] or dim,
+        model["depth"] or depth,
+        model["heads"] or heads,
+        model["patch_size"],
+        config["crops"]["global_size"],
+        model["ffn"],
+    )
+
+
+def draw_batch(config: Settings, seed: int) -> Flat:
+    """Normalised crops of noise and masks, as ssl/objective.py takes them; one group."""
+    crops, ibot, batch = config["crops"], config["ibot"], config["batch_size"]
+    size, local, views = crops["global_size"], crops["local_size"], crops["local_number"]
+    grid = (size // config["model"]["patch_size"],) * 2
+    rng = np.random.default_rng(seed)
+    masks, indices, weights = sample_masks(
+        rng, batch, grid, ibot["mask_probability"], tuple(ibot["mask_ratio"])
+    )
+    return {
+        "global_crops": draw_images(seed, batch, 2, size, size, 3),
+        "local_crops": draw_images(seed + 1, batch, views, local, local, 3),
+        "masks": masks,
+        "mask_indices": indices[None],
+        "mask_weights": weights[None],
+    }

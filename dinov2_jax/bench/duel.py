@@ -1,0 +1,152 @@
+"""One benchmark case: our side against every peer, parity first, then the turns; one record."""
+
+import dataclasses
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dinov2_jax.bench.harness import (
+    Arrays,
+    BenchError,
+    Measured,
+    MissingPeer,
+    Worker,
+    calibrate,
+    ratios,
+    take_turns,
+)
+
+Parity = Callable[[Arrays, Arrays], dict[str, float]]
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A side to be started.
+
+    Attributes:
+      name: as --peers and the table have it.
+      target: "module:function", see harness.py.
+      settings: what the function is given.
+      check_settings: where parity needs another set-up (no randomness, fp32), settings of a second
+        pair of processes that ends before the timing; None: the timed processes are compared.
+    """
+
+    name: str
+    target: str
+    settings: Mapping[str, Any]
+    check_settings: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How long a case is measured: turns a side, seconds a turn, and the CPU cores of both."""
+
+    rounds: int
+    turn_s: float
+    cores: tuple[int, ...]
+
+
+def say(text: str) -> None:
+    """Progress, on standard error: the table alone goes to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_case(
+    title: str,
+    ours: Contender,
+    peers: Sequence[Contender],
+    parity: Parity,
+    rules: Rules,
+    *,
+    items: int,
+    unit: str,
+) -> Record:
+    """Measures `ours` against each of `peers`.
+
+    Args:
+      title: of the case, such as "ViT-S/14 224 px B=8 float32".
+      parity: raises BenchError if two sets of results differ.
+      items, unit: what one repetition works through, such as 8 and "images".
+
+    Returns:
+      A record for JSON: {"case", "items", "unit", "pairs": [...]}, one pair a peer. A peer that is
+      not installed, fails, or gives other results has "skipped" or "error" instead of times.
+    """
+    record: Record = {"case": title, "items": items, "unit": unit, "pairs": []}
+    say(f"{title}: setting up and compiling {ours.name}")
+    with Worker(ours.name, ours.target, ours.settings, rules.cores) as mine:
+        measured = mine.setup()
+        calibrated = False
+        for peer in peers:
+            pair: Record = {"peer": peer.name}
+            record["pairs"].append(pair)
+            try:
+                pair["parity"] = _check_apart(ours, peer, parity, rules)
+                say(f"{title}: setting up and compiling {peer.name}")
+                with Worker(peer.name, peer.target, peer.settings, rules.cores) as theirs:
+                    other = theirs.setup()
+                    if pair["parity"] is None:
+                        pair["parity"] = parity(mine.ask("check"), theirs.ask("check"))
+                    if not calibrated:
+                        calibrate(mine, measured, rules.turn_s)
+                        calibrated = True
+                    calibrate(theirs, other, rules.turn_s)
+                    pair |= _measure((mine, measured), (theirs, other), rules, title)
+            except MissingPeer as error:
+                pair["skipped"] = str(error)
+                say(f"{title}: skipped: {error}")
+            except BenchError as error:
+                pair["error"] = str(error)
+                say(f"{title}: error: {error}")
+    return record
+
+
+def _check_apart(
+    ours: Contender, peer: Contender, parity: Parity, rules: Rules
+) -> dict[str, float] | None:
+    """Parity in processes of its own, where the contenders ask for that."""
+    if ours.check_settings is None or peer.check_settings is None:
+        return None
+    say(f"checking {peer.name} against {ours.name}")
+    found = []
+    for side in (ours, peer):  # one after the other: two models at once may not fit the memory
+        with Worker(side.name, side.target, side.check_settings or {}, rules.cores) as worker:
+            worker.ask("setup")
+            found.append(worker.ask("check"))
+    return parity(*found)
+
+
+def _measure(
+    ours: tuple[Worker, Measured], theirs: tuple[Worker, Measured], rules: Rules, title: str
+) -> Record:
+    """The turns of one pair, and what they say."""
+    load_before = _load()
+    ours_s, peer_s = take_turns(
+        (ours, theirs), rules.rounds, progress=lambda text: say(f"{title}: {text}")
+    )
+    return {
+        "ratio": ratios(ours_s, peer_s),
+        "load_average": [load_before, _load()],
+        "ours": _side_record(ours[1], ours_s),
+        "theirs": _side_record(theirs[1], peer_s),
+    }
+
+
+def _side_record(measured: Measured, turns_s: Sequence[float]) -> Record:
+    """A side of a pair: times of one repetition, the memory of this pair's turns."""
+    record = dataclasses.asdict(measured)
+    cpu_s = record.pop("cpu_s")[-len(turns_s) :]
+    return record | {
+        "turns_s": list(turns_s),
+        "median_s": statistics.median(turns_s),
+        "least_s": min(turns_s),
+        "cpu_s": statistics.median(cpu_s),
+    }
+
+
+def _load() -> float | None:
+    """Processes that wanted a core over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -1,0 +1,280 @@
+"""Two implementations measured in turns: A B A B, each in a worker process of its own.
+
+A side is "module:function"; the function takes a dict of settings and returns a `Side`. Workers are
+spawned and live through all rounds, so that neither library sees the other's threads or memory. The
+two never run at the same time: while one works, the other waits for a message.
+"""
+
+import dataclasses
+import importlib
+import math
+import multiprocessing
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+# OpenMP threads go on spinning for 0.2 s after their work (KMP_BLOCKTIME), which would be taken
+# from the other side's turn.
+PAUSE_S = 0.3
+# CPU numbers on a busy machine are worthless: above this many waiting processes a core, say so.
+BUSY_LOAD = 0.5
+
+Arrays = dict[str, np.ndarray]
+Settings = Mapping[str, Any]
+
+
+class BenchError(Exception):
+    """A benchmark that cannot go on; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One implementation, set up.
+
+    Attributes:
+      check: () -> named fp32 results, to be compared with the other side's before any timing.
+      run: (n) -> does the work n times and waits until it is done.
+      device_peak_bytes: () -> greatest device memory so far; None on the host.
+      versions: of the libraries that matter.
+      device: what it ran on, in the library's words.
+    """
+
+    check: Callable[[], Arrays]
+    run: Callable[[int], None]
+    device_peak_bytes: Callable[[], int | None] = lambda: None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+
+
+@dataclasses.dataclass
+class Measured:
+    """What one worker reported: seconds, bytes, and the results that are compared."""
+
+    name: str
+    setup_s: float
+    first_run_s: float
+    repetitions: int
+    device: str
+    versions: dict[str, str]
+    turns_s: list[float] = dataclasses.field(default_factory=list)
+    cpu_s: list[float] = dataclasses.field(default_factory=list)
+    peak_rss_bytes: int | None = None
+    start_rss_bytes: int | None = None
+    device_peak_bytes: int | None = None
+
+
+# --------------------------------------------------------------------------------- in the worker
+def _status_bytes(field: str) -> int | None:
+    """A line of /proc/self/status in bytes; None where there is no such file."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith(f"{field}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _reset_peak_rss() -> None:
+    """Starts the kernel's high-water mark again, so that it shows the work and not the set-up."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        pass  # not Linux: the peak then covers the set-up too
+
+
+def _build(target: str, settings: Settings) -> Side:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)(settings)
+
+
+def _timed(run: Callable[[int], None], repetitions: int) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run(repetitions)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _serve(connection: Connection, target: str, settings: Settings, cores: Sequence[int]) -> None:
+    """The worker's loop: answers (command, argument) until the other end closes."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    start_rss = _status_bytes("VmRSS")
+    side: Side | None = None
+    while True:
+        try:
+            command, argument = connection.recv()
+        except EOFError:
+            return
+        answer: Any = None
+        try:
+            if command == "setup":
+                start = time.perf_counter()
+                side = _build(target, settings)
+                answer = (time.perf_counter() - start, side.device, dict(side.versions), start_rss)
+            elif command == "check":
+                answer = side.check()
+            elif command == "run":
+                answer = _timed(side.run, argument)
+            elif command == "reset":
+                _reset_peak_rss()
+            elif command == "memory":
+                answer = (_status_bytes("VmHWM"), side.device_peak_bytes())
+            connection.send((True, answer))
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            connection.send((False, (text, traceback.format_exc(), isinstance(error, ImportError))))
+
+
+# ----------------------------------------------------------------------------------- in the parent
+class MissingPeer(BenchError):
+    """A peer whose package is not installed."""
+
+
+class Worker:
+    """A process that holds one side. Use as a context; it ends with the block.
+
+    Args:
+      name: of the side, for messages.
+      target, settings: see the module.
+      cores: numbers of the CPU cores it may use.
+    """
+
+    def __init__(self, name: str, target: str, settings: Settings, cores: Sequence[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, target, dict(settings), list(cores)), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.join(timeout=30)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def ask(self, command: str, argument: Any = None) -> Any:
+        """Sends a command and waits for the answer.
+
+        Raises:
+          MissingPeer: if a package that the side needs is not installed.
+          BenchError: if the side fails; its traceback goes to standard error.
+        """
+        try:
+            self._connection.send((command, argument))
+            good, answer = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self._process.join(timeout=5)
+            code = self._process.exitcode
+            raise BenchError(
+                f"the process of {self.name!r} ended with status {code} during {command!r}; "
+                "-9 means that memory ran out: use a smaller --batch"
+            ) from error
+        if good:
+            return answer
+        text, trace, missing = answer
+        if missing:
+            raise MissingPeer(f"{self.name} cannot be imported ({text}); pip install '.[bench]'")
+        raise BenchError(f"{self.name} failed: {text}\n{trace}")
+
+    def setup(self) -> Measured:
+        """Builds the side and runs it once, which is where it compiles."""
+        setup_s, device, versions, start_rss = self.ask("setup")
+        first_run_s = self.ask("run", 1)[0]
+        return Measured(
+            self.name, setup_s, first_run_s, 1, device, versions, start_rss_bytes=start_rss
+        )
+
+
+def calibrate(worker: Worker, measured: Measured, turn_s: float) -> None:
+    """Warm-up, and how many repetitions fill `turn_s` seconds."""
+    worker.ask("run", 1)  # allocators and autotuners settle
+    once_s = worker.ask("run", 1)[0]
+    measured.repetitions = max(1, math.ceil(turn_s / max(once_s, 1e-6)))
+    if measured.repetitions > 1:
+        worker.ask("run", measured.repetitions)
+
+
+def take_turns(
+    pair: Sequence[tuple[Worker, Measured]],
+    rounds: int,
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[list[float]]:
+    """A B A B ...: `rounds` turns a side; seconds of one repetition, one list a side.
+
+    Turns are also appended to the records, and both peaks of memory are taken at the end.
+    """
+    for worker, _ in pair:
+        worker.ask("reset")
+    turns: list[list[float]] = [[] for _ in pair]
+    for number in range(rounds):
+        for (worker, measured), mine in zip(pair, turns, strict=True):
+            time.sleep(PAUSE_S)
+            wall, cpu = worker.ask("run", measured.repetitions)
+            mine.append(wall / measured.repetitions)
+            measured.turns_s.append(mine[-1])
+            measured.cpu_s.append(cpu / measured.repetitions)
+        progress(f"round {number + 1}/{rounds}")
+    for worker, measured in pair:
+        measured.peak_rss_bytes, measured.device_peak_bytes = worker.ask("memory")
+    return turns
+
+
+def ratios(ours_s: Sequence[float], peer_s: Sequence[float]) -> dict[str, float]:
+    """How many times faster we are: median of the ratios of neighbouring turns, least, greatest."""
+    pairwise = [peer / ours for ours, peer in zip(ours_s, peer_s, strict=True)]
+    return {
+        "median": statistics.median(pairwise),
+        "least": min(pairwise),
+        "greatest": max(pairwise),
+    }
+
+
+def compare(
+    ours: Arrays, theirs: Arrays, *, max_rel: float | None = None, min_cosine: float | None = None
+) -> dict[str, float]:
+    """Worst disagreement of two sets of results, by name.
+
+    Args:
+      max_rel: greatest allowed |a - b| / max |b| of an array.
+      min_cosine: least allowed cosine of two arrays, each taken as one vector.
+
+    Returns:
+      {name: relative difference, or 1 - cosine when `min_cosine` is given}.
+
+    Raises:
+      BenchError: naming the array that is further off, or that one side lacks.
+    """
+    if ours.keys() != theirs.keys():
+        raise BenchError(f"parity: {sorted(ours)} here, but {sorted(theirs)} there")
+    found = {}
+    for name, mine in ours.items():
+        a, b = np.asarray(mine, np.float64), np.asarray(theirs[name], np.float64)
+        if a.shape != b.shape:
+            raise BenchError(f"parity of {name}: shape {a.shape} here, {b.shape} there")
+        if min_cosine is not None:
+            cosine = float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+            found[name] = 1 - cosine
+            good = cosine >= min_cosine  # also False for nan
+            limit = f"cosine {cosine:.6f} is below {min_cosine}"
+        else:
+            found[name] = float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
+            good = max_rel is not None and found[name] <= max_rel
+            limit = f"relative difference {found[name]:.2e} is above {max_rel}"
+        if not good:
+            raise BenchError(f"parity of {name} fails, so nothing was timed: {limit}")
+    return found

@@ -1,0 +1,49 @@
+"""Sides that only sleep, or misbehave, for the tests of the harness."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dinov2_jax.bench.harness import Settings, Side
+
+
+def sleeper(settings: Settings) -> Side:
+    """Sleeps `sleep_s` a repetition and writes its name to `log` at the start and end of a run."""
+
+    def run(repetitions: int) -> None:
+        for word in ("start", "end"):
+            with Path(settings["log"]).open("a", encoding="utf-8") as log:
+                log.write(f"{settings['name']} {word} {repetitions} {os.getpid()}\n")
+            if word == "start":
+                time.sleep(settings["sleep_s"] * repetitions)
+
+    return Side(check=lambda: {"answer": np.full(3, settings["answer"])}, run=run)
+
+
+def hungry(settings: Settings) -> Side:
+    """Fills 64 MiB at set-up, gives them back, and fills `mebibytes` in a run."""
+    np.ones(64 * 2**17).sum()
+
+    def run(repetitions: int) -> None:
+        np.ones(settings["mebibytes"] * 2**17).sum()
+
+    return Side(check=dict, run=run)
+
+
+def absent(settings: Settings) -> Side:
+    """Needs a package that nobody has."""
+    import no_such_package_anywhere  # noqa: F401  # pyrefly: ignore
+
+    raise AssertionError
+
+
+def broken(settings: Settings) -> Side:
+    """Fails at set-up."""
+    raise ValueError("out of order")
+
+
+def dying(settings: Settings) -> Side:
+    """Ends its process at the first run, as the kernel does when memory runs out."""
+    return Side(check=dict, run=lambda repetitions: os._exit(9))
