@@ -155,3 +155,18 @@ def draw_batch(config: Settings, seed: int) -> Flat:
         "mask_indices": indices[None],
         "mask_weights": weights[None],
     }
+
+
+def draw_rows(seed: int, rows: int, prototypes: int) -> Flat:
+    """Logits of masked patches as a head gives them (about +-1), weights, and a centre."""
+    rng = np.random.default_rng(seed)
+
+    def logits() -> np.ndarray:
+        return np.tanh(rng.standard_normal((rows, prototypes), dtype=np.float32))
+
+    return {
+        "teacher": logits(),
+        "student": logits(),
+        "weights": rng.uniform(0.005, 0.05, rows).astype(np.float32),
+        "center": 0.1 * rng.standard_normal(prototypes, dtype=np.float32),
+    }

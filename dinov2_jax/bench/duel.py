@@ -76,20 +76,24 @@ def run_case(
       not installed, fails, or gives other results has "skipped" or "error" instead of times.
     """
     record: Record = {"case": title, "items": items, "unit": unit, "pairs": []}
+    apart = ours.check_settings is not None
+    expected = _results(ours, rules) if apart else {}
     say(f"{title}: setting up and compiling {ours.name}")
     with Worker(ours.name, ours.target, ours.settings, rules.cores) as mine:
         measured = mine.setup()
+        expected = expected or mine.ask("check")
         calibrated = False
         for peer in peers:
             pair: Record = {"peer": peer.name}
             record["pairs"].append(pair)
             try:
-                pair["parity"] = _check_apart(ours, peer, parity, rules)
+                if apart:
+                    pair["parity"] = parity(expected, _results(peer, rules))
                 say(f"{title}: setting up and compiling {peer.name}")
                 with Worker(peer.name, peer.target, peer.settings, rules.cores) as theirs:
                     other = theirs.setup()
-                    if pair["parity"] is None:
-                        pair["parity"] = parity(mine.ask("check"), theirs.ask("check"))
+                    if not apart:
+                        pair["parity"] = parity(expected, theirs.ask("check"))
                     if not calibrated:
                         calibrate(mine, measured, rules.turn_s)
                         calibrated = True
@@ -104,19 +108,12 @@ def run_case(
     return record
 
 
-def _check_apart(
-    ours: Contender, peer: Contender, parity: Parity, rules: Rules
-) -> dict[str, float] | None:
-    """Parity in processes of its own, where the contenders ask for that."""
-    if ours.check_settings is None or peer.check_settings is None:
-        return None
-    say(f"checking {peer.name} against {ours.name}")
-    found = []
-    for side in (ours, peer):  # one after the other: two models at once may not fit the memory
-        with Worker(side.name, side.target, side.check_settings or {}, rules.cores) as worker:
-            worker.ask("setup")
-            found.append(worker.ask("check"))
-    return parity(*found)
+def _results(side: Contender, rules: Rules) -> Arrays:
+    """What the side computes with its settings for the check, in a process of its own."""
+    say(f"checking {side.name}")
+    with Worker(side.name, side.target, side.check_settings or {}, rules.cores) as worker:
+        worker.ask("setup")
+        return worker.ask("check")
 
 
 def _measure(

@@ -22,18 +22,26 @@ _PACKAGES = (
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def parser(description: str, peers: Sequence[str], **defaults: Any) -> argparse.ArgumentParser:
+def parser(
+    description: str, known_peers: Sequence[str], **defaults: Any
+) -> argparse.ArgumentParser:
     """Flags of every benchmark: --peers --rounds --turn_s --device --dtype --threads --seed --json.
 
     Args:
-      peers: all that exist, the default of --peers.
+      known_peers: all that exist, the default of --peers.
       defaults: other defaults of these flags.
     """
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = flags.add_argument
-    add("--peers", nargs="*", default=list(peers), choices=peers, help="who is measured against")
+    add(
+        "--peers",
+        nargs="*",
+        default=list(known_peers),
+        choices=known_peers,
+        help="who is measured against",
+    )
     add("--rounds", type=_positive, default=7, help="turns of each side")
     add("--turn_s", type=float, default=1.0, help="least seconds a turn, filled by repetitions")
     add("--device", default="cpu", choices=("cpu", "gpu"), help="of both sides")
@@ -123,7 +131,9 @@ def table(cases: Sequence[Record]) -> str:
         for pair in case["pairs"]:
             if "ratio" not in pair:
                 reason = pair.get("error") or pair.get("skipped", "")
-                rows.append((case["case"], pair["peer"], "-", "-", reason.split("\n")[0][:120], "-", "-"))
+                rows.append(
+                    (case["case"], pair["peer"], "-", "-", reason.split("\n")[0][:120], "-", "-")
+                )
                 continue
             ours, theirs, ratio = pair["ours"], pair["theirs"], pair["ratio"]
             rows.append(

@@ -52,6 +52,16 @@ class MaskSpec:
     ratio: tuple[float, float]
 
 
+def decode_side(crops: CropSpec) -> int:
+    """The shorter side in px that a JPEG must keep when it is decoded smaller.
+
+    Every crop remains more than twice the size of its output: the least local crop takes
+    sqrt(0.05) = 0.22 of a side, the least global one 0.57. The crops then differ by 0.4 of 255 from
+    those of the whole picture.
+    """
+    return max(5 * crops.global_size // 2, 6 * crops.local_size)
+
+
 def load_record(source: Source, index: int, max_pixels: int, min_side_px: int | None) -> np.ndarray:
     """Record `index` as uint8 [H, W, 3].
 
@@ -88,10 +98,7 @@ class _MakeCrops(grain.transforms.RandomMap):
     def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """The picture, the record it came from, and the bad records met before it (-1: none)."""
         bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-        # A JPEG is decoded smaller if every crop remains more than twice the size of its output:
-        # the least local crop takes sqrt(0.05) = 0.22 of a side, the least global one 0.57. The
-        # crops then differ by 0.4 of 255 from those of the whole picture.
-        side = max(5 * self.crops.global_size // 2, 6 * self.crops.local_size)
+        side = decode_side(self.crops)
         for attempt in range(MAX_REPLACEMENTS):
             try:
                 return load_record(self.source, index, self.max_pixels, side), index, bad

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinov2_jax.bench.draws import draw_rows
+from dinov2_jax.bench.harness import Arrays, Settings, Side
+from dinov2_jax.bench.peers.runtime import DTYPES, compiled, configure, side_of
+
 STUDENT_TEMP, CENTER_MOMENTUM, SINKHORN_ITERATIONS = 0.1, 0.9, 3
 
 
@@ -114,3 +118,32 @@ class LightlyLosses(torch.nn.Module):
 
     def koleo(self, features: Tensor) -> Tensor:
         return self.koleo_loss(features.float())
+
+
+def block(settings: Settings) -> Side:
+    """settings: as ours/losses.py, and "compile", "threads", "device"."""
+    device, dtype = configure(settings), DTYPES[settings["dtype"]]
+    drawn = draw_rows(settings["seed"], settings["rows"], settings["prototypes"])
+    rows = {name: torch.from_numpy(value).to(device) for name, value in drawn.items()}
+    teacher, student = rows["teacher"].to(dtype), rows["student"].to(dtype).requires_grad_()
+    make_targets = TARGETS[settings["centering"]]
+
+    def loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            targets, center = make_targets(teacher, rows["center"], settings["temp"])
+        return ibot_loss(student, targets, rows["weights"], settings["crops"]), center
+
+    forward = compiled(loss, device) if settings["compile"] else loss
+
+    def call() -> tuple[Tensor, Tensor]:
+        student.grad = None
+        value, center = forward(student, teacher)
+        value.backward()
+        return value, center
+
+    def check() -> Arrays:
+        value, center = call()
+        found = {"loss": value, "gradient": student.grad, "center": center}
+        return {name: x.detach().float().cpu().numpy() for name, x in found.items()}
+
+    return side_of(check, call, device)

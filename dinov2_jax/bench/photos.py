@@ -1,0 +1,66 @@
+"""Real photographs to measure the loader on: a folder, or those that Python packages bring along.
+
+scikit-learn: china.jpg, flower.jpg. scikit-image: rocket.jpg, hubble_deep_field.jpg, retina.jpg,
+and astronaut, chelsea, coffee and motorcycle, which are PNG there and are encoded as JPEG here.
+Also matplotlib's grace_hopper.jpg and ultralytics' bus.jpg and zidane.jpg if installed.
+"""
+
+import importlib.util
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from dinov2_jax.bench.harness import BenchError
+
+JPEG_QUALITY = 94  # what ImageNet's photographs mostly have
+_FOLDERS = {
+    "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
+    "skimage": (
+        "data",
+        (
+            *("rocket.jpg", "hubble_deep_field.jpg", "retina.jpg", "astronaut.png"),
+            *("chelsea.png", "coffee.png", "motorcycle_left.png", "motorcycle_right.png"),
+        ),
+    ),
+    "matplotlib": ("mpl-data/sample_data", ("grace_hopper.jpg",)),
+    "ultralytics": ("assets", ("bus.jpg", "zidane.jpg")),
+}
+
+
+def find_photos(folder: str) -> list[str]:
+    """Paths of all JPEG files below `folder`, or of the packages' photographs if it is "".
+
+    Raises:
+      BenchError: if there are none.
+    """
+    if folder:
+        suffixes = (".jpg", ".jpeg")
+        found = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in suffixes]
+    else:
+        found = [path for name in _FOLDERS for path in _in_package(name)]
+    if not found:
+        raise BenchError(
+            f"no JPEG photographs in {folder!r}; give --photos=FOLDER, or pip install "
+            "scikit-learn scikit-image"
+        )
+    return [str(path) for path in found]
+
+
+def _in_package(name: str) -> list[Path]:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin:
+        return []
+    folder, files = _FOLDERS[name]
+    paths = [Path(spec.origin).parent / folder / file for file in files]
+    return [path for path in paths if path.is_file()]
+
+
+def read_jpeg(path: str) -> bytes:
+    """The file's bytes; other formats are encoded as JPEG."""
+    raw = Path(path).read_bytes()
+    if raw.startswith(b"\xff\xd8"):
+        return raw
+    with Image.open(BytesIO(raw)) as image, BytesIO() as out:
+        image.convert("RGB").save(out, "JPEG", quality=JPEG_QUALITY)
+        return out.getvalue()
