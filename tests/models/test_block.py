@@ -1,12 +1,16 @@
 """Stochastic depth by subset, and the packed pass."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from dinov2_jax.models.block import add_residual, kept_crops, sample_kept
 from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.sharding import BATCH, make_mesh
 
 
 def group_keys(groups: int) -> jax.Array:
@@ -134,6 +138,42 @@ def test_scan_remat_and_unrolled_blocks_agree(model_and_params, uniform):
         np.testing.assert_allclose(value, results[0][0], rtol=1e-6)
         for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(results[0][1]), strict=True):
             np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+
+
+def backbone_gradient(rate: float, groups: int):
+    """A lowered gradient of all cls tokens, blocks unrolled: XLA counts a loop's body once."""
+    model = VisionTransformer(
+        dim=64, depth=3, heads=1, patch_size=7, image_size=28, drop_path_rate=rate,
+        scan_blocks=False,
+    )  # fmt: skip
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
+
+    def loss(params, images, keys):
+        return jnp.sum(model.apply({"params": params}, [images], drop_path_keys=keys)[0]["cls"])
+
+    return jax.jit(jax.grad(loss)), params, jnp.zeros((groups, 20, 28, 28, 3)), group_keys(groups)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.4])
+def test_dropped_branches_cost_nothing(rate):
+    """By the compiler's count: all is in the blocks but for the patch embedding, 1 %."""
+    flops = []
+    for r in (0.0, rate):
+        gradient, *arguments = backbone_gradient(r, 1)
+        flops.append(gradient.lower(*arguments).compile().cost_analysis()["flops"])
+    assert 1 - flops[1] / flops[0] == pytest.approx(rate, abs=0.02)
+
+
+def test_subsets_stay_on_their_device():
+    """Eight groups on eight devices: what is sent is the gradient's sum, and nothing else."""
+    mesh = make_mesh(8)
+    gradient, params, images, keys = backbone_gradient(0.3, 8)
+    with jax.set_mesh(mesh):
+        images = jax.device_put(images, NamedSharding(mesh, BATCH))
+        program = gradient.lower(params, images, keys).compile().as_text()
+    kinds = set(re.findall(r"\b(all-\w+|collective-\w+|reduce-scatter|ragged-all-\S+?)\(", program))
+    assert kinds <= {"all-reduce"}
+    assert kinds
 
 
 def test_drop_rates(model_and_params):
