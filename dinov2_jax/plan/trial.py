@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.collectives import Collective, read_collectives, squeeze
@@ -77,8 +76,7 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
 def _compile(
     run: Run, batch: Any, mesh: Mesh, arguments: Memory
 ) -> tuple[Memory | None, list[Collective] | None]:
-    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, P()))
-    hyper = dict.fromkeys(run.schedules.at(0), scalar)
+    hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     with jax.set_mesh(mesh):
         lowered = run.step.lower(run.abstract_state, batch, hyper)
         try:

@@ -1,0 +1,282 @@
+"""Plans for eight virtual CPU devices; topologies, searches and errors without any compiler."""
+
+import importlib.util
+import json
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from dinov2_jax.configuration import ConfigError, check_config
+from dinov2_jax.plan import plan
+from dinov2_jax.plan import trial as trials
+from dinov2_jax.plan.chips import CHIPS, GIB, Chip, chip_of
+from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
+from dinov2_jax.plan.text import fit_words, outcome, rate
+from dinov2_jax.plan.topology import Target, open_target
+from dinov2_jax.plan.trial import Trial, images_that_fit, next_changes, smaller_batch
+from dinov2_jax.sharding import make_mesh
+from dinov2_jax.train.setup import abstract_batch, make_run
+from tests.train.tiny import random_batch, tiny_config
+
+CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9, 1e9)
+
+
+def plan_config(**changes):
+    changes = {"task": "plan", "batch_size": 40, "group_size": 5} | changes
+    return tiny_config(**{"mesh.data": 1, "mesh.fsdp": 8} | changes)
+
+
+class Planned(NamedTuple):
+    """The plan of one FSDP step: plan.json, what was printed, and the compiler's account."""
+
+    results: dict
+    text: str
+    stats: Any
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    folder, lines, programs = tmp_path_factory.mktemp("plan"), [], []
+
+    def spy(arguments, compiled):
+        programs.append(compiled)
+        return compiled_memory(arguments, compiled)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *text, **_: lines.extend(map(str, text)))
+        patch.setattr(trials, "compiled_memory", spy)
+        plan.plan(plan_config(), str(folder))
+    (program,) = programs
+    results = json.loads((folder / "plan.json").read_text())
+    return Planned(results, "\n".join(lines), program.memory_analysis())
+
+
+def test_the_batch_is_what_the_loader_delivers():
+    config = plan_config()
+    shapes = {name: (x.shape, x.dtype) for name, x in random_batch(config, 0).items()}
+    batch = abstract_batch(config, make_mesh(1, 8))
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == shapes
+
+
+def test_arguments_by_arithmetic():
+    config = plan_config()
+    mesh = make_mesh(1, 8)
+    state = make_run(config, mesh).abstract_state
+    memory = argument_memory(state, abstract_batch(config, mesh))
+    assert memory.optimizer == 2 * memory.student + 4  # two moments and a counter
+    assert memory.teacher == memory.student
+    # All but vectors is split 8 ways.
+    weights = sum(x.size * 4 for x in jax.tree.leaves(state.student))
+    assert weights / 8 < memory.student < weights / 3
+    # 40 images on 8 devices: 5 x (2 x 28^2 + 3 x 14^2) x 3 bytes of pixels, and masks.
+    pixels = 5 * (2 * 28**2 + 3 * 14**2) * 3
+    slots = 25  # of a group of 5, reference upperbound for 10 crops of 16 patches
+    assert memory.batch == pixels + 5 * 2 * 16 + slots * (4 + 4)
+
+
+def test_memory_is_the_compilers_own_account(planned):
+    stats = planned.stats
+    found = planned.results["settings"][0]["memory_bytes"]
+    assert found["temporaries"] == stats.temp_size_in_bytes > 0
+    metrics = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    everything = (
+        stats.argument_size_in_bytes
+        + metrics
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    assert found["total"] == everything
+    # A CPU does not pad: only metrics and the five rates are not in the table of arguments.
+    assert 0 <= found["layout"] < 2048
+
+
+def test_fsdp_sends_weights_and_gradients_only(planned):
+    setting = planned.results["settings"][0]
+    rows = setting["collectives"]
+    assert setting["stray_bytes"] == 0
+    assert "weight gathers and gradient reductions only" in planned.text
+    # Four matrices of two blocks, gathered by the teacher, the student and its backward pass.
+    assert rows["all-gather of weights"]["times"] >= 2 * 4 * 3
+    blocks = 2 * 4 * (48 * 144 + 48 * 48 + 2 * 48 * 192)
+    assert rows["all-gather of weights"]["bytes"] >= 3 * blocks
+    assert rows["all-reduce of gradients"]["bytes"] >= 2 * blocks
+    assert setting["fits"] is None and "rate: not known" in planned.text
+
+
+def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):
+    trial = Trial({}, 40, (1, 8, 1), Memory(student=600, temporaries=100), [], frozenset(), True, 1)
+    monkeypatch.setattr(plan, "try_setting", lambda *_: trial)
+    monkeypatch.setattr(plan, "step_flops", lambda _: {"model": 1e9, "executed": 1e9})
+    target = Target("toy", jax.devices(), CHIP)
+    results = plan.make_plan(plan_config(), target, ["a note"], "")
+    text = capsys.readouterr().out
+    assert "fits (70%)" in text and "a note" in text and "written" not in text
+    assert len(results["settings"]) == 1
+
+
+# ------------------------------------------------------------------------------ topologies
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5x:4x4", "did you mean v5"),
+        ("a100:8", "names no known chip"),
+        ("v5e", "does not say how many chips"),
+        ("v5e:4x", "does not say how many chips"),
+        ("h100:0", "does not say how many chips"),
+        ("h100:2x4x8", "does not say how many chips"),
+    ],
+)
+def test_what_is_no_topology(name, message):
+    with pytest.raises(ConfigError, match=message):
+        open_target(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "install"), [("v5e:4x4", r'"jax\[tpu\]"'), ("h200:4x8", "jax-cuda13-plugin==")]
+)
+def test_a_missing_compiler_is_named(monkeypatch, name, install):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(ImportError, match=install):
+        open_target(name)
+
+
+def test_a_batch_must_divide_over_the_topology(monkeypatch):
+    devices = [jax.devices()[0]] * 16
+    monkeypatch.setattr(plan, "open_target", lambda name: Target(name, devices, CHIPS["v5e"]))
+    with pytest.raises(ConfigError, match=r"16 shards.*--config.batch_size=80"):
+        plan.plan(plan_config(**{"mesh.fsdp": 16}))
+    with pytest.raises(ConfigError, match="does not divide the 16 devices"):
+        plan.plan(plan_config(**{"mesh.data": -1, "mesh.fsdp": 3}))
+
+
+def test_a_plan_needs_no_pictures_and_a_likely_mfu():
+    config = plan_config(**{"data.source": "folder", "data.path": ""})
+    assert check_config(config, 8) == []
+    config.plan.mfu = 1.5
+    with pytest.raises(ConfigError, match=r"config.plan.mfu is 1.5, but must be from 0.01 to 1"):
+        check_config(config, 8)
+
+
+def test_auto_means_the_target():
+    class Described:
+        platform = "tpu"
+
+    config = plan_config()
+    assert plan.for_target(config, Target("", jax.devices(), None)).compute_dtype == "float32"
+    assert plan.for_target(config, Target("", [Described()], None)).compute_dtype == "bfloat16"
+    config.compute_dtype = "float32"
+    assert plan.for_target(config, Target("", [Described()], None)).compute_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+    ],
+)
+def test_chips_by_what_jax_calls_them(kind, name):
+    assert chip_of(kind) is CHIPS[name]
+
+
+def test_an_unknown_chip_is_not_guessed():
+    assert chip_of("cpu") is None and chip_of("TPU v99") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.filterwarnings("ignore")
+def test_tpu_topologies():
+    assert len(open_target("v5e:4x4").devices) == 16
+    assert len(open_target("v5p:4x4x8").devices) == 128
+    with pytest.raises(ConfigError, match="no shape that libtpu knows"):
+        open_target("v5e:3x5")
+
+
+# ---------------------------------------------------------------------------------- search
+def trial(total, *, state=200, batch=64, mesh=(8, 1, 1), **changes):
+    memory = None if total is None else Memory(student=state, temporaries=total - state)
+    return Trial(changes, batch, mesh, memory, None, frozenset(), False, 1.0)
+
+
+def test_full_sharding_first_where_it_is_enough():
+    config = plan_config(**{"mesh.data": 8, "mesh.fsdp": 1})
+    # 1,100 of 1,000 bytes; of the state's 200 an eighth would remain: 925.
+    changes = next_changes(config, trial(1100), 1000, 8)
+    assert changes == {"mesh.data": 1, "mesh.fsdp": 8}
+    # 1,300 - 175 would still be too much: recompute, and shard only then.
+    assert next_changes(config, trial(1300), 1000, 8) == {"model.remat": True}
+    again = trial(1050, **{"model.remat": True})
+    assert next_changes(config, again, 1000, 8) == {
+        "model.remat": True,
+        "mesh.data": 1,
+        "mesh.fsdp": 8,
+    }
+
+
+def test_then_the_batch_that_the_bytes_an_image_allow():
+    config = plan_config(**{"model.remat": True, "group_size": 2})
+    # 64 images on 8 devices, 8 each; 25 bytes of state, 2,000 of images: 250 an image, 3.9 fit.
+    last = trial(2025, state=25, mesh=(1, 8, 1))
+    assert images_that_fit(last, 1000) == pytest.approx(3.9)
+    assert smaller_batch(config, last, 1000) == 16  # whole groups of 2 on 8 devices
+    assert next_changes(config, last, 1000, 8) == {"batch_size": 16}
+    # One group a device is tried whatever the estimate; after that nothing is left.
+    assert smaller_batch(config, trial(50_000, state=25, mesh=(1, 8, 1)), 1000) == 16
+    assert next_changes(config, trial(1200, batch=16, mesh=(1, 8, 1)), 1000, 8) is None
+    # A compiler that names no size: half.
+    assert smaller_batch(config, trial(None, mesh=(1, 8, 1)), 1000) == 32
+
+
+def test_a_search_that_finds_nothing_says_how_many_chips_would_do():
+    config = plan_config(**{"model.remat": True, "group_size": 2, "batch_size": 64})
+    last = trial(2025, state=25, batch=16, mesh=(1, 8, 1))
+    target = Target("toy", jax.devices(), CHIP)
+    (line,) = outcome(config, target, [last], {"model": 1e9})
+    # 2 images on each device need 2,000 bytes: 0.975 fit.
+    assert "not one image a chip" in line
+    last = trial(1225, state=25, batch=16, mesh=(1, 8, 1))
+    (line,) = outcome(config, target, [last], {"model": 1e9})
+    assert "1.6 images a chip" in line and "40 chips for a batch of 64" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("the total memory required for HLO temporaries (1.50G) exceeds available HBM (15.75G).",
+         10 + 1.5 * GIB),
+        ("Ran out of memory in memory space hbm. Used 41.25G of 15.75G hbm. Exceeded", 41.25 * GIB),
+    ],
+)  # fmt: skip
+def test_what_a_tpu_compiler_says_it_needs(text, needed):
+    error = RuntimeError(f"RESOURCE_EXHAUSTED: {text}")
+    memory = missing_memory(Memory(student=10), error)
+    assert memory is not None and memory.total == pytest.approx(needed)
+    assert missing_memory(Memory(student=10), RuntimeError(text)) is None
+
+
+# ------------------------------------------------------------------------------------ rate
+def test_rate_by_hand():
+    config = plan_config(**{"plan.mfu": 0.5, "total_steps": 1000})
+    target = Target("v5e:2x4", jax.devices(), CHIPS["v5e"])
+    found = rate(config, target, trial(500, batch=400), {"model": 197e12 / 100, "executed": 0.0})
+    assert found is not None
+    # A chip at half its peak does 50 images/s, eight 400: a step a second.
+    assert found.images_per_s == pytest.approx(400)
+    assert found.step_s == pytest.approx(1.0)
+    assert found.days == pytest.approx(1000 / 86400)
+    assert found.chip_hours == pytest.approx(8 * 1000 / 3600)
+
+
+def test_a_gpu_needs_more_than_jaxs_default_share():
+    class Gpu:
+        platform = "gpu"
+
+    chip = CHIPS["h100"]
+    big = Trial({}, 8, (1, 1, 1), Memory(temporaries=int(70 * GIB)), [], frozenset(), True, 1.0)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in fit_words(Target("", [Gpu()], chip), big)
+    small = Trial({}, 8, (1, 1, 1), Memory(temporaries=int(50 * GIB)), [], frozenset(), True, 1.0)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in fit_words(Target("", [Gpu()], chip), small)
