@@ -40,7 +40,8 @@ class Side:
     Attributes:
       check: () -> named fp32 results, to be compared with the other side's before any timing.
       run: (n) -> does the work n times and waits until it is done.
-      device_peak_bytes: () -> greatest device memory so far; None on the host.
+      device_peak_bytes: () -> greatest device memory since the reset; None on the host.
+      reset_device_peak: where the library can, lets that start again (JAX cannot).
       versions: of the libraries that matter.
       device: what it ran on, in the library's words.
     """
@@ -48,6 +49,7 @@ class Side:
     check: Callable[[], Arrays]
     run: Callable[[int], None]
     device_peak_bytes: Callable[[], int | None] = lambda: None
+    reset_device_peak: Callable[[], None] = lambda: None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
 
@@ -125,6 +127,8 @@ def _serve(connection: Connection, target: str, settings: Settings, cores: Seque
                 answer = _timed(side.run, argument)
             elif command == "reset":
                 _reset_peak_rss()
+                if side is not None:
+                    side.reset_device_peak()
             elif command == "memory":
                 answer = (_status_bytes("VmHWM"), side.device_peak_bytes())
             connection.send((True, answer))

@@ -91,6 +91,10 @@ def side_of(
     def peak() -> int | None:
         return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
 
+    def reset() -> None:  # autotuning has allocated more than the work needs
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     versions = {"torch": torch.__version__}
-    return Side(checked, run, device_peak_bytes=peak, versions=versions, device=name)
+    return Side(checked, run, peak, reset, versions, name)

@@ -1,0 +1,97 @@
+"""Our sides of the benchmarks do the work that they are timed for."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2_jax.bench import pipeline, step
+from dinov2_jax.bench.draws import draw_images, draw_rows
+from dinov2_jax.bench.ours import attention as ours_attention
+from dinov2_jax.bench.ours import losses as ours_losses
+from dinov2_jax.bench.ours import pipeline as ours_pipeline
+from dinov2_jax.bench.ours import step as ours_step
+from tests.bench.test_draws import arguments
+
+
+@pytest.fixture(autouse=True)
+def default_precision():
+    import jax
+
+    before = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_default_matmul_precision", before)
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def test_attention_is_softmax_of_products():
+    settings = {"batch": 2, "tokens": 5, "heads": 3, "head_dim": 8, "dtype": "float32"}
+    q, k, v, _ = draw_images(0, 4, 2, 5, 3, 8).astype(np.float64)
+    weights = softmax(np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8))
+    want = np.einsum("bhnm,bmhd->bnhd", weights, v)
+    for backend in ("ours", "xla"):
+        side = ours_attention.side(settings | {"seed": 0, "backend": backend, "backward": True})
+        found = side.check()
+        assert sorted(found) == ["dk", "dq", "dv", "out"]
+        np.testing.assert_allclose(found["out"], want, atol=1e-5)
+        side.run(2)
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
+def test_loss_block_and_its_gradient(centering):
+    settings = {"rows": 6, "prototypes": 16, "centering": centering, "dtype": "float32"}
+    found = ours_losses.side(settings | {"crops": 4, "temp": 0.5, "seed": 0}).check()
+    drawn = {name: x.astype(np.float64) for name, x in draw_rows(0, 6, 16).items()}
+    if centering == "centering":
+        goals = softmax((drawn["teacher"] - drawn["center"]) / 0.5)
+    else:
+        q = np.exp(drawn["teacher"] / 0.5)
+        for _ in range(3):
+            q /= q.sum(axis=0, keepdims=True) * 16
+            q /= q.sum(axis=1, keepdims=True) * 6
+        goals = 6 * q
+    student = softmax(drawn["student"] / 0.1)
+    loss = -(drawn["weights"] * (goals * np.log(student)).sum(axis=1)).sum() / 4
+    gradient = drawn["weights"][:, None] * (student - goals) / 0.1 / 4
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(found["gradient"], gradient, atol=1e-6)
+
+
+def test_step_trains_from_the_drawn_weights():
+    config = step.for_check(
+        step.recipe(arguments(batch=2, depth=1, global_size=32, local_size=16, prototypes=32))
+    )
+    for name in ("head_hidden_dim", "head_bottleneck_dim"):
+        config["dino"][name] = 16
+    side = ours_step.side({"config": config, "hyper": step.CHECK_HYPER, "seed": 0})
+    found = side.check()
+    names = {"dino", "koleo", "ibot", "student_norm", "teacher_norm"}
+    names |= {"grad_norm/backbone", "grad_norm/dino_head"}
+    assert set(found) == {f"step {n} {name}" for n in (1, 2) for name in names}
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["step 2 dino"] < found["step 1 dino"]  # the same batch twice
+    assert found["step 2 teacher_norm"] != found["step 1 teacher_norm"]
+
+
+def test_host_side_makes_the_crops_of_the_recipe(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 320, 3), dtype=np.uint8)
+    file = tmp_path / "photo.jpg"
+    with io.BytesIO() as out:
+        Image.fromarray(pixels).resize((640, 600)).save(out, "JPEG")
+        file.write_bytes(out.getvalue())
+    settings = {"photos": [str(file)], "batch": 2, "seed": 0, "box": pipeline.BOX}
+    globals_, locals_ = ours_pipeline._Host(settings).next_batch(2)
+    assert globals_.shape == (2, 2, 224, 224, 3) and globals_.dtype == np.uint8
+    assert locals_.shape == (2, 8, 96, 96, 3)
+    box = pipeline.BOX
+    with Image.open(file) as image:
+        corner = (box["left"], box["top"])
+        crop = image.crop((*corner, corner[0] + box["width"], corner[1] + box["height"]))
+        want = np.asarray(crop.resize((224, 224), Image.Resampling.BICUBIC))
+    found = ours_pipeline.host(settings).check()
+    assert pipeline.crops_agree(found, {"photo 0": want})["photo 0"] < 0.5
