@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def explain(error: Exception) -> int:
-    """Says on stderr what went wrong; returns the exit status, or raises if no sentence says all."""
+    """Says on stderr what went wrong; returns the exit status, or raises what no sentence says."""
     from jax import distributed
 
     from dinov2_jax.distributed import lost_process

@@ -80,6 +80,7 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """Image axes (and group axes that divide) are split, other arrays are copied."""
     return NamedSharding(mesh, BATCH if shape and shape[0] % _shards(mesh) == 0 else P())
 
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     """Host arrays to the devices: image axes (and group axes that divide) split, others copied.
 

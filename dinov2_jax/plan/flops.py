@@ -32,33 +32,37 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
 
     Returns:
       "model": forward and backward of networks and losses as if nothing were recomputed, which is
-      what MFU is measured by; "executed": with what `model.remat` computes again.
+      what MFU is measured by; "executed": with what `model.remat` and `prototype_block` compute
+      again.
     """
-    model = _step_flops(config, remat=False)
+    plain = _step_flops(config, remat=False, block=0)
+    remat, block = config.model.remat, config.prototype_block
+    again = remat or block
     return {
-        "model": model,
-        "executed": _step_flops(config, remat=True) if config.model.remat else model,
+        "model": plain,
+        "executed": _step_flops(config, remat=remat, block=block) if again else plain,
     }
 
 
-def _step_flops(config: ConfigDict, *, remat: bool) -> float:
+def _step_flops(config: ConfigDict, *, remat: bool, block: int) -> float:
     # One group stands for all: FLOPs an image do not depend on their number.
     config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({"batch_size": config.group_size, "model.remat": remat})
+    config.batch_size, config.micro_batches = config.group_size, 1
+    config.model.remat, config.prototype_block = remat, block
     objective = make_objective(config)
-    size, key = config.crops.global_size, jax.random.key(0)
-    params = jax.eval_shape(lambda k: objective.student.init(k, size), key)
+    size, keys = config.crops.global_size, jax.random.split(jax.random.key(0), 1)
+    params = jax.eval_shape(lambda k: objective.student.init(k[0], size), keys)
 
-    def step(params: Any, batch: Any, key: Array) -> Any:
+    def step(params: Any, batch: Any, keys: Array) -> Any:
         centers = objective.init_centers()
         goals, _ = teacher_targets(objective, params, centers, batch, jnp.ones(()))
-        return jax.grad(student_loss, has_aux=True)(params, objective, goals, batch, key)[0]
+        return jax.grad(student_loss, has_aux=True)(params, objective, goals, batch, keys)[0]
 
     batch = abstract_batch(config, make_mesh(1, devices=jax.devices()[:1]))
     # Colours are no part of the model: the crops come as if they were normalised already.
     for name in ("global_crops", "local_crops"):
         batch[name] = batch[name].update(dtype=jnp.float32)
-    return count_flops(step, params, batch, key) / config.batch_size
+    return count_flops(step, params, batch, keys) / config.batch_size
 
 
 def _jaxpr_flops(jaxpr: Any) -> float:

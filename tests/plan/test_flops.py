@@ -77,3 +77,23 @@ def test_remat_runs_the_students_blocks_once_more():
     # S/16 short: 95.8 GFLOP an image, of which the student's blocks forward are 22.0.
     assert flops["model"] / 1e9 == pytest.approx(95.8, rel=0.02)
     assert (flops["executed"] - flops["model"]) / 1e9 == pytest.approx(22.0, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "low", "high"),
+    [(vitl16_short.get_config(), 0.24, 0.26), (vitl14.get_config(), 0.32, 0.34)],
+    ids=["rate 0.3", "rate 0.4"],
+)
+def test_what_skipping_saves_against_masking(config, low, high):
+    """A mask computes every residual branch, as a rate of 0 does."""
+    skipped = step_flops(config)["model"]
+    config.model.drop_path_rate = 0.0
+    assert low < 1 - skipped / step_flops(config)["model"] < high
+
+
+def test_blocks_of_prototypes_are_computed_again():
+    config = vitl16_short.get_config()
+    config.prototype_block = 8192
+    flops = step_flops(config)
+    assert flops["model"] / 1e9 == pytest.approx(1150.6, rel=0.02)
+    assert flops["executed"] > flops["model"]

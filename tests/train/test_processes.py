@@ -1,11 +1,9 @@
 """Two processes on this machine: the losses of one, a signal, a sudden death, resumed by one."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
