@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def source(tmp_path: Path) -> Source:
     return fill(tmp_path, 7)
 
 
-def batches(source: Source, number: int, **changes: int) -> list[dict[str, np.ndarray]]:
+def batches(source: Source, number: int, **changes: Any) -> list[dict[str, np.ndarray]]:
     options = dict(batch_size=4, group_size=2, seed=1, workers=0, max_pixels=10**8) | changes
     loader = TrainLoader(source, CROPS, MASKS, **options)
     found = [{k: v.copy() for k, v in next(loader).items()} for _ in range(number)]
@@ -76,6 +77,19 @@ def test_shapes_and_types(source: Source) -> None:
         flat = batch["masks"][2 * group : 2 * group + 2].reshape(-1)
         chosen = batch["mask_indices"][group][batch["mask_weights"][group] > 0]
         np.testing.assert_array_equal(chosen, np.flatnonzero(flat))
+
+
+def test_shares_of_processes_make_the_whole_batch(source: Source) -> None:
+    """4 groups, dealt to three processes; resumed at batch 3, the pass has long ended."""
+    whole = batches(source, 5, batch_size=8)[3:]
+    dealt = [[0, 3], [1], [2]]
+    shares = [batches(source, 2, batch_size=8, share=s, start_batch=3) for s in dealt]
+    for n, batch in enumerate(whole):
+        for name, value in batch.items():
+            groups = np.split(value, 4)
+            for share, mine in zip(shares, dealt, strict=True):
+                wanted = np.concatenate([groups[g] for g in mine])
+                np.testing.assert_array_equal(share[n][name], wanted, err_msg=name)
 
 
 def test_every_pass_is_complete_and_in_another_order(source: Source) -> None:
