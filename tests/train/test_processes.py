@@ -69,7 +69,7 @@ def start(
     for i in range(processes):
         where = {"coordinator": place, "processes": processes, "process_id": i}
         where = {f"distributed.{name}": value for name, value in where.items()}
-        line = command(pictures, workdir, **CHANGES, **where, **changes)
+        line = command(pictures, workdir, **(CHANGES | where | changes))
         with open(workdir / f"output.{i}.txt", "w") as output:
             started.append(
                 subprocess.Popen(
