@@ -354,20 +354,25 @@ def by_xla():
     return loss_and_gradient(attention="xla")
 
 
-@pytest.mark.parametrize("name", ["cudnn", "splash", "triton"])
-def test_scanned_rematerialised_blocks(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("cudnn", (1, 1, 1)), ("splash", (2, 1, 2)), ("triton", (2, 1, 2))]
+)
+def test_scanned_rematerialised_blocks(name, mesh, monkeypatch):
     want = by_xla()
     on_cpu_as(name, monkeypatch)
     called = []
     stands_in = attention_module.FUSED[name]
 
     def spy(q, k, v):
-        called.append(q.shape[1])
+        called.append(q.shape[:3])
         return stands_in.kernel(q, k, v)
 
     monkeypatch.setitem(attention_module.FUSED, name, stands_in._replace(kernel=spy))
-    got = loss_and_gradient(attention=name, remat=True)
-    assert set(called) == {5, 17}
+    with jax.set_mesh(make_mesh(*mesh)):
+        got = loss_and_gradient(attention=name, remat=True)
+    # 2 groups of 3 images and 2 heads; the refusal traced one image with all of its heads.
+    share = 6 // mesh[0], 2 // mesh[2]
+    assert set(called) == {(b, n, h) for n in (5, 17) for b, h in (share, (1, 2))}
     assert float(got[0]) == pytest.approx(float(want[0]), rel=1e-5)
     for x, y in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * np.abs(y).max() + 1e-7)
