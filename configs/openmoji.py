@@ -13,9 +13,10 @@ from configs import quickstart
 
 def get_config() -> ml_collections.ConfigDict:
     config = quickstart.get_config()
-    config.total_steps = 4000
+    config.total_steps = 2500
     config.model.dim = 192
     config.model.heads = 6
-    config.eval.every_steps = 400
-    config.checkpoint.every_steps = 400
+    config.model.drop_path_rate = 0.2
+    config.eval.every_steps = 250
+    config.checkpoint.every_steps = 250
     return config
