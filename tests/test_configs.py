@@ -154,7 +154,7 @@ def small() -> ConfigDict:
     """A configuration whose sizes do not follow the recipe of the day."""
     config = load("quickstart")
     config.batch_size = config.group_size = 64
-    config.model.patch_size, config.model.heads = 8, 3
+    config.model.patch_size, config.model.dim, config.model.heads = 8, 96, 3
     return config
 
 
