@@ -5,7 +5,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tests.bench.test_draws import arguments
 
 from dinov2_jax.bench import pipeline, step
 from dinov2_jax.bench.draws import draw_images, draw_rows
@@ -13,6 +12,7 @@ from dinov2_jax.bench.ours import attention as ours_attention
 from dinov2_jax.bench.ours import losses as ours_losses
 from dinov2_jax.bench.ours import pipeline as ours_pipeline
 from dinov2_jax.bench.ours import step as ours_step
+from tests.bench.test_draws import arguments
 
 
 @pytest.fixture(autouse=True)
