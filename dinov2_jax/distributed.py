@@ -8,6 +8,7 @@ import contextlib
 import glob
 import importlib.util
 import os
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ from jax.sharding import Mesh
 
 from dinov2_jax.configuration import ConfigError, check_distributed
 from dinov2_jax.sharding import gather
+
+LOST = 3  # exit status
 
 # A collective or a call of the coordination service that failed because its other end is gone.
 _SIGNS_OF_LOSS = (
@@ -171,6 +174,22 @@ class Exchange:
 
 
 # ----------------------------------------------------------------------------------------- end
+@contextlib.contextmanager
+def end_when_lost() -> Iterator[None]:
+    """Ends this process with status 3 if the body fails because another one is gone.
+
+    At once: to close what is open, such as a checkpoint, would wait for the lost process.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = lost_process(error)
+        if sentence:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            os._exit(LOST)
+        raise
+
+
 def lost_process(error: BaseException) -> str:
     """One sentence if `error` tells that another process of the run is gone, "" if it does not."""
     if not jax.distributed.is_initialized():

@@ -119,16 +119,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def explain(error: Exception) -> int:
-    """Says on stderr what went wrong; returns the exit status, or raises what no sentence says."""
+    """Says on stderr what went wrong; returns the exit status, or raises what has no sentence."""
     from jax import distributed
 
-    from dinov2_jax.distributed import lost_process
+    from dinov2_jax.distributed import LOST, lost_process
 
     show_all = "DINOV2_JAX_TRACEBACK" in os.environ
     lost = lost_process(error)
     if lost or (isinstance(error, known_errors()) and not show_all):
         print(f"error: {lost or error}", file=sys.stderr)
-        return 3 if lost else 2
+        return LOST if lost else 2
     if not distributed.is_initialized():
         raise error
     traceback.print_exception(error)

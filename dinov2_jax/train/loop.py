@@ -15,7 +15,14 @@ from dinov2_jax.configuration import check_config, diff_configs, leaves, to_dict
 from dinov2_jax.data.bad_records import BadRecords
 from dinov2_jax.data.pipeline import TrainLoader
 from dinov2_jax.data.sources import Source, open_source
-from dinov2_jax.distributed import Exchange, is_main, main_first, own_name, require_same
+from dinov2_jax.distributed import (
+    Exchange,
+    end_when_lost,
+    is_main,
+    main_first,
+    own_name,
+    require_same,
+)
 from dinov2_jax.sharding import local_groups, make_mesh, put_batch
 from dinov2_jax.train.interrupt import StopRequest
 from dinov2_jax.train.nonfinite import NonFiniteWatch
@@ -50,6 +57,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         for note in [*_describe(config, source, mesh, start), *notes]:
             out.message(note)
         loader = stack.enter_context(_loading(config, source, start, share))
+        stack.enter_context(end_when_lost())
         state = _run_steps(config, run, mesh, state, start, loader, checkpoints, bad, out, stop)
     if stop.signal_name is None:
         with jax.set_mesh(mesh):

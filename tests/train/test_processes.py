@@ -95,6 +95,7 @@ def end(process: subprocess.Popen, timeout_s: float = 280) -> int:
         process.kill()
 
 
+@pytest.mark.timeout(900)  # six processes that compile; a minute on two idle cores
 def test_two_processes_are_one_run(pictures, cache, tmp_path):
     """Signal one of two, both save the same step; kill one of two; finish with one."""
     one, two = tmp_path / "one", tmp_path / "two"
