@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import os
 import sys
+import traceback
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,7 @@ def start(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"the processes of this run did not find each other at {place}: start all of them "
             "with the same config.distributed, on a port that is free and reachable "
-            f"({str(error).splitlines()[0]})"
+            f"({str(error).strip().partition(chr(10))[0]})"
         ) from error
 
 
@@ -185,6 +186,8 @@ def end_when_lost() -> Iterator[None]:
     except Exception as error:
         sentence = lost_process(error)
         if sentence:
+            if "DINOV2_JAX_TRACEBACK" in os.environ:
+                traceback.print_exception(error)
             print(f"error: {sentence}", file=sys.stderr, flush=True)
             os._exit(LOST)
         raise
@@ -192,7 +195,8 @@ def end_when_lost() -> Iterator[None]:
 
 def lost_process(error: BaseException) -> str:
     """One sentence if `error` tells that another process of the run is gone, "" if it does not."""
-    if not jax.distributed.is_initialized():
+    # A process that never found the others has no device to ask, and says so itself.
+    if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
         return ""
     seen: BaseException | None = error
     text = ""
@@ -204,5 +208,5 @@ def lost_process(error: BaseException) -> str:
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another process of the run, "
         "which has died or cannot be reached; its own output says why, and the same command "
-        f"continues from the last checkpoint ({str(error).splitlines()[0][:200]})"
+        f"continues from the last checkpoint ({str(error).strip().partition(chr(10))[0][:200]})"
     )

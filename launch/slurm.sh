@@ -20,14 +20,17 @@ for argument; do
   case $argument in --workdir=*) workdir=${argument#*=} ;; esac
 done
 : "${workdir:?add --workdir=DIR}"
+workdir=${workdir/#\~/$HOME} # bash leaves it as it is after an equals sign
 mkdir -p "$workdir"
 touch "$workdir/.started" # on the same storage as the report, so by the same clock
 
 # In the background, since bash runs no trap while it waits for a command in the foreground.
-srun --kill-on-bad-exit=1 "$python" -m dinov2_jax.main "$@" &
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-12}" "$python" -m dinov2_jax.main "$@" &
 step=$!
 signalled=
-trap 'signalled=1; kill -TERM "$step" 2>/dev/null || true' TERM # srun passes it on to all processes
+stopped=
+# To the tasks themselves: srun would answer a SIGTERM of its own by killing them unsaved.
+trap 'signalled=1; stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 while true; do # a signal ends the wait, not the step
   status=0
   wait "$step" || status=$?
@@ -35,8 +38,11 @@ while true; do # a signal ends the wait, not the step
   signalled=
 done
 
-# Only a complete run writes its report. Status 2 is a mistake that another attempt would repeat.
-if ! [ "$workdir/report.html" -nt "$workdir/.started" ] && [ "$status" -ne 2 ] &&
+# Only a complete run writes its report. What ended without a signal and without a checkpoint of this
+# attempt is a mistake that another attempt would repeat.
+saved=$(find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -newer "$workdir/.started" -print -quit \
+  2>/dev/null || true)
+if ! [ "$workdir/report.html" -nt "$workdir/.started" ] && [ -n "$stopped$saved" ] &&
   [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
   echo "not complete (status $status): back to the queue"
   scontrol requeue "$SLURM_JOB_ID"

@@ -154,9 +154,10 @@ def images_that_fit(last: Trial, limit: float) -> float:
 def smaller_batch(config: ConfigDict, last: Trial, limit: float) -> int | None:
     """The largest smaller batch, of whole groups on every device, that is expected to fit.
 
-    One group a device is tried even if it is not expected to fit; below that there is none.
+    One group a device and micro-batch is tried even if it is not expected to fit; below that there
+    is none.
     """
-    unit = config.group_size * last.mesh[0] * last.mesh[1]
+    unit = config.group_size * config.micro_batches * last.mesh[0] * last.mesh[1]
     expected = images_that_fit(last, limit) * last.mesh[0] * last.mesh[1]
     steps = max(min(int(expected // unit), last.batch_size // unit - 1), 1)
     return steps * unit if steps * unit < last.batch_size else None

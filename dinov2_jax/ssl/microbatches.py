@@ -13,11 +13,11 @@ from dinov2_jax.sharding import constrain_batch
 
 def take_part(x: Array, groups: int, parts: int, index: Array) -> Array:
     """Part `index` of x [G r, ...], whose leading axis is G groups of r rows: [G r / A, ...]."""
-    rows = x.reshape(groups // parts, parts, -1, *x.shape[1:])
+    rows = x.reshape(groups // parts, parts, len(x) // groups, *x.shape[1:])
     part = jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
-    return constrain_batch(part.reshape(-1, *x.shape[1:]))
+    return constrain_batch(part.reshape(len(x) // parts, *x.shape[1:]))
 
 
 def join_parts(x: Array) -> Array:
     """All parts [A, G / A, ...] in the order of their groups: [G, ...]."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    return jnp.swapaxes(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])

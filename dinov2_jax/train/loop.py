@@ -50,6 +50,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(folder, keep.keep_last, keep.keep_every_steps))
         )
+        require_same(newest_checkpoint=str(checkpoints.latest_step()))
         state, start = _start_state(config, run, checkpoints, source, bad, notes)
         write_config(folder, config)
         out = monitor.Output(folder, config.total_steps, start, silent=not is_main())

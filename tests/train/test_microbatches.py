@@ -38,7 +38,7 @@ def test_parts_are_whole_groups_and_come_back_in_order():
     [
         (4, (1, 1), {}),
         (2, (2, 2), {"centering": "centering"}),
-        (2, (1, 1), {"prototype_block": 16}),
+        (2, (1, 1), {"prototype_block": 16, "crops.local_number": 0}),
     ],
 )
 def test_update_is_that_of_the_whole_batch(parts, mesh, changes):

@@ -1,5 +1,6 @@
 """Two processes on this machine: the losses of one, a signal, a sudden death, resumed by one."""
 
+import os
 import re
 import signal
 import socket
