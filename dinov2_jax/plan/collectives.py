@@ -188,19 +188,39 @@ def _as_reduce_scatter(
 
 
 # ------------------------------------------------------------------------------- meaning
+# A reduce-scatter's share is padded to whole tiles: a dimension may have grown by less than this.
+_TILE = 128
+
+
 def purpose(collective: Collective, weights: Collection[tuple[int, ...]]) -> str:
-    """ "weights", "gradients", "statistics" or "activations".
+    """One of "weights", "gradients", "statistics" and "activations", judged by shapes alone.
+
+    Scalars and vectors (losses, norms, centres, sums over prototypes, gradients of biases) are
+    statistics, but for reductions longer than any vector of the model: a GPU's compiler packs
+    gradients into one. What has not the size of a weight either is an activation; one that happens
+    to have as many elements as a weight is not told from it.
 
     Args:
-      weights: `weight_shapes` of the model. Scalars and vectors (losses, norms, centres, sums over
-        prototypes, gradients of biases) are statistics; what is no weight either is an activation.
+      weights: shapes of the weights, whole, in shares and block by block, `squeeze`d.
     """
-    matrices = [squeeze(p.shape) for p in collective.parts if len(squeeze(p.shape)) > 1]
+    reduces = collective.kind in ("all-reduce", "reduce-scatter")
+    shapes = [squeeze(part.shape) for part in collective.parts]
+    matrices = [shape for shape in shapes if len(shape) > 1]
     if not matrices:
-        return "statistics"
-    if not all(shape in weights for shape in matrices):
+        longest = max((weight[0] for weight in weights if len(weight) == 1), default=0)
+        packed = reduces and any(shape[0] > longest for shape in shapes if shape)
+        return "gradients" if packed else "statistics"
+    padded = collective.kind == "reduce-scatter"
+    if not all(_is_weight(shape, weights, padded) for shape in matrices):
         return "activations"
-    return "weights" if collective.kind == "all-gather" else "gradients"
+    return "gradients" if reduces else "weights"
+
+
+def _is_weight(shape: tuple[int, ...], weights: Collection[tuple[int, ...]], padded: bool) -> bool:
+    if any(math.prod(shape) == math.prod(weight) for weight in weights):
+        return True
+    grown = (w for w in weights if padded and len(w) == len(shape))
+    return any(all(0 <= s - n < _TILE for s, n in zip(shape, w, strict=True)) for w in grown)
 
 
 def squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:

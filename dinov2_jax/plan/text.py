@@ -82,7 +82,7 @@ def memory_lines(target: Target, trial: Trial) -> list[str]:
         return ["the compiler ran out of memory and does not say what it needs: does not fit"]
     parts = trial.memory._asdict()
     lines = ["memory of each device"]
-    lines += [f"  {ROWS[name]:<28}{size(parts[name]):>12}" for name in ROWS if parts[name]]
+    lines += [f"  {ROWS[name]:<28}{size(parts[name]):>12}" for name in ROWS]
     lines.append(f"  {'together':<28}{size(trial.memory.total):>12}  {fit_words(target, trial)}")
     return lines
 

@@ -45,17 +45,13 @@ class Target:
 
     Attributes:
       name: for the reader.
-      devices: of one topology; described ones compile and never run.
+      devices: of one topology; those of a description can be compiled for, not run.
       chip: their datasheet; None when they are of no known kind, such as CPUs.
     """
 
     name: str
     devices: Sequence[Any]
     chip: Chip | None
-
-    @property
-    def described(self) -> bool:
-        return self.devices[0] not in jax.devices()
 
 
 def open_target(topology: str) -> Target:

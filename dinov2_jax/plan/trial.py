@@ -19,6 +19,9 @@ from dinov2_jax.train.setup import Run, abstract_batch, make_run
 
 Changes = dict[str, Any]
 
+# Triton's tiles are found by trying them on the GPU, which is not there; cuBLAS needs no trial.
+_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -77,10 +80,11 @@ def _compile(
     run: Run, batch: Any, mesh: Mesh, arguments: Memory
 ) -> tuple[Memory | None, list[Collective] | None]:
     hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
+    platform = mesh.devices.flat[0].platform
     with jax.set_mesh(mesh):
         lowered = run.step.lower(run.abstract_state, batch, hyper)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=_OPTIONS.get(platform))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

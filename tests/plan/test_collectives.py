@@ -112,13 +112,18 @@ def test_the_forms_of_tpu_and_gpu():
     [
         ("all-gather", (144, 48), "weights"),
         ("all-gather", (1, 48, 144), "weights"),
+        ("all-gather", (4, 12, 144), "weights"),
+        ("collective-permute", (48, 144), "weights"),
         ("reduce-scatter", (48, 144), "gradients"),
+        ("reduce-scatter", (64, 144), "gradients"),  # a TPU pads shares to tiles
+        ("all-reduce", (64, 144), "activations"),
         ("all-reduce", (64,), "statistics"),
+        ("all-reduce", (48 * 144 + 48,), "gradients"),  # a GPU packs them
         ("all-reduce", (), "statistics"),
         ("all-gather", (40, 17, 48), "activations"),
         ("all-to-all", (5, 48), "activations"),
     ],
 )
 def test_purposes(kind, shape, meaning):
-    weights = {squeeze((48, 144))}
+    weights = {squeeze((48, 144)), (144,)}
     assert purpose(Collective(kind, (Part("f32", shape),), 1, ""), weights) == meaning
