@@ -11,6 +11,7 @@ An error of yours is one sentence and exit status 2; DINOV2_JAX_TRACEBACK=1 show
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -140,9 +141,11 @@ def leave(status: int) -> int:
 
     They wait for this one in a collective meanwhile.
     """
-    from jax import distributed
+    import jax
 
-    if distributed.is_initialized():
+    if jax.distributed.is_initialized():
+        if jax.process_index() == 0:
+            time.sleep(2)  # without it, the others abort before they can tell the same mistake
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

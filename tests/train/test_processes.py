@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.test_resume import command, metrics, saved_steps, wait_until
+from tests.train.test_resume import ROOT, command, metrics, saved_steps, wait_until
 
 STEPS = 8
 HEARTBEAT_S = 10
@@ -74,7 +74,11 @@ def start(
         with open(workdir / f"output.{i}.txt", "w") as output:
             started.append(
                 subprocess.Popen(
-                    line, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT
+                    line,
+                    env=os.environ | variables,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
                 )
             )
     return started
@@ -94,6 +98,33 @@ def end(process: subprocess.Popen, timeout_s: float = 280) -> int:
         return process.wait(timeout_s)
     finally:
         process.kill()
+
+
+def test_slurm_tasks_that_differ_end_with_a_sentence(pictures, tmp_path):
+    """Found by SLURM's variables alone; the tasks' seeds differ, and nothing is compiled."""
+    tasks = []
+    for i in range(2):
+        variables = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",  # not the eight devices of this process
+            "SLURM_JOB_ID": str(os.getpid()),  # the port is made of it
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i),
+            "SLURM_LOCALID": str(i),
+        }
+        line = command(pictures, tmp_path, seed=i, **{"data.max_bad_fraction": 0.5})
+        tasks.append(
+            subprocess.Popen(
+                line, env=os.environ | variables, stderr=subprocess.PIPE, text=True, cwd=ROOT
+            )
+        )
+    for task in tasks:
+        error = task.communicate(timeout=120)[1]
+        assert task.returncode == 2
+        assert "error: process 1 has another configuration than process 0" in error
+        assert "Traceback" not in error
 
 
 @pytest.mark.timeout(900)  # six processes that compile; a minute on two idle cores
