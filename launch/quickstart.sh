@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the project into .venv and trains a small ViT on drawings, in about 4 minutes on 2 cores.
+# Installs the project into .venv and trains a small ViT on drawings, in about 5 minutes on 2 cores.
 # Further arguments go to the program, such as --config.data.source=folder --config.data.path=/pictures
 set -euo pipefail
 cd "$(dirname "$0")/.."
