@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "clu"}
 PEERS = {"torch", "torchvision", "transformers", "timm", "lightly"}
-LAZY = PEERS | {"tensorflow_datasets", "array_record", "tensorboardX", "libtpu", "jax_plugins"}
+COMPILERS = {"libtpu", "jax_cuda13_plugin"}
+LAZY = PEERS | COMPILERS | {"tensorflow_datasets", "array_record", "tensorboardX"}
 BENCH = ROOT / "bench"
 FILES = sorted(ROOT.rglob("*.py"))
 

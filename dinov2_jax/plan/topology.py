@@ -115,7 +115,7 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
 
 
 def _gpu_devices(chip: Chip, shape: tuple[int, ...]) -> Sequence[Any]:
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
         raise ImportError(
             f"config.plan.topology {chip.name!r} needs the CUDA compiler plugin; install it with: "
             f"pip install jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} "
