@@ -20,7 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from dinov2_jax.configuration import ConfigError, check_distributed
+from dinov2_jax.checks import check_distributed
+from dinov2_jax.configuration import ConfigError
 from dinov2_jax.sharding import gather
 
 LOST = 3  # exit status

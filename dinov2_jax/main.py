@@ -20,10 +20,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from dinov2_jax.arguments import Arguments, parse_arguments, validate_overrides
+from dinov2_jax.checks import check_config
 from dinov2_jax.configuration import (
     CHOICES,
     ConfigError,
-    check_config,
     leaves,
     load_config,
     nearest,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from dinov2_jax.checks import check_config
 from dinov2_jax.configuration import (
     ConfigError,
-    check_config,
     diff_configs,
     leaves,
     load_config,

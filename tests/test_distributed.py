@@ -10,7 +10,8 @@ import pytest
 
 from configs import default
 from dinov2_jax import distributed
-from dinov2_jax.configuration import ConfigError, check_distributed
+from dinov2_jax.checks import check_distributed
+from dinov2_jax.configuration import ConfigError
 from dinov2_jax.sharding import MeshError, _groups_of, make_mesh, own_mesh
 from dinov2_jax.train.interrupt import StopRequest
 

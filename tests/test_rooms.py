@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parents[1] / "dinov2_jax"
 # files; `models`, `ops` and `ssl` take plain numbers and arrays.
 ALLOWED: dict[str, set[str]] = {
     "configuration": set(),
+    "checks": {"configuration"},
     "arguments": {"configuration"},
     "sharding": set(),
-    "distributed": {"configuration", "sharding"},
+    "distributed": {"checks", "configuration", "sharding"},
     "ops": {"sharding"},
     "models": {"ops", "sharding"},
     "ssl": {"models", "ops", "sharding"},
@@ -28,12 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "train": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",
-        "eval", "viz", "distributed",
+        "eval", "viz", "distributed", "checks",
     },
-    "plan": {"train", "ssl", "sharding", "configuration"},
+    "plan": {"train", "ssl", "sharding", "configuration", "checks", "monitor"},
     "bench": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "configuration", "train",
-        "weights",
+        "weights", "monitor",
     },
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -124,7 +125,14 @@ def test_loader_workers_never_import_jax() -> None:
 
 
 def test_starting_the_command_line_imports_nothing_heavy() -> None:
-    for name in ("__init__.py", "main.py", "arguments.py", "configuration.py", "data/__init__.py"):
+    for name in (
+        "__init__.py",
+        "main.py",
+        "arguments.py",
+        "checks.py",
+        "configuration.py",
+        "data/__init__.py",
+    ):
         assert not outside(at_module_level(parse(ROOT / name))) & HOST_ONLY, name
 
 

@@ -2,11 +2,9 @@
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from dinov2_jax.bench.duel import Record, Rules, say
 from dinov2_jax.bench.harness import BUSY_LOAD
+from dinov2_jax.monitor import write_json
 
 _PACKAGES = (
     *("dinov2_jax", "jax", "jaxlib", "flax", "optax", "numpy", "opencv-python-headless", "pillow"),
@@ -188,14 +187,3 @@ def finish(name: str, flags: argparse.Namespace, cases: Sequence[Record]) -> int
     if flags.json:
         write_json(Path(flags.json), record)
     return int(any("error" in pair for case in cases for pair in case["pairs"]))
-
-
-def write_json(path: Path, record: Record) -> None:
-    """Writes `record` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    os.replace(file.name, path)

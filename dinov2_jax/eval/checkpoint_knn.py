@@ -1,7 +1,5 @@
 """Task "knn": the k-NN protocol on any checkpoint, whose own configuration says what it holds."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from dinov2_jax.distributed import is_main, main_first
 from dinov2_jax.eval.features import Forward, cls_forward, extract_features
 from dinov2_jax.eval.knn import all_settings, knn_table
 from dinov2_jax.models.vit import from_config
+from dinov2_jax.monitor import write_json
 
 
 def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
@@ -56,7 +55,8 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
         beyond = ", ".join(map(str, report["ks_beyond_bank"]))
         print(f"k = {beyond}: the bank has {report['train_images']} pictures, and all of them vote")
     print("  ".join(f"{name} {value}" for name, value in report.items() if name != "results"))
-    _write(Path(workdir).expanduser() if workdir else step_dir.parent.parent, report)
+    folder = Path(workdir).expanduser() if workdir else step_dir.parent.parent
+    write_json(folder / "knn.json", report)
     return report
 
 
@@ -146,11 +146,3 @@ def _protocol(
         "ks_beyond_bank": [k for k in config.ks if k > len(sets["train_split"][1])],
         "precision": "float32",
     }
-
-
-def _write(folder: Path, report: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".knn.json.tmp"
-    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "knn.json")
-    print(f"written to {folder / 'knn.json'}")

@@ -49,6 +49,7 @@ def _step_flops(config: ConfigDict, *, remat: bool, block: int) -> float:
     config = config.copy_and_resolve_references()
     config.batch_size, config.micro_batches = config.group_size, 1
     config.model.remat, config.prototype_block = remat, block
+    config.model.attention = "xla"  # whose products can be seen; other kernels do the same work
     objective = make_objective(config)
     size, keys = config.crops.global_size, jax.random.split(jax.random.key(0), 1)
     params = jax.eval_shape(lambda k: objective.student.init(k[0], size), keys)

@@ -1,14 +1,14 @@
 """Task "plan": the configured step compiled for a topology, and what a run of it would take."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import check_config, to_dict
+from dinov2_jax.checks import check_config
+from dinov2_jax.configuration import to_dict
+from dinov2_jax.monitor import write_json
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.text import describe, describe_search, outcome, summary
 from dinov2_jax.plan.topology import Target, open_target
@@ -59,13 +59,5 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
         "settings": [summary(config, target, trial, flops) for trial in [first, *others]],
     }
     if workdir:
-        _write(Path(workdir).expanduser(), results)
+        write_json(Path(workdir).expanduser() / "plan.json", results)
     return results
-
-
-def _write(folder: Path, results: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".plan.json.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "plan.json")
-    print(f"written to {folder / 'plan.json'}")

@@ -61,13 +61,11 @@ class Objective:
     """What is optimised: networks of both sides, the centering, and the weights of the losses.
 
     Attributes:
-      groups: statistical groups G of a batch.
-      micro_batches: parts in which the networks see a batch; divides `groups`.
+      micro_batches: parts in which the networks see a batch; divides its groups.
     """
 
     student: Networks
     teacher: Networks
-    groups: int
     micro_batches: int = 1
     centering: str = "centering"
     dino_weight: float = 1.0
@@ -129,9 +127,11 @@ def _features_in_parts(objective: Objective, params: Params, batch: Batch) -> di
     if parts == 1:
         return _teacher_features(objective, params, batch)
 
+    groups = batch["mask_indices"].shape[0]
+
     def one(index: Array) -> dict[str, Array]:
         wanted = {name: batch[name] for name in ("global_crops", "mask_indices")}
-        part = {k: take_part(x, objective.groups, parts, index) for k, x in wanted.items()}
+        part = {k: take_part(x, groups, parts, index) for k, x in wanted.items()}
         return _teacher_features(objective, params, part)
 
     return jax.tree.map(join_parts, jax.lax.map(one, jnp.arange(parts)))
@@ -176,8 +176,10 @@ def part_of_batch(
 ) -> tuple[dict[str, Any], dict[str, Array], Array]:
     """Targets, batch and keys of one micro-batch, for `student_loss`."""
 
+    groups = batch["mask_indices"].shape[0]
+
     def take(x: Array) -> Array:
-        return take_part(x, objective.groups, objective.micro_batches, index)
+        return take_part(x, groups, objective.micro_batches, index)
 
     def take_goal(x: Any) -> Any:
         return x.map_rows(take) if isinstance(x, blocked.FactoredTargets) else take(x)

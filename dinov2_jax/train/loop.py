@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import __version__, monitor
 from dinov2_jax.checkpoint import CheckpointError, Checkpoints
-from dinov2_jax.configuration import check_config, diff_configs, leaves, to_dict
+from dinov2_jax.checks import check_config
+from dinov2_jax.configuration import diff_configs, leaves, to_dict
 from dinov2_jax.data.bad_records import BadRecords
 from dinov2_jax.data.pipeline import TrainLoader
 from dinov2_jax.data.sources import Source, open_source

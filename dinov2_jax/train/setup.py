@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -70,16 +71,31 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
 
 
 def make_objective(config: ConfigDict) -> Objective:
-    """The losses of `config`, with one statistical group per `group_size` images."""
+    """The networks and losses of `config`."""
     return Objective(
         student=make_networks(config, drop_path=True),
         teacher=make_networks(config, drop_path=False),
-        groups=config.batch_size // config.group_size,
         micro_batches=config.micro_batches,
         centering=config.centering,
         dino_weight=config.dino.loss_weight,
         koleo_weight=config.dino.koleo_loss_weight,
         ibot_weight=config.ibot.loss_weight,
+    )
+
+
+def optimizer_of(
+    config: ConfigDict, objective: Objective, student: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of `config` for the student's parameters, or their shapes."""
+    settings = config.optimizer
+    return make_optimizer(
+        student,
+        depth=objective.student.backbone.depth,
+        layerwise_decay=settings.layerwise_decay,
+        patch_embed_multiplier=settings.patch_embed_lr_multiplier,
+        clip_norm=settings.clip_norm,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
     )
 
 
@@ -151,16 +167,7 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     size = config.crops.global_size
     key = jax.random.key(config.seed)
     student_shapes = jax.eval_shape(lambda k: objective.student.init(k, size), key)
-    settings = config.optimizer
-    optimizer = make_optimizer(
-        student_shapes,
-        depth=objective.student.backbone.depth,
-        layerwise_decay=settings.layerwise_decay,
-        patch_embed_multiplier=settings.patch_embed_lr_multiplier,
-        clip_norm=settings.clip_norm,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-    )
+    optimizer = optimizer_of(config, objective, student_shapes)
     init = functools.partial(init_state, objective=objective, optimizer=optimizer, image_size=size)
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(shapes, mesh)

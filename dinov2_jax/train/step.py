@@ -46,7 +46,7 @@ def train_step(
     goals, centers = teacher_targets(
         objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
     )
-    drop_keys = jax.random.split(drop_key, objective.groups)
+    drop_keys = jax.random.split(drop_key, batch["mask_indices"].shape[0])
     (loss, parts), grads = _student_gradients(objective, state.student, goals, batch, drop_keys)
     norms = module_norms(grads)
     updates, opt_state = optimizer.update(

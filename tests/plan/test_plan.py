@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from dinov2_jax.configuration import ConfigError, check_config
+from dinov2_jax.checks import check_config
+from dinov2_jax.configuration import ConfigError
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.chips import CHIPS, GIB, Chip, chip_of

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from dinov2_jax.models.head import DINOHead, Scores, l2_normalize
-from dinov2_jax.sharding import make_mesh, put_batch
 from dinov2_jax.ssl import blocked, losses, targets
-from dinov2_jax.train.setup import make_run
-from tests.train.tiny import random_batch, tiny_config
+from tests.train.tiny import tiny_config, train_steps
 
 PROTOTYPES, WIDTH, TEMP = 24, 8, 0.05
 
@@ -124,15 +122,7 @@ def run_steps(centering: str, block: int, mesh_sizes=(1, 1)) -> list[dict[str, f
     config = tiny_config(centering=centering, prototype_block=block)
     config.ibot.separate_head, config.ibot.head_prototypes = True, 32
     config.ibot.head_bottleneck_dim = config.ibot.head_hidden_dim = 16
-    mesh = make_mesh(*mesh_sizes)
-    run, found = make_run(config, mesh), []
-    with jax.set_mesh(mesh):
-        state = run.init()
-        for i in range(3):
-            batch = put_batch(random_batch(config, i), mesh)
-            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
-            found.append({name: float(value) for name, value in metrics.items()})
-    return found
+    return train_steps(config, 3, mesh_sizes)[0]
 
 
 @pytest.mark.parametrize(("centering", "mesh"), [("centering", (1, 1)), ("sinkhorn_knopp", (2, 4))])

@@ -4,25 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from dinov2_jax.configuration import ConfigError, check_config
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.checks import check_config
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.sharding import make_mesh
 from dinov2_jax.ssl.microbatches import join_parts, take_part
 from dinov2_jax.train.setup import make_run
-from tests.train.tiny import random_batch, tiny_config
-
-
-def steps(parts: int, mesh_sizes: tuple[int, int] = (1, 1), **changes):
-    """Metrics of two steps, and the student after them."""
-    config = tiny_config(micro_batches=parts, **changes)
-    mesh = make_mesh(*mesh_sizes)
-    run, found = make_run(config, mesh), []
-    with jax.set_mesh(mesh):
-        state = run.init()
-        for i in range(2):
-            batch = put_batch(random_batch(config, i), mesh)
-            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
-            found.append({name: float(value) for name, value in metrics.items()})
-    return found, state.student
+from tests.train.tiny import random_batch, tiny_config, train_steps
 
 
 def test_parts_are_whole_groups_and_come_back_in_order():
@@ -43,12 +30,12 @@ def test_parts_are_whole_groups_and_come_back_in_order():
 )
 def test_update_is_that_of_the_whole_batch(parts, mesh, changes):
     """Masks, KoLeo, stochastic depth, Sinkhorn-Knopp or centres: all of it."""
-    want, want_student = steps(1, **changes)
-    got, student = steps(parts, mesh, **changes)
+    want, want_state = train_steps(tiny_config(**changes), 2)
+    got, state = train_steps(tiny_config(micro_batches=parts, **changes), 2, mesh)
     for step, reference in zip(got, want, strict=True):
         for name, value in reference.items():
             assert step[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    for a, b in zip(jax.tree.leaves(student), jax.tree.leaves(want_student), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (state.student, want_state.student)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-4)  # two steps move by about 1e-3
 
 

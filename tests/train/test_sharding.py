@@ -8,24 +8,14 @@ import pytest
 
 from dinov2_jax.sharding import make_mesh, put_batch
 from dinov2_jax.train.setup import make_run
-from tests.train.tiny import random_batch, tiny_config
+from tests.train.tiny import random_batch, tiny_config, train_steps
 
 MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
 LOSSES = ("loss", "loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot")
 
 
 def three_steps(data: int, fsdp: int, tensor: int = 1, **changes) -> list[dict[str, float]]:
-    config = tiny_config(**changes)
-    mesh = make_mesh(data, fsdp, tensor)
-    run = make_run(config, mesh)
-    found = []
-    with jax.set_mesh(mesh):
-        state = run.init()
-        for i in range(3):
-            batch = put_batch(random_batch(config, i), mesh)
-            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
-            found.append({name: float(metrics[name]) for name in LOSSES})
-    return found
+    return train_steps(tiny_config(**changes), 3, (data, fsdp, tensor))[0]
 
 
 @pytest.fixture(scope="module")

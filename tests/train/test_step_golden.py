@@ -68,7 +68,7 @@ def objective_of(name: str, data: dict) -> Objective:
     params = load_params(data, "init/student/")
     nets = networks(params, data["step0/collated_global_crops"].shape[-1])
     centering = "centering" if name == "step_centering" else "sinkhorn_knopp"
-    return Objective(nets, nets, groups=1, centering=centering)
+    return Objective(nets, nets, centering=centering)
 
 
 def image_major(x: np.ndarray, images: int) -> np.ndarray:

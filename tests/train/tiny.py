@@ -1,10 +1,15 @@
 """A configuration and batches small enough to train on a laptop's eight virtual devices."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
 from dinov2_jax.data.masking import sample_masks
+from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.train.setup import make_run
 
 
 def tiny_config(**changes) -> ConfigDict:
@@ -59,3 +64,18 @@ def random_batch(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
         "mask_indices": np.stack(indices),
         "mask_weights": np.stack(weights),
     }
+
+
+def train_steps(
+    config: ConfigDict, steps: int, mesh_sizes: tuple[int, ...] = (1, 1)
+) -> tuple[list[dict[str, float]], Any]:
+    """All metrics of the first steps on batches of noise, and the state after them."""
+    mesh = make_mesh(*mesh_sizes)
+    run, found = make_run(config, mesh), []
+    with jax.set_mesh(mesh):
+        state = run.init()
+        for i in range(steps):
+            batch = put_batch(random_batch(config, i), mesh)
+            state, metrics = run.step(state, batch, run.schedules.at(i + 1))
+            found.append({name: float(value) for name, value in metrics.items()})
+    return found, state

@@ -14,8 +14,7 @@ from dinov2_jax.bench.draws import draw_batch, draw_networks
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import side_of
 from dinov2_jax.ssl.objective import Objective
-from dinov2_jax.train.optimizer import make_optimizer
-from dinov2_jax.train.setup import make_objective
+from dinov2_jax.train.setup import make_objective, optimizer_of
 from dinov2_jax.train.state import TrainState
 from dinov2_jax.train.step import train_step
 from dinov2_jax.weights.convert import from_reference
@@ -24,19 +23,6 @@ from dinov2_jax.weights.convert import from_reference
 def _networks(config: Settings, seed: int) -> dict[str, Any]:
     flats = draw_networks(config, seed)
     return {name: jax.tree.map(jnp.array, from_reference(flat)) for name, flat in flats.items()}
-
-
-def _optimizer(config: ConfigDict, objective: Objective, params: Any) -> Any:
-    settings = config.optimizer
-    return make_optimizer(
-        params,
-        depth=objective.student.backbone.depth,
-        layerwise_decay=settings.layerwise_decay,
-        patch_embed_multiplier=settings.patch_embed_lr_multiplier,
-        clip_norm=settings.clip_norm,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
-    )
 
 
 def _state(settings: Settings, objective: Objective, optimizer: Any, student: Any) -> TrainState:
@@ -73,7 +59,7 @@ def side(settings: Settings) -> Side:
     config = ConfigDict(settings["config"])
     objective = make_objective(config)
     student = _networks(settings["config"], settings["seed"])
-    optimizer = _optimizer(config, objective, student)
+    optimizer = optimizer_of(config, objective, student)
     hyper = {name: jnp.float32(value) for name, value in settings["hyper"].items()}
     batch = jax.tree.map(jnp.asarray, draw_batch(settings["config"], settings["seed"]))
     step = jax.jit(
