@@ -1,8 +1,12 @@
 """The projection head (FB dinov2/layers/dino_head.py)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
@@ -20,24 +24,26 @@ def l2_normalize(x: Array, axis: int = -1, eps: float = 1e-12) -> Array:
 
 @struct.dataclass
 class Scores:
-    """Logits [..., K] that are not written out: features [..., d] times kernel [d, K].
+    """Logits [..., K] that are not written out: features [..., d] times prototypes [K, d].
 
     Attributes:
       features: L2-normalised outputs of a head's bottleneck, in the compute dtype.
-      kernel: weight-normalised prototypes, in the compute dtype.
+      prototypes: weight-normalised, in the compute dtype.
       block: prototypes that are computed at a time; divides K.
     """
 
     features: Array
-    kernel: Array
+    prototypes: Array
     block: int = struct.field(pytree_node=False)
 
 
 class WeightNormLinear(nn.Module):
-    """Linear without bias whose columns are g * v / |v|.
+    """Linear without bias whose weights, one row a prototype, are g * v / |v|.
 
     The gain g is trained, decayed and averaged like any weight (reference-facts 3: it is not fixed
-    to 1). `weight_v` keeps torch's default draw U(+-1 / sqrt(in_dim)), g starts at 1.
+    to 1). `weight_v` [K, in_dim] keeps torch's default draw U(+-1 / sqrt(in_dim)), g starts at 1.
+    One prototype lies in one piece: XLA's CPU backend sums over rows 50 times as fast as over
+    columns (65,536 x 256: 2 ms and 114 ms on two cores).
     """
 
     out_dim: int
@@ -45,20 +51,25 @@ class WeightNormLinear(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array | Scores:
-        """[..., in_dim] -> [..., K], fp32; with a block size both factors of it."""
-        bound = x.shape[-1] ** -0.5
+    def __call__(self, sets: Sequence[Array]) -> list[Array] | list[Scores]:
+        """[..., in_dim] each -> [..., K], fp32; with a block size both factors of it."""
+        in_dim = sets[0].shape[-1]
+        bound = in_dim**-0.5
 
         def draw(key: Array, shape: tuple[int, ...]) -> Array:
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
-        v = self.param("weight_v", draw, (x.shape[-1], self.out_dim))
+        v = self.param("weight_v", draw, (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
-        x, kernel = x.astype(self.dtype), (l2_normalize(v, axis=0) * g).astype(self.dtype)
+        prototypes = (l2_normalize(v) * g[:, None]).astype(self.dtype)
+        sets = [x.astype(self.dtype) for x in sets]
         if self.block:
-            return Scores(x, kernel, self.block)
+            return [Scores(x, prototypes, self.block) for x in sets]
         # Logits stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-        return jnp.einsum("...i,ik->...k", x, kernel, preferred_element_type=jnp.float32)
+        return [
+            jnp.einsum("...i,ki->...k", x, prototypes, preferred_element_type=jnp.float32)
+            for x in sets
+        ]
 
 
 class DINOHead(nn.Module):
@@ -78,16 +89,31 @@ class DINOHead(nn.Module):
     prototype_block: int = 0
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array | Scores:
-        """Features [..., D] -> logits [..., K], bounded by the gains."""
+    def _bottleneck(self, x: Array) -> Array:
         for i in range(self.layers):
             last = i == self.layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
             # The names are the reference's positions in its nn.Sequential: mlp.0, mlp.2, mlp.4.
             x = linear(width, True, self.dtype, f"mlp_{2 * i}")(x)
             x = x if last else jax.nn.gelu(x, approximate=False)
-        x = l2_normalize(x)
-        return WeightNormLinear(
+        return l2_normalize(x)
+
+    @nn.compact
+    def __call__(self, features: Array | Sequence[Array]) -> Any:
+        """Logits, bounded by the gains, of one set of features or of several in one pass.
+
+        Args:
+          features: [..., D], or a list of [G, rows, D]: the MLP runs once on all rows, and the
+            prototypes are normalised (and their gradients summed) once.
+
+        Returns:
+          [..., K], or a list of [G, rows, K]; `Scores` in their place with a `prototype_block`.
+        """
+        last_layer = WeightNormLinear(
             self.prototypes, self.prototype_block, self.dtype, name="last_layer"
-        )(x)
+        )
+        if not isinstance(features, (list, tuple)):
+            return last_layer([self._bottleneck(features)])[0]
+        ends = np.cumsum([x.shape[1] for x in features])[:-1]
+        bottleneck = self._bottleneck(jnp.concatenate(features, axis=1))
+        return last_layer(jnp.split(bottleneck, ends, axis=1))

@@ -172,6 +172,8 @@ class VisionTransformer(nn.Module):
 
     def _stacked_params(self) -> Any:
         """Parameters of all blocks, each leaf with a leading axis L."""
+        if not self.is_initializing() and isinstance(self.get_variable("params", "blocks"), tuple):
+            return self.get_variable("params", "blocks")
         # The parameters do not depend on the backend, and fused kernels are not made for one token.
         block = self._block().clone(attention="xla", parent=None)
         token = jnp.zeros((1, 1, 1, self.dim))
@@ -208,7 +210,7 @@ class VisionTransformer(nn.Module):
             return crops, [[x[i] for x in states] for i in keep] if keep else []
         kept = {}
         for i in range(self.depth):
-            layer = jax.tree.map(lambda p, i=i: p[i], params)
+            layer = params[i] if isinstance(params, tuple) else jax.tree.map(lambda p, i=i: p[i], params)
             crops = step(crops, layer, None if keys is None else keys[i], float(rates[i]))
             kept[i] = crops
         return crops, [kept[i] for i in keep]

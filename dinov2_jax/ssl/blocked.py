@@ -22,7 +22,7 @@ from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS
 
 @struct.dataclass
 class FactoredTargets:
-    """Targets sum_T exp(<features, kernel> / temp + column + row), [..., K] if written out.
+    """Targets sum_T exp(<features, prototypes> / temp + column + row), [..., K] if written out.
 
     Attributes:
       scores: the teacher's, features [..., T, d]: T targets are added up.
@@ -53,17 +53,17 @@ class FactoredTargets:
 
 
 def _blocks(x: Array, block: int) -> Array:
-    """[..., K] -> [K / block, ..., block], the axis that is scanned."""
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, block), -2, 0)
+    """[K, ...] -> [K / block, block, ...], the axis that is scanned."""
+    return x.reshape(-1, block, *x.shape[1:])
 
 
-def _logits(features: Array, kernel: Array) -> Array:
-    return jnp.einsum("...d,dk->...k", features, kernel, preferred_element_type=jnp.float32)
+def _logits(features: Array, prototypes: Array) -> Array:
+    return jnp.einsum("...d,kd->...k", features, prototypes, preferred_element_type=jnp.float32)
 
 
 def _fold(step: Callable[..., Any], start: Any, scores: Scores, *columns: Array) -> Any:
-    """Scans step(carry, (kernel block, column blocks...)) over the prototypes."""
-    blocks = tuple(_blocks(x, scores.block) for x in (scores.kernel, *columns))
+    """Scans step(carry, (block of prototypes, column blocks...)) over the prototypes."""
+    blocks = tuple(_blocks(x, scores.block) for x in (scores.prototypes, *columns))
     return jax.lax.scan(step, start, blocks)
 
 
@@ -78,8 +78,8 @@ def center_targets(scores: Scores, center: Array, temp: Array) -> FactoredTarget
     """softmax((t - c) / temp), as `targets.softmax_center`; scores [..., d], center [K]."""
 
     def step(carry: Any, blocks: Any) -> Any:
-        kernel, column = blocks
-        shifted = _logits(scores.features, kernel) / temp + column
+        block, column = blocks
+        shifted = _logits(scores.features, block) / temp + column
         return _logsumexp_step(*carry, shifted), None
 
     rows, column = scores.features.shape[:-1], -center / temp
@@ -102,7 +102,7 @@ def sinkhorn_targets(
       scores: [..., d], all leading axes are rows.
       valid: [...] True for real rows.
     """
-    features, prototypes = scores.features, scores.kernel.shape[-1]
+    features, prototypes = scores.features, len(scores.prototypes)
     rows = jnp.ones(features.shape[:-1], bool) if valid is None else valid
     count, tiny = rows.sum(), jnp.finfo(jnp.float32).tiny
     over_rows = tuple(range(rows.ndim))
@@ -117,8 +117,8 @@ def sinkhorn_targets(
 
     def scale(v: Array) -> tuple[Array, Array]:
         def step(row_sums: Array, blocks: Any) -> tuple[Array, Array]:
-            kernel, column = blocks
-            matrix = jnp.exp(_logits(features, kernel) / temp - column - row_shift[..., None])
+            block, column = blocks
+            matrix = jnp.exp(_logits(features, block) / temp - column - row_shift[..., None])
             sums = jnp.einsum("...k,...->k", matrix, v, precision="highest")
             u = 1.0 / (prototypes * jnp.maximum(sums, tiny))
             return row_sums + jnp.einsum("...k,k->...", matrix, u, precision="highest"), u
@@ -132,9 +132,9 @@ def sinkhorn_targets(
     return _one_target(scores, jnp.log(u) - shifts, jnp.log(v * count) - row_shift, temp)
 
 
-def _target_block(targets: FactoredTargets, kernel: Array, column: Array) -> Array:
+def _target_block(targets: FactoredTargets, block: Array, column: Array) -> Array:
     """The targets of one block of prototypes, added up over T: [..., block]."""
-    logits = _logits(targets.scores.features, kernel) / targets.temp
+    logits = _logits(targets.scores.features, block) / targets.temp
     return jnp.exp(logits + column + targets.row[..., None]).sum(-2)
 
 
@@ -155,10 +155,10 @@ def cross_entropy(student: Scores, targets: FactoredTargets, temp: float) -> Arr
 
 def _cross_entropy_forward(student: Scores, targets: FactoredTargets, temp: float) -> Any:
     def step(carry: Any, blocks: Any) -> Any:
-        kernel, teacher_kernel, column = blocks
+        block, teacher_block, column = blocks
         peak, exponentials, total, inner = carry
-        scaled = _logits(student.features, kernel) / temp
-        goal = _target_block(targets, teacher_kernel, column)
+        scaled = _logits(student.features, block) / temp
+        goal = _target_block(targets, teacher_block, column)
         peak, exponentials = _logsumexp_step(peak, exponentials, scaled)
         inner = inner + jnp.sum(goal * scaled, axis=-1)
         return (peak, exponentials, total + goal.sum(-1), inner), None
@@ -167,7 +167,7 @@ def _cross_entropy_forward(student: Scores, targets: FactoredTargets, temp: floa
     zeros, goal_rows = jnp.zeros(rows), targets.row.shape[:-1]
     start = jnp.full(rows, -jnp.inf), zeros, jnp.zeros(goal_rows), zeros
     (peak, exponentials, total, inner), _ = _fold(
-        step, start, student, targets.scores.kernel, targets.column
+        step, start, student, targets.scores.prototypes, targets.column
     )
     lse = peak + jnp.log(exponentials)
     return total * lse - inner, (student, targets, temp, total, lse)
@@ -178,21 +178,22 @@ def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[Scores, N
     features = student.features
 
     def step(into_features: Array, blocks: Any) -> tuple[Array, Array]:
-        kernel, teacher_kernel, column = blocks
-        softmax = jnp.exp(_logits(features, kernel) / temp - lse[..., None])
-        goal = _target_block(targets, teacher_kernel, column)
+        block, teacher_block, column = blocks
+        softmax = jnp.exp(_logits(features, block) / temp - lse[..., None])
+        goal = _target_block(targets, teacher_block, column)
         error = (cotangent / temp)[..., None] * (total[..., None] * softmax - goal)
         error = error.astype(features.dtype)
         f32 = {"preferred_element_type": jnp.float32}
-        into_kernel = jnp.einsum("...d,...k->dk", features, error, **f32)
-        return into_features + jnp.einsum("...k,dk->...d", error, kernel, **f32), into_kernel
+        into_block = jnp.einsum("...d,...k->kd", features, error, **f32)
+        return into_features + jnp.einsum("...k,kd->...d", error, block, **f32), into_block
 
-    into_features, into_kernel = _fold(
-        step, jnp.zeros(features.shape), student, targets.scores.kernel, targets.column
+    into_features, into_prototypes = _fold(
+        step, jnp.zeros(features.shape), student, targets.scores.prototypes, targets.column
     )
-    kernel = jnp.moveaxis(into_kernel, 0, 1).reshape(student.kernel.shape)
+    like = student.prototypes
     gradient = student.replace(
-        features=into_features.astype(features.dtype), kernel=kernel.astype(student.kernel.dtype)
+        features=into_features.astype(features.dtype),
+        prototypes=into_prototypes.reshape(like.shape).astype(like.dtype),
     )
     return gradient, None, None
 
@@ -208,9 +209,9 @@ def entropy_and_choice(targets: FactoredTargets) -> tuple[Array, Array]:
     """
 
     def step(carry: Any, blocks: Any) -> Any:
-        kernel, column, number = blocks
+        block, column, number = blocks
         entropy, best, choice = carry
-        exponent = _logits(targets.scores.features[..., 0, :], kernel) / targets.temp
+        exponent = _logits(targets.scores.features[..., 0, :], block) / targets.temp
         exponent += column + targets.row
         goal = jnp.exp(exponent)
         entropy -= jnp.sum(jnp.where(goal > 0, goal * exponent, 0.0), axis=-1)

@@ -7,7 +7,7 @@ computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) i
 # DINOv2: groups of `group_size` images instead of GPUs, so that results do not depend on devices.
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,15 +45,19 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
         return params
 
-    def cls_logits(self, params: Params, cls: Array) -> Array | Scores:
-        """DINO logits of cls tokens [..., D] -> [..., K]."""
-        return self.dino_head.apply({"params": params["dino_head"]}, cls)
+    def logits(
+        self, params: Params, cls: Sequence[Array], patches: Array
+    ) -> tuple[list[Any], Any]:
+        """DINO logits of sets of cls tokens and iBOT logits of patch tokens, each [G, rows, K].
 
-    def patch_logits(self, params: Params, patches: Array) -> Array | Scores:
-        """iBOT logits of patch tokens [..., D] -> [..., K], of whichever head serves them."""
+        A head sees all that goes through it in one pass; `Scores` in place of logits where the
+        heads give them.
+        """
         if self.ibot_head is None:
-            return self.cls_logits(params, patches)
-        return self.ibot_head.apply({"params": params["ibot_head"]}, patches)
+            *dino, ibot = self.dino_head.apply({"params": params["dino_head"]}, [*cls, patches])
+            return dino, ibot
+        dino = self.dino_head.apply({"params": params["dino_head"]}, list(cls))
+        return dino, self.ibot_head.apply({"params": params["ibot_head"]}, patches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +113,7 @@ def _center(
     rows = jnp.ones(features.shape[:2], bool) if valid is None else valid
     statistic = targets.masked_group_mean(features, rows)
     if factored:  # the mean logit is the logit of the mean feature
-        statistic = jnp.einsum("d,dk->k", statistic, logits.kernel, precision="highest")
+        statistic = jnp.einsum("d,kd->k", statistic, logits.prototypes, precision="highest")
     return softmax(logits, center, temp), targets.update_center(center, statistic)
 
 
@@ -137,13 +141,14 @@ def _features_in_parts(objective: Objective, params: Params, batch: Batch) -> di
     return jax.tree.map(join_parts, jax.lax.map(one, jnp.arange(parts)))
 
 
-def _views_apart(x: Any) -> Any:
-    """Targets of cls tokens [G, 2n, ...] as [G, n, 2, ...]."""
+def _views_apart(x: Any, views: int) -> Any:
+    """What a head gave for cls tokens, or their targets: [G, n V, ...] as [G, n, V, ...]."""
     if isinstance(x, blocked.FactoredTargets):
-        features = rearrange(x.scores.features, "g (n v) t d -> g n v t d", v=2)
-        row = rearrange(x.row, "g (n v) t -> g n v t", v=2)
-        return x.replace(scores=x.scores.replace(features=features), row=row)
-    return rearrange(x, "g (n v) k -> g n v k", v=2)
+        row = rearrange(x.row, "g (n v) t -> g n v t", v=views)
+        return x.replace(scores=_views_apart(x.scores, views), row=row)
+    if isinstance(x, Scores):
+        return x.replace(features=_views_apart(x.features, views))
+    return rearrange(x, "g (n v) ... -> g n v ...", v=views)
 
 
 def teacher_targets(
@@ -162,12 +167,10 @@ def teacher_targets(
     """
     nets, features = objective.teacher, _features_in_parts(objective, params, batch)
     valid = batch["mask_weights"] > 0
-    cls_logits = nets.cls_logits(params, features["cls"])
-    dino, dino_center = _center(objective, cls_logits, centers["dino"], temp, None)
-    ibot, ibot_center = _center(
-        objective, nets.patch_logits(params, features["patches"]), centers["ibot"], temp, valid
-    )
-    found = {"dino": _views_apart(dino), "ibot": ibot, "cls": features["cls"]}
+    (cls,), patches = nets.logits(params, [features["cls"]], features["patches"])
+    dino, dino_center = _center(objective, cls, centers["dino"], temp, None)
+    ibot, ibot_center = _center(objective, patches, centers["ibot"], temp, valid)
+    found = {"dino": _views_apart(dino, 2), "ibot": ibot, "cls": features["cls"]}
     return jax.lax.stop_gradient((found, {"dino": dino_center, "ibot": ibot_center}))
 
 
@@ -219,30 +222,25 @@ def student_loss(
     out = nets.backbone.apply(
         {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
     )
-    cls = rearrange(out[0]["cls"], "g (n v) d -> g n v d", v=2)
-    global_logits = nets.cls_logits(params, cls)
     patches = masked_patches(out[0]["patches"], batch["mask_indices"])
+    dino, ibot = nets.logits(params, [x["cls"] for x in out], patches)
     terms = losses.dino_terms(views)
     parts = {
-        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
+        "loss/dino_global": losses.dino_global_loss(_views_apart(dino[0], 2), goals["dino"])
+        / terms,
         "loss/dino_local": jnp.zeros(()),
-        "loss/koleo": 2 * losses.koleo_loss(rearrange(cls, "g n v d -> v g n d")),
+        "loss/koleo": 2 * losses.koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
         "loss/ibot": losses.ibot_loss(
-            nets.patch_logits(params, patches),
-            goals["ibot"],
-            batch["mask_weights"],
-            batch["global_crops"].shape[0] * 2,
+            ibot, goals["ibot"], batch["mask_weights"], batch["global_crops"].shape[0] * 2
         ),
     }
     if views:
-        local_cls = rearrange(out[1]["cls"], "g (n v) d -> g n v d", v=views)
-        local_logits = nets.cls_logits(params, local_cls)
-        parts["loss/dino_local"] = losses.dino_local_loss(local_logits, goals["dino"]) / terms
+        local = losses.dino_local_loss(_views_apart(dino[1], views), goals["dino"])
+        parts["loss/dino_local"] = local / terms
     # DINOv2: KoLeo and iBOT are reported as they are added, where the reference logs half of them;
     # and KoLeo depends on its own weight alone, also when the DINO loss is switched off.
-    dino = parts["loss/dino_global"] + parts["loss/dino_local"]
     loss = (
-        objective.dino_weight * dino
+        objective.dino_weight * (parts["loss/dino_global"] + parts["loss/dino_local"])
         + objective.koleo_weight * parts["loss/koleo"]
         + objective.ibot_weight * parts["loss/ibot"]
     )

@@ -3,6 +3,8 @@
 Source: FB dinov2/utils/param_groups.py, dinov2/train/train.py; reference-facts 2.4 and 7.1.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,34 +59,78 @@ def parameter_multipliers(
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def clip_by_module_norm(max_norm: float) -> optax.GradientTransformation:
-    """Clips each top-level sub-module (backbone, heads) to its own norm, not all together."""
-    # DINOv2: the reference divides by norm + 1e-6, which changes a clipped gradient by 3e-7.
-    clip = optax.clip_by_global_norm(max_norm)
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Clipping per sub-module, Adam, decoupled decay; a tree of `Multipliers` tells leaves apart.
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        clipped = {name: clip.update(module, state)[0] for name, module in grads.items()}
-        return clipped, state
+    Written out, not chained from optax's parts: a step that must leave everything as it is
+    multiplies by 0 and 1 here, so that each weight and both its moments are replaced in place. With
+    a choice between old and new arrays at the end XLA copies all of them first (on two cores and
+    66 million parameters 270 ms and twice their memory, instead of 50 ms and none).
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def scale_by_schedules(multipliers: Any) -> optax.GradientTransformationExtraArgs:
-    """Decoupled decay and learning rate: u <- -lr m_lr (u + wd m_wd p).
-
-    The update takes `lr`, `last_layer_lr` and `weight_decay` as extra arguments. A frozen last
-    layer is only lr 0: its moments go on accumulating, and its decay stops too.
+    Attributes:
+      multipliers: see `parameter_multipliers`.
+      clip_norm: greatest norm of a sub-module's gradient.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, **hyper: Array) -> tuple[Any, Any]:
-        def scale(u: Array, p: Array, m: Multipliers) -> Array:
-            lr = hyper["last_layer_lr"] if m.is_last_layer else hyper["lr"]
-            decayed = u + hyper["weight_decay"] * p if m.weight_decay else u
-            return -lr * jnp.asarray(m.lr, jnp.float32) * decayed
+    multipliers: Any
+    clip_norm: float = 3.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
 
-        return jax.tree.map(scale, updates, params, multipliers), state
+    def init(self, params: Any) -> optax.ScaleByAdamState:
+        """Moments of zero."""
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *zeros)
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    def update(
+        self,
+        grads: dict[str, Any],
+        state: optax.ScaleByAdamState,
+        params: dict[str, Any],
+        hyper: Mapping[str, Array],
+        finite: Array,
+    ) -> tuple[dict[str, Any], optax.ScaleByAdamState]:
+        """Parameters and moments after one step, or exactly those from before it.
+
+        A frozen last layer is only lr 0: its moments go on accumulating, and its decay stops too.
+
+        Args:
+          grads: of `params`, {"backbone": ..., "dino_head": ...}.
+          hyper: "lr", "last_layer_lr", "weight_decay".
+          finite: bool; False leaves all as it is, whatever the gradients are.
+        """
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+        grads = clip_by_module_norm(grads, self.clip_norm)
+        count = state.count + finite
+        old1, new1 = jnp.where(finite, self.beta1, 1.0), jnp.where(finite, 1 - self.beta1, 0.0)
+        old2, new2 = jnp.where(finite, self.beta2, 1.0), jnp.where(finite, 1 - self.beta2, 0.0)
+        # The moments start at 0; the divisor is 0 if no step was finite yet, and then unused.
+        bias1 = 1 - self.beta1 ** jnp.maximum(count, 1)
+        bias2 = 1 - self.beta2 ** jnp.maximum(count, 1)
+        mu = jax.tree.map(lambda m, g: old1 * m + new1 * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: old2 * v + new2 * g * g, state.nu, grads)
+
+        def move(p: Array, m: Array, v: Array, by: Multipliers) -> Array:
+            lr = jnp.where(finite, hyper["last_layer_lr" if by.is_last_layer else "lr"], 0.0)
+            direction = m / bias1 / (jnp.sqrt(v / bias2) + self.eps)
+            if by.weight_decay:
+                direction += hyper["weight_decay"] * by.weight_decay * p
+            return p - lr * jnp.asarray(by.lr, jnp.float32) * direction
+
+        params = jax.tree.map(move, params, mu, nu, self.multipliers)
+        return params, optax.ScaleByAdamState(count, mu, nu)
+
+
+def clip_by_module_norm(grads: dict[str, Any], max_norm: float) -> dict[str, Any]:
+    """Each top-level sub-module (backbone, heads) scaled to at most `max_norm` of its own."""
+
+    def clip(module: Any) -> Any:
+        scale = jnp.minimum(max_norm / (optax.tree.norm(module) + 1e-6), 1.0)
+        return jax.tree.map(lambda g: g * scale, module)
+
+    return {name: clip(module) for name, module in grads.items()}
 
 
 def make_optimizer(
@@ -93,15 +139,13 @@ def make_optimizer(
     depth: int,
     layerwise_decay: float = 0.9,
     patch_embed_multiplier: float = 0.2,
-    clip_norm: float = 3.0,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-) -> optax.GradientTransformationExtraArgs:
-    """clip per sub-module -> Adam -> decay and learning rates.
+    **settings: float,
+) -> AdamW:
+    """The optimizer of these parameters, or of their shapes.
 
     Args:
-      params: the student's parameters, or their shapes.
-      clip_norm: greatest norm of a sub-module's gradient.
+      depth: blocks of the backbone.
+      settings: clip_norm, beta1, beta2.
     """
     multipliers = parameter_multipliers(
         params,
@@ -109,11 +153,7 @@ def make_optimizer(
         layerwise_decay=layerwise_decay,
         patch_embed_multiplier=patch_embed_multiplier,
     )
-    return optax.chain(
-        clip_by_module_norm(clip_norm),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=1e-8),
-        scale_by_schedules(multipliers),
-    )
+    return AdamW(multipliers, **settings)
 
 
 def module_norms(grads: dict[str, Any]) -> dict[str, Array]:

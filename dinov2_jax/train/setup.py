@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,7 +18,7 @@ from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.sharding import batch_sharding, state_shardings
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
-from dinov2_jax.train.optimizer import make_optimizer
+from dinov2_jax.train.optimizer import AdamW, make_optimizer
 from dinov2_jax.train.schedules import Schedules, scale_lr
 from dinov2_jax.train.state import init_state
 from dinov2_jax.train.step import train_step
@@ -85,7 +84,7 @@ def make_objective(config: ConfigDict) -> Objective:
 
 def optimizer_of(
     config: ConfigDict, objective: Objective, student: Any
-) -> optax.GradientTransformationExtraArgs:
+) -> AdamW:
     """The optimizer of `config` for the student's parameters, or their shapes."""
     settings = config.optimizer
     return make_optimizer(

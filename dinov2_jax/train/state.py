@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax import Array
 
 from dinov2_jax.ssl.objective import Objective
+from dinov2_jax.train.optimizer import AdamW
 
 
 @struct.dataclass
@@ -18,7 +18,7 @@ class TrainState:
     Attributes:
       step: int32, updates attempted so far.
       student, teacher: {"backbone", "dino_head"[, "ibot_head"]}.
-      opt_state: of the chain in train/optimizer.py.
+      opt_state: AdamW's moments, see train/optimizer.py.
       centers: loss centres {"dino" [K], "ibot" [K]}.
       rng: typed key of the run; every step folds in its number.
       nonfinite_steps, nonfinite_streak: int32, updates skipped in all, and in a row until now.
@@ -37,7 +37,7 @@ class TrainState:
 def init_state(
     key: Array,
     objective: Objective,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: AdamW,
     image_size: int,
 ) -> TrainState:
     """A fresh state; the teacher starts as an exact copy of the student."""

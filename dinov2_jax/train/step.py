@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 
 from dinov2_jax.ssl.diagnostics import representation_health
 from dinov2_jax.ssl.losses import dino_terms
 from dinov2_jax.ssl.objective import Objective, part_of_batch, student_loss, teacher_targets
-from dinov2_jax.train.optimizer import ema, module_norms
+from dinov2_jax.train.optimizer import AdamW, ema, module_norms
 from dinov2_jax.train.state import TrainState
 
 Batch = Mapping[str, Array]
@@ -25,7 +24,7 @@ def train_step(
     hyper: Mapping[str, Array],
     *,
     objective: Objective,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: AdamW,
     photometric: Photometric | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Targets, student gradient, AdamW, EMA.
@@ -49,21 +48,12 @@ def train_step(
     drop_keys = jax.random.split(drop_key, batch["mask_indices"].shape[0])
     (loss, parts), grads = _student_gradients(objective, state.student, goals, batch, drop_keys)
     norms = module_norms(grads)
-    updates, opt_state = optimizer.update(
-        grads,
-        state.opt_state,
-        state.student,
-        lr=hyper["lr"],
-        last_layer_lr=hyper["last_layer_lr"],
-        weight_decay=hyper["weight_decay"],
-    )
-    student = optax.apply_updates(state.student, updates)
     finite = jnp.isfinite(loss + sum(norms.values()))
-    proposed = (student, ema(state.teacher, student, hyper["momentum"]), opt_state, centers)
-    current = (state.student, state.teacher, state.opt_state, state.centers)
     # DINOv2: the reference runs the EMA even when the optimizer skipped a step, and keeps centres
     # of the bad batch; a skipped step changes nothing here.
-    student, teacher, opt_state, centers = _choose(finite, proposed, current)
+    student, opt_state = optimizer.update(grads, state.opt_state, state.student, hyper, finite)
+    teacher = ema(state.teacher, student, jnp.where(finite, hyper["momentum"], 1.0))
+    centers = {name: jnp.where(finite, new, state.centers[name]) for name, new in centers.items()}
     state = TrainState(
         step=state.step + 1,
         student=student,
@@ -102,6 +92,3 @@ def _student_gradients(
     total, _ = jax.lax.scan(add, start, jnp.arange(objective.micro_batches))
     return jax.tree.map(lambda x: x / objective.micro_batches, total)
 
-
-def _choose(finite: Array, proposed: Any, current: Any) -> Any:
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, current)

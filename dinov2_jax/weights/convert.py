@@ -2,7 +2,7 @@
 
 Reference names are those of the released files (`blocks.0.attn.qkv.weight`, torch layouts: linear
 (out, in), convolution (out, in, h, w)); ours stack all blocks on a leading depth axis and keep
-linear kernels as (in, out).
+linear kernels as (in, out); prototypes are rows on both sides.
 """
 
 import re
@@ -60,7 +60,7 @@ def _to_our_layout(path: str, value: np.ndarray) -> np.ndarray:
     """torch layout -> ours, for one array (of one block)."""
     if path == "patch_embed/kernel":  # (D, C, p, p) -> (p * p * C, D)
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-    if path.endswith("kernel") or path == "last_layer/weight_v":
+    if path.endswith("kernel"):
         return value.T
     return value[:, 0] if path == "last_layer/weight_g" else value
 
@@ -69,7 +69,7 @@ def _to_reference_layout(path: str, value: np.ndarray, patch_size: int) -> np.nd
     if path == "patch_embed/kernel":
         dim = value.shape[-1]
         return value.reshape(patch_size, patch_size, -1, dim).transpose(3, 2, 0, 1)
-    if path.endswith("kernel") or path == "last_layer/weight_v":
+    if path.endswith("kernel"):
         return value.T
     return value[:, None] if path == "last_layer/weight_g" else value
 

@@ -17,14 +17,15 @@ def scores(seed: int, *rows: int, gain: float = 1.0) -> tuple[Scores, np.ndarray
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(*rows, WIDTH))
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
-    kernel = rng.normal(size=(WIDTH, PROTOTYPES))
-    kernel *= gain * rng.uniform(0.5, 1.5, PROTOTYPES) / np.linalg.norm(kernel, axis=0)
-    factored = Scores(jnp.asarray(features, jnp.float32), jnp.asarray(kernel, jnp.float32), 6)
-    return factored, features @ kernel
+    prototypes = rng.normal(size=(PROTOTYPES, WIDTH))
+    gains = gain * rng.uniform(0.5, 1.5, PROTOTYPES) / np.linalg.norm(prototypes, axis=1)
+    prototypes *= gains[:, None]
+    factored = Scores(jnp.asarray(features, jnp.float32), jnp.asarray(prototypes, jnp.float32), 6)
+    return factored, features @ prototypes.T
 
 
 def written_out(goal: blocked.FactoredTargets) -> np.ndarray:
-    logits = np.einsum("...td,dk->...tk", goal.scores.features, goal.scores.kernel)
+    logits = np.einsum("...td,kd->...tk", goal.scores.features, goal.scores.prototypes)
     exponent = logits / goal.temp + goal.column + goal.row[..., None]
     return np.exp(exponent).sum(-2)
 
@@ -64,7 +65,7 @@ def test_centering():
 
 
 def dense(factored: Scores) -> jax.Array:
-    return factored.features @ factored.kernel
+    return factored.features @ factored.prototypes.T
 
 
 def dino(goal, crops, local) -> jax.Array:
@@ -75,16 +76,16 @@ def test_losses_and_gradients_equal_the_dense_ones():
     teacher, _ = scores(3, 4, 2)
     crops, _ = scores(4, 4, 2)
     local, _ = scores(5, 4, 3)
-    local = local.replace(kernel=crops.kernel)
+    local = local.replace(prototypes=crops.prototypes)
     goal = blocked.sinkhorn_targets(teacher, TEMP)
     written = targets.sinkhorn_knopp(dense(teacher), TEMP)
 
-    def loss(features, local_features, kernel, factored):
-        a = crops.replace(features=features, kernel=kernel)
-        b = local.replace(features=local_features, kernel=kernel)
+    def loss(features, local_features, prototypes, factored):
+        a = crops.replace(features=features, prototypes=prototypes)
+        b = local.replace(features=local_features, prototypes=prototypes)
         return dino(goal, a, b) if factored else dino(written, dense(a), dense(b))
 
-    arguments = crops.features, local.features, crops.kernel
+    arguments = crops.features, local.features, crops.prototypes
     got = jax.value_and_grad(loss, (0, 1, 2))(*arguments, True)
     want = jax.value_and_grad(loss, (0, 1, 2))(*arguments, False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), got, want)

@@ -83,7 +83,7 @@ def test_fsdp_gathers_weights_only():
 def test_state_is_sharded_alike():
     run = make_run(tiny_config(), make_mesh(1, 8))
     state = run.abstract_state
-    moments = state.opt_state[1]
+    moments = state.opt_state
     for other in (state.teacher, moments.mu, moments.nu):
         same = jax.tree.map(lambda a, b: a.sharding == b.sharding, state.student, other)
         assert all(jax.tree.leaves(same))

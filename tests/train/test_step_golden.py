@@ -57,7 +57,7 @@ def networks(params: dict, crop_px: int) -> Networks:
     )
 
     def head(name: str) -> DINOHead:
-        bottleneck, prototypes = params[name]["last_layer"]["weight_v"].shape
+        prototypes, bottleneck = params[name]["last_layer"]["weight_v"].shape
         hidden = params[name]["mlp_0"]["bias"].shape[0]
         return DINOHead(prototypes, hidden_dim=hidden, bottleneck_dim=bottleneck)
 
@@ -172,7 +172,7 @@ def test_first_clipped_gradients(case):
     def gradients(student, teacher, batch):
         goals, _ = teacher_targets(objective, teacher, objective.init_centers(), batch, temp)
         grads = jax.grad(student_loss, has_aux=True)(student, objective, goals, batch, None)[0]
-        return clip_by_module_norm(3.0).update(grads, None)[0]
+        return clip_by_module_norm(grads, 3.0)
 
     got = flatten(gradients(student, teacher, batch))
     prefix = "step0/grad_clipped/"

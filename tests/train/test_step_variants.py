@@ -61,5 +61,5 @@ def test_bf16_follows_fp32(exact, which):
 def test_parameters_and_state_stay_fp32():
     config = tiny_config(compute_dtype="bfloat16")
     state = make_run(config, make_mesh(1)).abstract_state
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.student, state.opt_state[1].mu))}
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.student, state.opt_state.mu))}
     assert kinds == {"float32"}

@@ -28,6 +28,8 @@ def side(settings: Settings) -> Side:
     flat = draw_weights(backbone_shapes(shape), settings["seed"])
     # Stored in the compute dtype, as the peers' are: no cast of all weights in every pass.
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), from_reference(flat))
+    if settings["unroll"]:
+        params["blocks"] = tuple(jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(shape.depth))
     pixels = draw_images(settings["seed"], settings["batch"], 3, *(shape.image_size,) * 2)
     images = jnp.asarray(pixels.transpose(0, 2, 3, 1), dtype)
 
