@@ -91,10 +91,11 @@ def _model() -> ml_collections.ConfigDict:
     model.interpolate_antialias = False  # True in register models. Reference
     # One compiled block, scanned; False unrolls: slower to compile. Same parameters. Ours
     model.scan_blocks = True
-    # Recompute activations in the backward pass: less memory, about a third more time. Ours
-    model.remat = False
-    # auto: by platform, dtype, length | xla: everywhere | cudnn, triton: bf16 on GPU | splash: TPU.
-    # What cannot run here is replaced by xla, and the log says so. Ours
+    # What the backward pass computes again to save memory. none | pointwise: norms, GELU, softmax;
+    # products are kept | blocks: all but a block's input, a quarter more time. Ours
+    model.remat = "none"
+    # auto: by platform, dtype, length | xla: everywhere | looped: CPU | splash: TPU |
+    # cudnn, triton: bf16 on GPU. What cannot run here is replaced by xla, and the log says so. Ours
     model.attention = "auto"
     return model
 

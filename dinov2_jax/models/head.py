@@ -13,13 +13,15 @@ from jax.typing import DTypeLike
 
 from dinov2_jax.models.layers import linear
 
+EPS = 1e-12  # least norm that is divided by
 
-def l2_normalize(x: Array, axis: int = -1, eps: float = 1e-12) -> Array:
-    """x / max(|x|, eps), in fp32."""
+
+def l2_normalize(x: Array) -> Array:
+    """x / max(|x|, EPS) along the last axis, in fp32."""
     x = x.astype(jnp.float32)
     # The norm is taken of a safe value where x is 0: its gradient there would be NaN.
-    square = jnp.sum(x * x, axis=axis, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, EPS**2))
 
 
 @struct.dataclass
@@ -61,7 +63,8 @@ class WeightNormLinear(nn.Module):
 
         v = self.param("weight_v", draw, (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
-        prototypes = (l2_normalize(v) * g[:, None]).astype(self.dtype)
+        scale = g * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=1), EPS**2))
+        prototypes = (v * scale[:, None]).astype(self.dtype)
         sets = [x.astype(self.dtype) for x in sets]
         if self.block:
             return [Scores(x, prototypes, self.block) for x in sets]

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dinov2_jax.ops.attention import attention
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         for crops in unpack(qkv, like):  # [G, b, N, 3D]: one dense attention a crop size
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
-            out = attention(q, k, v, self.backend)
+            out = checkpoint_name(attention(q, k, v, self.backend), "attention")
             outs.append(out.reshape(*crops.shape[:3], dim))
         return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
 

@@ -2,6 +2,7 @@
 
 backend | where | dtypes          | tokens and head_dim
 xla     | all   | all             | all; writes N^2 logits per head to memory
+looped  | CPU   | fp32, bf16      | all; the same, a few heads at a time
 cudnn   | GPU   | bf16, fp16      | odd N filled to even; head_dim a multiple of 8
 triton  | GPU   | bf16, fp16      | N filled to blocks of 64; head_dim 16, 32, 64 or 128
 splash  | TPU   | fp32, bf16      | N filled to a multiple of 128; head_dim 64
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from dinov2_jax.ops.attention_cudnn import cudnn_attention
+from dinov2_jax.ops.attention_looped import looped_attention
 from dinov2_jax.ops.attention_splash import splash_attention
 from dinov2_jax.ops.attention_triton import triton_attention
 from dinov2_jax.sharding import BATCH
@@ -33,7 +35,7 @@ Kernel = Callable[[Array, Array, Array], Array]
 
 
 class Fused(NamedTuple):
-    """A fused kernel, the platform that runs it and the dtypes that it takes."""
+    """A fused or looped kernel, the platform that runs it and the dtypes that it takes."""
 
     platform: str
     dtypes: tuple[DTypeLike, ...]
@@ -41,6 +43,7 @@ class Fused(NamedTuple):
 
 
 FUSED = {
+    "looped": Fused("cpu", (jnp.float32, jnp.bfloat16), looped_attention),
     "cudnn": Fused("gpu", (jnp.bfloat16, jnp.float16), cudnn_attention),
     # fp32 is left to XLA: Triton would multiply in tf32 whatever precision the user asked for.
     "triton": Fused("gpu", (jnp.bfloat16, jnp.float16), triton_attention),
@@ -117,6 +120,8 @@ def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> t
     """Fused kernels worth a try, the best first; none: XLA is the choice, not a makeshift."""
     if backend != "auto":
         return (backend,) if backend in FUSED else ()
+    if platform == "cpu" and dtype in FUSED["looped"].dtypes:
+        return ("looped",)
     if platform == "gpu" and dtype in FUSED["cudnn"].dtypes:
         return "cudnn", "triton"
     if platform == "tpu" and dtype in FUSED["splash"].dtypes and tokens >= SPLASH_MIN_TOKENS:

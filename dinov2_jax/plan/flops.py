@@ -35,16 +35,16 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
       what MFU is measured by; "executed": with what `model.remat` and `prototype_block` compute
       again.
     """
-    plain = _step_flops(config, remat=False, block=0)
+    plain = _step_flops(config, remat="none", block=0)
     remat, block = config.model.remat, config.prototype_block
-    again = remat or block
+    again = remat != "none" or block
     return {
         "model": plain,
         "executed": _step_flops(config, remat=remat, block=block) if again else plain,
     }
 
 
-def _step_flops(config: ConfigDict, *, remat: bool, block: int) -> float:
+def _step_flops(config: ConfigDict, *, remat: str, block: int) -> float:
     # One group stands for all: FLOPs an image do not depend on their number.
     config = config.copy_and_resolve_references()
     config.batch_size, config.micro_batches = config.group_size, 1

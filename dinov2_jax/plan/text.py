@@ -63,7 +63,7 @@ def setting_line(config: ConfigDict, trial: Trial) -> str:
     return (
         f"{model.variant}/{model.patch_size}{own} in {config.compute_dtype}, "
         f"mesh data {data} x fsdp {fsdp} x tensor {tensor}, batch {trial.batch_size:,} = "
-        f"{images:g} images a shard, remat {'on' if model.remat else 'off'}; "
+        f"{images:g} images a shard, remat {model.remat}; "
         f"compiled in {trial.compile_s:.0f} s"
     )
 

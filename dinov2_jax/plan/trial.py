@@ -129,11 +129,11 @@ def next_changes(config: ConfigDict, last: Trial, limit: float, devices: int) ->
     """The setting to try after `last` did not fit in `limit` bytes; None if none is left."""
     tensor, fsdp = last.mesh[2], last.mesh[1]
     sharded = {"mesh.data": 1, "mesh.fsdp": devices // tensor}
-    remat = config.model.remat or last.changes.get("model.remat", False)
+    remat = last.changes.get("model.remat", config.model.remat)
     can_shard = fsdp < devices // tensor
-    if not remat:
+    if remat != "blocks":
         enough = can_shard and _sharded_total(last, devices // tensor) <= limit
-        return last.changes | (sharded if enough else {"model.remat": True})
+        return last.changes | (sharded if enough else {"model.remat": "blocks"})
     if can_shard and last.memory is not None:
         return last.changes | sharded
     batch = smaller_batch(config, last, limit)

@@ -7,7 +7,7 @@ computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) i
 # DINOv2: groups of `group_size` images instead of GPUs, so that results do not depend on devices.
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,18 +45,16 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
         return params
 
-    def logits(
-        self, params: Params, cls: Sequence[Array], patches: Array
-    ) -> tuple[list[Any], Any]:
-        """DINO logits of sets of cls tokens and iBOT logits of patch tokens, each [G, rows, K].
+    def logits(self, params: Params, cls: Array, patches: Array) -> tuple[Any, Any]:
+        """DINO logits of cls tokens and iBOT logits of patch tokens, both [G, rows, D or K].
 
         A head sees all that goes through it in one pass; `Scores` in place of logits where the
         heads give them.
         """
         if self.ibot_head is None:
-            *dino, ibot = self.dino_head.apply({"params": params["dino_head"]}, [*cls, patches])
+            dino, ibot = self.dino_head.apply({"params": params["dino_head"]}, [cls, patches])
             return dino, ibot
-        dino = self.dino_head.apply({"params": params["dino_head"]}, list(cls))
+        dino = self.dino_head.apply({"params": params["dino_head"]}, cls)
         return dino, self.ibot_head.apply({"params": params["ibot_head"]}, patches)
 
 
@@ -141,14 +139,22 @@ def _features_in_parts(objective: Objective, params: Params, batch: Batch) -> di
     return jax.tree.map(join_parts, jax.lax.map(one, jnp.arange(parts)))
 
 
-def _views_apart(x: Any, views: int) -> Any:
-    """What a head gave for cls tokens, or their targets: [G, n V, ...] as [G, n, V, ...]."""
+def _views_apart(x: Any) -> Any:
+    """Targets of cls tokens [G, 2n, ...] as [G, n, 2, ...]."""
     if isinstance(x, blocked.FactoredTargets):
-        row = rearrange(x.row, "g (n v) t -> g n v t", v=views)
-        return x.replace(scores=_views_apart(x.scores, views), row=row)
-    if isinstance(x, Scores):
-        return x.replace(features=_views_apart(x.features, views))
-    return rearrange(x, "g (n v) ... -> g n v ...", v=views)
+        features = rearrange(x.scores.features, "g (n v) t d -> g n v t d", v=2)
+        row = rearrange(x.row, "g (n v) t -> g n v t", v=2)
+        return x.replace(scores=x.scores.replace(features=features), row=row)
+    return rearrange(x, "g (n v) k -> g n v k", v=2)
+
+
+def _split_crops(logits: Any, images: int) -> tuple[Any, Any]:
+    """Logits of a group's cls tokens, global crops first, as [G, n, 2, K] and [G, n, V, K]."""
+    if isinstance(logits, Scores):
+        parts = _split_crops(logits.features, images)
+        return logits.replace(features=parts[0]), logits.replace(features=parts[1])
+    parts = logits[:, : 2 * images], logits[:, 2 * images :]
+    return tuple(rearrange(x, "g (n v) k -> g n v k", n=images) for x in parts)
 
 
 def teacher_targets(
@@ -167,10 +173,10 @@ def teacher_targets(
     """
     nets, features = objective.teacher, _features_in_parts(objective, params, batch)
     valid = batch["mask_weights"] > 0
-    (cls,), patches = nets.logits(params, [features["cls"]], features["patches"])
+    cls, patches = nets.logits(params, features["cls"], features["patches"])
     dino, dino_center = _center(objective, cls, centers["dino"], temp, None)
     ibot, ibot_center = _center(objective, patches, centers["ibot"], temp, valid)
-    found = {"dino": _views_apart(dino, 2), "ibot": ibot, "cls": features["cls"]}
+    found = {"dino": _views_apart(dino), "ibot": ibot, "cls": features["cls"]}
     return jax.lax.stop_gradient((found, {"dino": dino_center, "ibot": ibot_center}))
 
 
@@ -223,11 +229,12 @@ def student_loss(
         {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
     )
     patches = masked_patches(out[0]["patches"], batch["mask_indices"])
-    dino, ibot = nets.logits(params, [x["cls"] for x in out], patches)
+    cls = jnp.concatenate([x["cls"] for x in out], axis=1)
+    dino, ibot = nets.logits(params, cls, patches)
+    global_logits, local_logits = _split_crops(dino, batch["global_crops"].shape[0] // groups)
     terms = losses.dino_terms(views)
     parts = {
-        "loss/dino_global": losses.dino_global_loss(_views_apart(dino[0], 2), goals["dino"])
-        / terms,
+        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
         "loss/dino_local": jnp.zeros(()),
         "loss/koleo": 2 * losses.koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
         "loss/ibot": losses.ibot_loss(
@@ -235,8 +242,7 @@ def student_loss(
         ),
     }
     if views:
-        local = losses.dino_local_loss(_views_apart(dino[1], views), goals["dino"])
-        parts["loss/dino_local"] = local / terms
+        parts["loss/dino_local"] = losses.dino_local_loss(local_logits, goals["dino"]) / terms
     # DINOv2: KoLeo and iBOT are reported as they are added, where the reference logs half of them;
     # and KoLeo depends on its own weight alone, also when the DINO loss is switched off.
     loss = (

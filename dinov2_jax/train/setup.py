@@ -82,9 +82,7 @@ def make_objective(config: ConfigDict) -> Objective:
     )
 
 
-def optimizer_of(
-    config: ConfigDict, objective: Objective, student: Any
-) -> AdamW:
+def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> AdamW:
     """The optimizer of `config` for the student's parameters, or their shapes."""
     settings = config.optimizer
     return make_optimizer(

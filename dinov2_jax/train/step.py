@@ -91,4 +91,3 @@ def _student_gradients(
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, start, jnp.arange(objective.micro_batches))
     return jax.tree.map(lambda x: x / objective.micro_batches, total)
-

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from dinov2_jax.models.block import add_residual, kept_crops, sample_kept
-from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 from dinov2_jax.sharding import BATCH, make_mesh
 
 
@@ -126,7 +126,7 @@ def test_scan_remat_and_unrolled_blocks_agree(model_and_params, uniform):
     model, params = model_and_params
     images = [jax.random.normal(jax.random.key(1), (2, 4, 28, 28, 3))]
     keys, results = group_keys(2), []
-    for scan, remat in ((False, False), (True, False), (True, True)):
+    for scan, remat in ((False, "none"), (True, "none"), (True, "pointwise"), (True, "blocks")):
         variant = model.clone(scan_blocks=scan, remat=remat, drop_path_uniform=uniform)
 
         def total(p, variant=variant):
@@ -180,3 +180,11 @@ def test_drop_rates(model_and_params):
     model, _ = model_and_params
     np.testing.assert_allclose(model.drop_rates(), [0.4, 0.4, 0.4])
     np.testing.assert_allclose(model.clone(drop_path_uniform=False).drop_rates(), [0, 0.2, 0.4])
+
+
+def test_blocks_apart_are_the_stacked_ones(model_and_params):
+    model, params = model_and_params
+    images = jax.random.normal(jax.random.key(3), (2, model.image_size, model.image_size, 3))
+    want = model.apply({"params": params}, images)["patches"]
+    got = model.apply({"params": unstack_blocks(params)}, images)["patches"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -8,11 +8,13 @@ import numpy as np
 
 from dinov2_jax.ops.attention import xla_attention
 from dinov2_jax.ops.attention_cudnn import cudnn_attention
+from dinov2_jax.ops.attention_looped import looped_attention
 from dinov2_jax.ops.attention_splash import splash_attention
 from dinov2_jax.ops.attention_triton import triton_attention
 
 KERNELS = {
     "xla": xla_attention,
+    "looped": looped_attention,
     "cudnn": functools.partial(cudnn_attention, implementation="xla"),
     "splash": functools.partial(splash_attention, interpret=True),
     "triton": functools.partial(triton_attention, interpret=True),

@@ -51,8 +51,8 @@ def shape(tokens, head_dim=HEAD_DIM):
 @pytest.mark.parametrize(
     ("platform", "dtype", "tokens", "want"),
     [
-        ("cpu", jnp.float32, 257, "xla"),
-        ("cpu", jnp.bfloat16, 1370, "xla"),
+        ("cpu", jnp.float32, 257, "looped"),
+        ("cpu", jnp.bfloat16, 1370, "looped"),
         ("gpu", jnp.bfloat16, 37, "cudnn"),
         ("gpu", jnp.float16, 257, "cudnn"),
         ("gpu", jnp.float32, 257, "xla"),
@@ -134,7 +134,9 @@ def test_a_missing_backend_never_ends_a_run(caplog):
 
 def test_an_unknown_backend():
     q, k, v, _ = draw(2, 9, 2, 16)
-    with pytest.raises(ValueError, match="'flash' is unknown; choose one of auto, xla, cudnn"):
+    with pytest.raises(
+        ValueError, match="'flash' is unknown; choose one of auto, xla, looped, cudnn"
+    ):
         attention(q, k, v, "flash")
 
 
@@ -210,7 +212,7 @@ def test_scanned_rematerialised_blocks(name, mesh, monkeypatch):
 
     monkeypatch.setitem(attention_module.FUSED, name, stands_in._replace(kernel=spy))
     with jax.set_mesh(make_mesh(*mesh)):
-        got = loss_and_gradient(attention=name, remat=True)
+        got = loss_and_gradient(attention=name, remat="blocks")
     # 2 groups of 3 images and 2 heads; the refusal traced one image with all of its heads.
     share = 6 // mesh[0], 2 // mesh[2]
     assert set(called) == {(b, n, h) for n in (5, 17) for b, h in (share, (1, 2))}

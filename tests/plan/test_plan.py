@@ -209,17 +209,17 @@ def test_full_sharding_first_where_it_is_enough():
     changes = next_changes(config, trial(1100), 1000, 8)
     assert changes == {"mesh.data": 1, "mesh.fsdp": 8}
     # 1,300 - 175 would still be too much: recompute, and shard only then.
-    assert next_changes(config, trial(1300), 1000, 8) == {"model.remat": True}
-    again = trial(1050, **{"model.remat": True})
+    assert next_changes(config, trial(1300), 1000, 8) == {"model.remat": "blocks"}
+    again = trial(1050, **{"model.remat": "blocks"})
     assert next_changes(config, again, 1000, 8) == {
-        "model.remat": True,
+        "model.remat": "blocks",
         "mesh.data": 1,
         "mesh.fsdp": 8,
     }
 
 
 def test_then_the_batch_that_the_bytes_an_image_allow():
-    config = plan_config(**{"model.remat": True, "group_size": 2})
+    config = plan_config(**{"model.remat": "blocks", "group_size": 2})
     # 64 images on 8 devices, 8 each; 25 bytes of state, 2,000 of images: 250 an image, 3.9 fit.
     last = trial(2025, state=25, mesh=(1, 8, 1))
     assert images_that_fit(last, 1000) == pytest.approx(3.9)
@@ -233,7 +233,7 @@ def test_then_the_batch_that_the_bytes_an_image_allow():
 
 
 def test_a_search_that_finds_nothing_says_how_many_chips_would_do():
-    config = plan_config(**{"model.remat": True, "group_size": 2, "batch_size": 64})
+    config = plan_config(**{"model.remat": "blocks", "group_size": 2, "batch_size": 64})
     last = trial(2025, state=25, batch=16, mesh=(1, 8, 1))
     target = Target("toy", jax.devices(), CHIP)
     (line,) = outcome(config, target, [last], {"model": 1e9})

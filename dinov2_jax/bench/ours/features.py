@@ -7,7 +7,7 @@ import numpy as np
 from dinov2_jax.bench.draws import ViTShape, backbone_shapes, draw_images, draw_weights
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import DTYPES, configure, repeat, side_of
-from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 from dinov2_jax.weights.convert import from_reference
 
 
@@ -29,7 +29,7 @@ def side(settings: Settings) -> Side:
     # Stored in the compute dtype, as the peers' are: no cast of all weights in every pass.
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), from_reference(flat))
     if settings["unroll"]:
-        params["blocks"] = tuple(jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(shape.depth))
+        params = unstack_blocks(params)
     pixels = draw_images(settings["seed"], settings["batch"], 3, *(shape.image_size,) * 2)
     images = jnp.asarray(pixels.transpose(0, 2, 3, 1), dtype)
 
