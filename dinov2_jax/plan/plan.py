@@ -10,9 +10,10 @@ from dinov2_jax.checks import check_config
 from dinov2_jax.configuration import to_dict
 from dinov2_jax.monitor import write_json
 from dinov2_jax.plan.flops import step_flops
+from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, describe_search, outcome, summary
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.plan.trial import Trial, search, try_setting
+from dinov2_jax.plan.trial import Trial, try_setting
 
 
 def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:

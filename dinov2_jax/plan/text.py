@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import GIB, GPU_DEFAULT_USABLE, GPU_USABLE
 from dinov2_jax.plan.collectives import Collective, purpose
+from dinov2_jax.plan.search import images_that_fit
 from dinov2_jax.plan.topology import Target
-from dinov2_jax.plan.trial import Trial, images_that_fit
+from dinov2_jax.plan.trial import Trial
 
 # Collectives that are neither weights nor gradients, as a share of all bytes, that are called none.
 NEGLIGIBLE = 0.01
@@ -57,13 +58,13 @@ def describe(
 
 def setting_line(config: ConfigDict, trial: Trial) -> str:
     data, fsdp, tensor = trial.mesh
-    images = trial.batch_size / (data * fsdp)
-    model = config.model
+    model, images = config.model, trial.batch_size / trial.shards
     own = f" of width {model.dim}, {model.depth} blocks," if model.dim or model.depth else ""
     return (
         f"{model.variant}/{model.patch_size}{own} in {config.compute_dtype}, "
         f"mesh data {data} x fsdp {fsdp} x tensor {tensor}, batch {trial.batch_size:,} = "
-        f"{images:g} images a shard, remat {model.remat}; "
+        f"{images:g} images a shard, micro_batches {trial.micro_batches}, "
+        f"prototype_block {trial.prototype_block}, remat {model.remat}; "
         f"compiled in {trial.compile_s:.0f} s"
     )
 
@@ -195,6 +196,13 @@ def outcome(
         lines = [f"fits with {flags(last.changes)}"]
         if "model.remat" in last.changes:
             lines.append("(remat computes the student's blocks twice: about a quarter more time)")
+        if "micro_batches" in last.changes:
+            lines.append(
+                f"({last.micro_batches} micro-batches, one after the other, make the same update; "
+                "with fsdp each of them gathers the weights)"
+            )
+        if "prototype_block" in last.changes:
+            lines.append("(in blocks of prototypes the losses are the same, scores computed again)")
         if "batch_size" in last.changes:
             lines.append(
                 "(a smaller batch is another recipe: base_lr scales by "
@@ -225,6 +233,8 @@ def summary(
         "device_kind": target.devices[0].device_kind,
         "changes": trial.changes,
         "batch_size": trial.batch_size,
+        "micro_batches": trial.micro_batches,
+        "prototype_block": trial.prototype_block,
         "mesh": dict(zip(("data", "fsdp", "tensor"), trial.mesh, strict=True)),
         "memory_bytes": trial.memory and trial.memory._asdict() | {"total": trial.memory.total},
         "usable_bytes": target.chip and target.chip.usable_bytes,

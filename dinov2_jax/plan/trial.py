@@ -1,10 +1,9 @@
-"""One setting compiled for one topology, and the search for a setting that fits."""
+"""One setting compiled for one topology."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +22,29 @@ Changes = dict[str, Any]
 _OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
+class Scores(NamedTuple):
+    """Bytes on each device of scores over all prototypes; 0 where they are computed in blocks.
+
+    Attributes:
+      targets: the teacher's, of the whole batch.
+      logits: the student's of a micro-batch, and their gradients.
+    """
+
+    targets: int
+    logits: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """What came of compiling one setting.
 
     Attributes:
       changes: dotted field -> value, against the configured setting.
+      micro_batches, prototype_block: of the setting.
       mesh: (data, fsdp, tensor).
       memory: None when the compiler ran out of memory without saying what it needs.
       collectives: None when the program did not compile, for want of memory.
+      scores: what `prototype_block` would save.
       weights: `squeeze`d shapes of the weights, whole and in shares.
       fits: None where the chip's memory is not known.
       compile_s: seconds.
@@ -39,9 +52,12 @@ class Trial:
 
     changes: Changes
     batch_size: int
+    micro_batches: int
+    prototype_block: int
     mesh: tuple[int, int, int]
     memory: Memory | None
     collectives: list[Collective] | None
+    scores: Scores
     weights: frozenset[tuple[int, ...]]
     fits: bool | None
     compile_s: float
@@ -49,6 +65,11 @@ class Trial:
     @property
     def devices(self) -> int:
         return math.prod(self.mesh)
+
+    @property
+    def shards(self) -> int:
+        """Ways in which the batch is split."""
+        return self.mesh[0] * self.mesh[1]
 
 
 def try_setting(config: ConfigDict, target: Target, changes: Changes | None = None) -> Trial:
@@ -67,9 +88,12 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
     return Trial(
         changes=changes or {},
         batch_size=config.batch_size,
+        micro_batches=config.micro_batches,
+        prototype_block=config.prototype_block,
         mesh=(mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
         memory=memory,
         collectives=collectives,
+        scores=score_bytes(config, batch, mesh),
         weights=weight_shapes(run, config),
         fits=fits,
         compile_s=time.monotonic() - began,
@@ -92,6 +116,24 @@ def _compile(
     return compiled_memory(arguments, compiled), read_collectives(compiled.as_text())
 
 
+def prototypes(config: ConfigDict) -> tuple[int, int]:
+    """Of the DINO head and of the head that serves the patches."""
+    patch_head = config.ibot if config.ibot.separate_head else config.dino
+    return config.dino.head_prototypes, patch_head.head_prototypes
+
+
+def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> Scores:
+    """fp32 scores of cls tokens (two crops and all views) and of masked patches."""
+    if config.prototype_block:
+        return Scores(0, 0)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    images, slots = config.batch_size // shards, batch["mask_indices"].size // shards
+    cls, patch = prototypes(config)
+    views = 2 + config.crops.local_number
+    targets = 4 * (2 * images * cls + slots * patch)
+    return Scores(targets, 2 * 4 * (views * images * cls + slots * patch) // config.micro_batches)
+
+
 def weight_shapes(run: Run, config: ConfigDict) -> frozenset[tuple[int, ...]]:
     """The shapes in which weights and their gradients travel, `squeeze`d.
 
@@ -104,64 +146,3 @@ def weight_shapes(run: Run, config: ConfigDict) -> frozenset[tuple[int, ...]]:
         for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
             shapes |= {shape, shape[1:]}
     return frozenset(squeeze(shape) for shape in shapes)
-
-
-# -------------------------------------------------------------------------------- search
-def search(config: ConfigDict, target: Target, first: Trial, most: int) -> Iterator[Trial]:
-    """Compiles other settings until one fits, those that cost least first; at most `most`.
-
-    Full sharding where the arithmetic says that it can be enough, then recomputation, then both,
-    then smaller batches: of each, as many images as the last trial's bytes an image let expect.
-    """
-    assert target.chip is not None
-    limit, last = target.chip.usable_bytes, first
-    for _ in range(most):
-        changes = next_changes(config, last, limit, len(target.devices))
-        if changes is None:
-            return
-        last = try_setting(config, target, changes)
-        yield last
-        if last.fits:
-            return
-
-
-def next_changes(config: ConfigDict, last: Trial, limit: float, devices: int) -> Changes | None:
-    """The setting to try after `last` did not fit in `limit` bytes; None if none is left."""
-    tensor, fsdp = last.mesh[2], last.mesh[1]
-    sharded = {"mesh.data": 1, "mesh.fsdp": devices // tensor}
-    remat = last.changes.get("model.remat", config.model.remat)
-    can_shard = fsdp < devices // tensor
-    if remat != "blocks":
-        enough = can_shard and _sharded_total(last, devices // tensor) <= limit
-        return last.changes | (sharded if enough else {"model.remat": "blocks"})
-    if can_shard and last.memory is not None:
-        return last.changes | sharded
-    batch = smaller_batch(config, last, limit)
-    return None if batch is None else last.changes | {"batch_size": batch}
-
-
-def _sharded_total(last: Trial, ways: int) -> float:
-    """Bytes a device if the state were split `ways` ways and nothing else changed."""
-    if last.memory is None:
-        return math.inf
-    return last.memory.total - last.memory.state * (1 - last.mesh[1] / ways)
-
-
-def images_that_fit(last: Trial, limit: float) -> float:
-    """Images a device by the last trial's bytes an image, the state being what it is."""
-    memory, images = last.memory, last.batch_size / (last.mesh[0] * last.mesh[1])
-    if memory is None:
-        return images / 2
-    return images * max(limit - memory.state, 0) / (memory.total - memory.state)
-
-
-def smaller_batch(config: ConfigDict, last: Trial, limit: float) -> int | None:
-    """The largest smaller batch, of whole groups on every device, that is expected to fit.
-
-    One group a device and micro-batch is tried even if it is not expected to fit; below that there
-    is none.
-    """
-    unit = config.group_size * config.micro_batches * last.mesh[0] * last.mesh[1]
-    expected = images_that_fit(last, limit) * last.mesh[0] * last.mesh[1]
-    steps = max(min(int(expected // unit), last.batch_size // unit - 1), 1)
-    return steps * unit if steps * unit < last.batch_size else None

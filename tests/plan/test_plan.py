@@ -11,21 +11,14 @@ from dinov2_jax.checks import check_config
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
-from dinov2_jax.plan.chips import CHIPS, GIB, Chip, chip_of
+from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.text import fit_words, outcome, rate
+from dinov2_jax.plan.text import fit_words, rate
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.plan.trial import Trial, images_that_fit, next_changes, smaller_batch
 from dinov2_jax.sharding import make_mesh
 from dinov2_jax.train.setup import abstract_batch, make_run
-from tests.train.tiny import random_batch, tiny_config
-
-CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9, 1e9)
-
-
-def plan_config(**changes):
-    changes = {"task": "plan", "batch_size": 40, "group_size": 5} | changes
-    return tiny_config(**{"mesh.data": 1, "mesh.fsdp": 8} | changes)
+from tests.plan.toy import CHIP, plan_config, toy_trial
+from tests.train.tiny import random_batch
 
 
 class Planned(NamedTuple):
@@ -106,7 +99,7 @@ def test_fsdp_sends_weights_and_gradients_only(planned):
 
 
 def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):
-    trial = Trial({}, 40, (1, 8, 1), Memory(student=600, temporaries=100), [], frozenset(), True, 1)
+    trial = toy_trial(700, state=600, batch=40, mesh=(1, 8, 1), fits=True)
     monkeypatch.setattr(plan, "try_setting", lambda *_: trial)
     monkeypatch.setattr(plan, "step_flops", lambda _: {"model": 1e9, "executed": 1e9})
     target = Target("toy", jax.devices(), CHIP)
@@ -197,53 +190,7 @@ def test_tpu_topologies():
         open_target("v5e:3x5")
 
 
-# ---------------------------------------------------------------------------------- search
-def trial(total, *, state=200, batch=64, mesh=(8, 1, 1), **changes):
-    memory = None if total is None else Memory(student=state, temporaries=total - state)
-    return Trial(changes, batch, mesh, memory, None, frozenset(), False, 1.0)
-
-
-def test_full_sharding_first_where_it_is_enough():
-    config = plan_config(**{"mesh.data": 8, "mesh.fsdp": 1})
-    # 1,100 of 1,000 bytes; of the state's 200 an eighth would remain: 925.
-    changes = next_changes(config, trial(1100), 1000, 8)
-    assert changes == {"mesh.data": 1, "mesh.fsdp": 8}
-    # 1,300 - 175 would still be too much: recompute, and shard only then.
-    assert next_changes(config, trial(1300), 1000, 8) == {"model.remat": "blocks"}
-    again = trial(1050, **{"model.remat": "blocks"})
-    assert next_changes(config, again, 1000, 8) == {
-        "model.remat": "blocks",
-        "mesh.data": 1,
-        "mesh.fsdp": 8,
-    }
-
-
-def test_then_the_batch_that_the_bytes_an_image_allow():
-    config = plan_config(**{"model.remat": "blocks", "group_size": 2})
-    # 64 images on 8 devices, 8 each; 25 bytes of state, 2,000 of images: 250 an image, 3.9 fit.
-    last = trial(2025, state=25, mesh=(1, 8, 1))
-    assert images_that_fit(last, 1000) == pytest.approx(3.9)
-    assert smaller_batch(config, last, 1000) == 16  # whole groups of 2 on 8 devices
-    assert next_changes(config, last, 1000, 8) == {"batch_size": 16}
-    # One group a device is tried whatever the estimate; after that nothing is left.
-    assert smaller_batch(config, trial(50_000, state=25, mesh=(1, 8, 1)), 1000) == 16
-    assert next_changes(config, trial(1200, batch=16, mesh=(1, 8, 1)), 1000, 8) is None
-    # A compiler that names no size: half.
-    assert smaller_batch(config, trial(None, mesh=(1, 8, 1)), 1000) == 32
-
-
-def test_a_search_that_finds_nothing_says_how_many_chips_would_do():
-    config = plan_config(**{"model.remat": "blocks", "group_size": 2, "batch_size": 64})
-    last = trial(2025, state=25, batch=16, mesh=(1, 8, 1))
-    target = Target("toy", jax.devices(), CHIP)
-    (line,) = outcome(config, target, [last], {"model": 1e9})
-    # 2 images on each device need 2,000 bytes: 0.975 fit.
-    assert "not one image a chip" in line
-    last = trial(1225, state=25, batch=16, mesh=(1, 8, 1))
-    (line,) = outcome(config, target, [last], {"model": 1e9})
-    assert "1.6 images a chip" in line and "40 chips for a batch of 64" in line
-
-
+# ---------------------------------------------------------------------------------- memory
 @pytest.mark.parametrize(
     ("text", "needed"),
     [
@@ -263,7 +210,9 @@ def test_what_a_tpu_compiler_says_it_needs(text, needed):
 def test_rate_by_hand():
     config = plan_config(**{"plan.mfu": 0.5, "total_steps": 1000})
     target = Target("v5e:2x4", jax.devices(), CHIPS["v5e"])
-    found = rate(config, target, trial(500, batch=400), {"model": 197e12 / 100, "executed": 0.0})
+    found = rate(
+        config, target, toy_trial(500, batch=400), {"model": 197e12 / 100, "executed": 0.0}
+    )
     assert found is not None
     # A chip at half its peak does 50 images/s, eight 400: a step a second.
     assert found.images_per_s == pytest.approx(400)
@@ -277,7 +226,7 @@ def test_a_gpu_needs_more_than_jaxs_default_share():
         platform = "gpu"
 
     chip = CHIPS["h100"]
-    big = Trial({}, 8, (1, 1, 1), Memory(temporaries=int(70 * GIB)), [], frozenset(), True, 1.0)
+    big = toy_trial(70 * GIB, fits=True)
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in fit_words(Target("", [Gpu()], chip), big)
-    small = Trial({}, 8, (1, 1, 1), Memory(temporaries=int(50 * GIB)), [], frozenset(), True, 1.0)
+    small = toy_trial(50 * GIB, fits=True)
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in fit_words(Target("", [Gpu()], chip), small)

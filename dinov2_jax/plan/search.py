@@ -1,0 +1,131 @@
+"""The search for a setting that fits: what to try next, by the last trial's bytes."""
+
+import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from dinov2_jax.plan.topology import Target
+from dinov2_jax.plan.trial import Changes, Trial, prototypes, try_setting
+
+# Prototypes in a block: more save no time, and fewer than the last are slow to walk through.
+_BLOCKS = range(8192, 1023, -1)
+
+
+def search(config: ConfigDict, target: Target, first: Trial, most: int) -> Iterator[Trial]:
+    """Compiles other settings until one fits, those that cost least first; at most `most`.
+
+    Full sharding where the arithmetic says that it can be enough, then recomputation, then both,
+    then micro-batches, and losses in blocks of prototypes, of each as much as is expected to be
+    enough. Only then another recipe: a smaller batch.
+    """
+    assert target.chip is not None
+    limit, last = target.chip.usable_bytes, first
+    for _ in range(most):
+        changes = next_changes(config, last, limit, len(target.devices))
+        if changes is None:
+            return
+        last = try_setting(config, target, changes)
+        yield last
+        if last.fits:
+            return
+
+
+def next_changes(config: ConfigDict, last: Trial, limit: float, devices: int) -> Changes | None:
+    """The setting to try after `last` did not fit in `limit` bytes; None if none is left."""
+    tensor, fsdp = last.mesh[2], last.mesh[1]
+    sharded = {"mesh.data": 1, "mesh.fsdp": devices // tensor}
+    can_shard = fsdp < devices // tensor
+    if last.changes.get("model.remat", config.model.remat) != "blocks":
+        enough = can_shard and _sharded_total(last, devices // tensor) <= limit
+        return last.changes | (sharded if enough else {"model.remat": "blocks"})
+    if can_shard and last.memory is not None:
+        return last.changes | sharded
+    changes = fewer_at_a_time(config, last, limit) or smaller_batch(config, last, limit)
+    return None if changes is None else last.changes | changes
+
+
+def _sharded_total(last: Trial, ways: int) -> float:
+    """Bytes a device if the state were split `ways` ways and nothing else changed."""
+    if last.memory is None:
+        return math.inf
+    return last.memory.total - last.memory.state * (1 - last.mesh[1] / ways)
+
+
+# -------------------------------------------------------------- the same recipe in smaller parts
+def fewer_at_a_time(config: ConfigDict, last: Trial, limit: float) -> Changes | None:
+    """The first of `leaner_settings` that is expected to fit, else the last; None without any."""
+    settings = leaner_settings(config, last)
+    fitting = [s for s in settings if leaner_total(last, *s) <= limit]
+    if not settings:
+        return None
+    parts, block = (fitting or settings[-1:])[0]
+    changes = {"micro_batches": parts} if parts != last.micro_batches else {}
+    return changes | ({"prototype_block": block} if block != last.prototype_block else {})
+
+
+def leaner_settings(config: ConfigDict, last: Trial) -> list[tuple[int, int]]:
+    """(micro_batches, prototype_block) that compute the same in less memory, cheapest first.
+
+    More micro-batches are only more turns; blocks compute the scores again, so they come after.
+    """
+    whole_groups = last.batch_size % (config.group_size * last.shards) == 0
+    groups = last.batch_size // config.group_size // last.shards if whole_groups else 1
+    parts = [n for n in range(last.micro_batches, groups + 1) if groups % n == 0]
+    blocks = [last.prototype_block]
+    if not last.prototype_block and _block_of(config):
+        blocks.append(_block_of(config))
+    settings = [(n, block) for block in blocks for n in parts or [last.micro_batches]]
+    return settings[1:]
+
+
+def _block_of(config: ConfigDict) -> int:
+    """A block that divides the prototypes of all heads; 0 where blocks would save nothing."""
+    numbers = prototypes(config)
+    common = math.gcd(*numbers)
+    block = next((n for n in _BLOCKS if common % n == 0), 0)
+    return block if block < max(numbers) else 0
+
+
+def leaner_total(last: Trial, parts: int, block: int) -> float:
+    """Bytes a device with `parts` micro-batches and `block` prototypes at a time.
+
+    What belongs to the whole batch (state, gradients, crops, targets) stays; the parts share the
+    rest.
+    """
+    if last.memory is None:
+        return math.inf
+    gradients, scores = last.memory.student, last.scores
+    crops = 5 * last.memory.batch  # as uint8, and in fp32 with their colours
+    whole = last.memory.state + gradients + crops + scores.targets
+    part = max(last.memory.total - whole, 0)
+    if block:
+        whole, part = whole - scores.targets, max(part - scores.logits, 0)
+    if parts > 1 and last.micro_batches == 1:
+        whole += gradients  # their sum beside those of a part
+    return whole + part * last.micro_batches / parts
+
+
+# --------------------------------------------------------------------------- another recipe
+def images_that_fit(last: Trial, limit: float) -> float:
+    """Images a device at a time by the last trial's bytes an image, the state being what it is."""
+    memory, images = last.memory, last.batch_size / (last.shards * last.micro_batches)
+    if memory is None:
+        return images / 2
+    return images * max(limit - memory.state, 0) / (memory.total - memory.state)
+
+
+def smaller_batch(config: ConfigDict, last: Trial, limit: float) -> Changes | None:
+    """The largest smaller batch, of whole groups on every device, that is expected to fit.
+
+    One group a device is tried even if it is not expected to fit; below that there is none. Where
+    micro-batches of one group were too much already, it is tried at once and without them.
+    """
+    unit = config.group_size * last.shards
+    if last.batch_size <= unit:
+        return None
+    if last.micro_batches > 1:
+        return {"batch_size": unit, "micro_batches": 1}
+    expected = images_that_fit(last, limit) * last.shards
+    steps = max(min(int(expected // unit), (last.batch_size - 1) // unit), 1)
+    return {"batch_size": steps * unit}
