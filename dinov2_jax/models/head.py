@@ -16,12 +16,16 @@ from dinov2_jax.models.layers import linear
 EPS = 1e-12  # least norm that is divided by
 
 
+def inverse_norm(x: Array) -> Array:
+    """1 / max(|x|, EPS) along the last axis, [...]."""
+    # The root is taken of a safe value where x is 0: its gradient there would be NaN.
+    return jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1), EPS**2))
+
+
 def l2_normalize(x: Array) -> Array:
     """x / max(|x|, EPS) along the last axis, in fp32."""
     x = x.astype(jnp.float32)
-    # The norm is taken of a safe value where x is 0: its gradient there would be NaN.
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, EPS**2))
+    return x * inverse_norm(x)[..., None]
 
 
 @struct.dataclass
@@ -63,8 +67,7 @@ class WeightNormLinear(nn.Module):
 
         v = self.param("weight_v", draw, (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
-        scale = g * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=1), EPS**2))
-        prototypes = (v * scale[:, None]).astype(self.dtype)
+        prototypes = (v * (g * inverse_norm(v))[:, None]).astype(self.dtype)
         sets = [x.astype(self.dtype) for x in sets]
         if self.block:
             return [Scores(x, prototypes, self.block) for x in sets]

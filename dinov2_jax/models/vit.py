@@ -181,8 +181,8 @@ class VisionTransformer(nn.Module):
         leading = [jnp.broadcast_to(t, (*batch, *t.shape[1:])) for t in first]
         return jnp.concatenate([*leading, patches + positions[:, 1:]], axis=2)
 
-    def _stacked_params(self) -> Any:
-        """Parameters of all blocks, each leaf with a leading axis L."""
+    def _block_params(self) -> Any:
+        """Parameters of all blocks, each leaf with a leading axis L; or those apart, as given."""
         given = None if self.is_initializing() else self.get_variable("params", "blocks")
         if isinstance(given, tuple):  # see `unstack_blocks`
             return given
@@ -200,7 +200,7 @@ class VisionTransformer(nn.Module):
         self, crops: list[Array], group_keys: Array | None, keep: Sequence[int]
     ) -> tuple[list[Array], list[list[Array]]]:
         """Runs all blocks; also returns the outputs of the blocks listed in `keep`."""
-        params, rates = self._stacked_params(), self.drop_rates()
+        params, rates = self._block_params(), self.drop_rates()
         apart = isinstance(params, tuple)
         scan = (
             self.scan_blocks

@@ -22,7 +22,7 @@ Changes = dict[str, Any]
 _OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
-class Scores(NamedTuple):
+class ScoreBytes(NamedTuple):
     """Bytes on each device of scores over all prototypes; 0 where they are computed in blocks.
 
     Attributes:
@@ -57,7 +57,7 @@ class Trial:
     mesh: tuple[int, int, int]
     memory: Memory | None
     collectives: list[Collective] | None
-    scores: Scores
+    scores: ScoreBytes
     weights: frozenset[tuple[int, ...]]
     fits: bool | None
     compile_s: float
@@ -122,16 +122,18 @@ def prototypes(config: ConfigDict) -> tuple[int, int]:
     return config.dino.head_prototypes, patch_head.head_prototypes
 
 
-def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> Scores:
+def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
     """fp32 scores of cls tokens (two crops and all views) and of masked patches."""
     if config.prototype_block:
-        return Scores(0, 0)
+        return ScoreBytes(0, 0)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     images, slots = config.batch_size // shards, batch["mask_indices"].size // shards
     cls, patch = prototypes(config)
     views = 2 + config.crops.local_number
     targets = 4 * (2 * images * cls + slots * patch)
-    return Scores(targets, 2 * 4 * (views * images * cls + slots * patch) // config.micro_batches)
+    return ScoreBytes(
+        targets, 2 * 4 * (views * images * cls + slots * patch) // config.micro_batches
+    )
 
 
 def weight_shapes(run: Run, config: ConfigDict) -> frozenset[tuple[int, ...]]:

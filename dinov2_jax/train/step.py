@@ -51,7 +51,9 @@ def train_step(
     finite = jnp.isfinite(loss + sum(norms.values()))
     # DINOv2: the reference runs the EMA even when the optimizer skipped a step, and keeps centres
     # of the bad batch; a skipped step changes nothing here.
-    student, opt_state = optimizer.update(grads, state.opt_state, state.student, hyper, finite)
+    student, opt_state = optimizer.update(
+        grads, norms, state.opt_state, state.student, hyper, finite
+    )
     teacher = ema(state.teacher, student, jnp.where(finite, hyper["momentum"], 1.0))
     centers = {name: jnp.where(finite, new, state.centers[name]) for name, new in centers.items()}
     state = TrainState(
@@ -70,6 +72,7 @@ def train_step(
     }
     crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
     health = representation_health(goals, crossed, objective.student.dino_head.prototypes)
+    norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return state, {"loss": loss} | parts | health | norms | dict(hyper) | counters
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import default
+from dinov2_jax.configuration import CHOICES
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import swiglu_hidden_dim
-from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
+from dinov2_jax.models.vit import REMAT, VARIANTS, VisionTransformer, from_config
 
 COUNTS = {
     ("vit_small", "mlp", 0): 22_056_576,
@@ -92,8 +93,14 @@ def test_wrong_sizes_and_names_are_named():
         from_config({"variant": "vit_huge"}, 224)
 
 
-def test_a_configuration_from_before_the_attention_field():
+def test_the_configuration_knows_the_same_policies():
+    assert CHOICES["model.remat"] == tuple(REMAT)
+
+
+def test_a_configuration_from_before_the_attention_field_and_the_remat_policies():
     stored = default.get_config().model.to_dict()
+    assert from_config(stored | {"remat": False}, 224).remat == "none"
+    assert from_config(stored | {"remat": True}, 224).remat == "blocks"
     del stored["attention"]
     assert from_config(stored, 224).attention == "auto"
     assert from_config(stored | {"attention": "cudnn"}, 224).attention == "cudnn"

@@ -79,6 +79,15 @@ def test_remat_runs_the_students_blocks_once_more():
     assert (flops["executed"] - flops["model"]) / 1e9 == pytest.approx(22.0, rel=0.03)
 
 
+def test_pointwise_remat_repeats_only_the_logits_of_the_attention():
+    config = default.get_config()
+    config.model.variant, config.model.remat = "vit_small", "pointwise"
+    flops = step_flops(config)
+    # 2 N^2 D a kept crop and block: of 2 global crops 197 tokens, of 8 local ones 37, 384 wide.
+    logits = 12 * 2 * 384 * (1 - config.model.drop_path_rate) * (2 * 197**2 + 8 * 37**2)
+    assert flops["executed"] - flops["model"] == pytest.approx(logits, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("config", "low", "high"),
     [(vitl16_short.get_config(), 0.24, 0.26), (vitl14.get_config(), 0.32, 0.34)],

@@ -17,7 +17,7 @@ from dinov2_jax.plan.search import (
 )
 from dinov2_jax.plan.text import outcome, setting_line, summary
 from dinov2_jax.plan.topology import Target
-from dinov2_jax.plan.trial import Scores, score_bytes, try_setting
+from dinov2_jax.plan.trial import ScoreBytes, score_bytes, try_setting
 from dinov2_jax.sharding import make_mesh
 from dinov2_jax.train.setup import abstract_batch
 from tests.plan.toy import CHIP, plan_config, toy_trial
@@ -119,9 +119,9 @@ def test_scores_by_arithmetic():
     # 8 images on each device, 2 global and 3 local crops, 64 and 32 prototypes, 4 groups of slots.
     targets = 4 * (8 * 2 * 64 + 4 * slots * 32)
     logits = 4 * (8 * 5 * 64 + 4 * slots * 32)
-    assert score_bytes(config, batch, mesh) == Scores(targets, 2 * logits // 2)
+    assert score_bytes(config, batch, mesh) == ScoreBytes(targets, 2 * logits // 2)
     config.prototype_block = 16
-    assert score_bytes(config, batch, mesh) == Scores(0, 0)
+    assert score_bytes(config, batch, mesh) == ScoreBytes(0, 0)
 
 
 def test_at_last_the_batch_that_the_bytes_an_image_allow():

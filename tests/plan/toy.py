@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import Chip
 from dinov2_jax.plan.memory import Memory
-from dinov2_jax.plan.trial import Scores, Trial
+from dinov2_jax.plan.trial import ScoreBytes, Trial
 from tests.train.tiny import tiny_config
 
 CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9, 1e9)
@@ -38,7 +38,7 @@ def toy_trial(
         mesh=mesh,
         memory=memory,
         collectives=[] if fits else None,
-        scores=Scores(*scores),
+        scores=ScoreBytes(*scores),
         weights=frozenset(),
         fits=fits,
         compile_s=1.0,
