@@ -3,9 +3,9 @@
 Command:   bash launch/quickstart.sh
            or python -m dinov2_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 Hardware:  2 CPU cores, 4 GB of memory
-Time:      4 min 54 s, measured on 2 cores of an AMD EPYC (seed 0: 49.0 to 59.7 %)
-Expected:  k-NN (k 20, 392 held-out drawings, 9 classes) from 47.7 to 57.0 %, means of seeds 0, 1, 2
-           (49.0 to 58.7, 48.0 to 54.8, 46.2 to 57.4); one reading is known to +-2.5 points
+Time:      5 min 20 s with the installation, on 2 cores of an AMD EPYC (seed 0: 49.0 to 56.6 %)
+Expected:  k-NN (k 20, 392 held-out drawings, 9 classes) from 47.7 to 58.7 %, means of seeds 0, 1, 2
+           (49.0 to 56.6, 48.0 to 59.7, 46.2 to 59.9); one reading is known to +-2.5 points
 Own pictures: add --config.data.source=folder --config.data.path=/pictures (a first look only: the
            colours below are set for drawings)
 
