@@ -21,6 +21,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=11.0",
+    "simplejpeg>=1.9",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.10",  # reads its ArrayRecord data sets; TensorFlow is never imported
     "tqdm>=4.66",

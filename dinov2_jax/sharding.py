@@ -25,6 +25,8 @@ TENSOR_RULES = (
     (r"attn/proj/kernel$", -2),
     (r"mlp/(fc1|w12)/(kernel|bias)$", -1),
     (r"mlp/(fc2|w3)/kernel$", -2),
+    (r"last_layer/weight_v$", -2),  # prototypes, and with them logits, targets and centres
+    (r"last_layer/weight_g$", -1),
 )
 # Weights smaller than this stay replicated under FSDP: gathering them costs more than they weigh.
 MIN_SHARDED_ELEMENTS = 2**10
@@ -162,6 +164,22 @@ def _join_groups(mesh: Mesh, groups: int) -> Callable[[Array], Array]:
         mine = _groups_of(mesh, groups, process)
         device[mine], place[mine] = owners.index(process), range(len(mine))
     return jax.jit(lambda x: x[device, place], out_shardings=NamedSharding(mesh, P()))
+
+
+def gather_prototypes(x: Array) -> Array:
+    """Prototypes [K, d] with all of d on every device, K split over "tensor" if it divides.
+
+    Said once, in the compute dtype: otherwise each walk over their blocks gathers them anew.
+    """
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return x
+    split = "tensor" if x.shape[0] % tensor_shards() == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(split, None))
+
+
+def tensor_shards() -> int:
+    """Over how many devices weights are split by `TENSOR_RULES`; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
 
 
 def replicate(x: Array) -> Array:

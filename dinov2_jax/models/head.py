@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.layers import linear
+from dinov2_jax.sharding import gather_prototypes
 
 EPS = 1e-12  # least norm that is divided by
 
@@ -67,7 +68,7 @@ class WeightNormLinear(nn.Module):
 
         v = self.param("weight_v", draw, (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
-        prototypes = (v * (g * inverse_norm(v))[:, None]).astype(self.dtype)
+        prototypes = gather_prototypes((v * (g * inverse_norm(v))[:, None]).astype(self.dtype))
         sets = [x.astype(self.dtype) for x in sets]
         if self.block:
             return [Scores(x, prototypes, self.block) for x in sets]

@@ -17,6 +17,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.models.head import Scores
+from dinov2_jax.sharding import tensor_shards
 from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS
 
 
@@ -53,8 +54,27 @@ class FactoredTargets:
 
 
 def _blocks(x: Array, block: int) -> Array:
-    """[K, ...] -> [K / block, block, ...], the axis that is scanned."""
-    return x.reshape(-1, block, *x.shape[1:])
+    """[K, ...] -> [K / block, block, ...], the axis that is scanned.
+
+    Prototypes may be split over devices: a block then takes its share from each, so that all of
+    them work on every block and none sends its prototypes away.
+    """
+    shards = _shards(block)
+    apart = x.reshape(shards, -1, block // shards, *x.shape[1:])
+    return jnp.swapaxes(apart, 0, 1).reshape(-1, block, *x.shape[1:])
+
+
+def _join_blocks(x: Array) -> Array:
+    """The way back, [K / block, block, ...] -> [K, ...]."""
+    number, block = x.shape[:2]
+    shards = _shards(block)
+    apart = x.reshape(number, shards, block // shards, *x.shape[2:])
+    return jnp.swapaxes(apart, 0, 1).reshape(number * block, *x.shape[2:])
+
+
+def _shards(block: int) -> int:
+    shards = tensor_shards()
+    return 1 if block % shards else shards
 
 
 def _logits(features: Array, prototypes: Array) -> Array:
@@ -113,7 +133,7 @@ def sinkhorn_targets(
         return jnp.maximum(highest, (scaled - column).max(-1)), column
 
     row_shift, shifts = _fold(shift, jnp.full(rows.shape, -jnp.inf), scores)
-    shifts = shifts.ravel()
+    shifts = _join_blocks(shifts)
 
     def scale(v: Array) -> tuple[Array, Array]:
         def step(row_sums: Array, blocks: Any) -> tuple[Array, Array]:
@@ -124,7 +144,7 @@ def sinkhorn_targets(
             return row_sums + jnp.einsum("...k,k->...", matrix, u, precision="highest"), u
 
         row_sums, u = _fold(step, jnp.zeros(rows.shape), scores, shifts)
-        return jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0), u.ravel()
+        return jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0), _join_blocks(u)
 
     v, u = jnp.where(rows, jnp.exp(row_shift), 0.0), jnp.ones((prototypes,))
     for _ in range(iterations):
@@ -193,7 +213,7 @@ def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[Scores, N
     like = student.prototypes
     gradient = student.replace(
         features=into_features.astype(features.dtype),
-        prototypes=into_prototypes.reshape(like.shape).astype(like.dtype),
+        prototypes=_join_blocks(into_prototypes).astype(like.dtype),
     )
     return gradient, None, None
 

@@ -40,10 +40,33 @@ def test_lossless_forms(form: str) -> None:
     check_colours(decode(encode(two_colours(), form, **options)), RED, BLUE)
 
 
-def test_jpeg_is_pillows() -> None:
-    raw = encode(two_colours(), "JPEG", quality=95)
+@pytest.mark.parametrize("subsampling", [0, 1, 2], ids=["444", "422", "420"])
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_jpeg_is_pillows(subsampling: int, progressive: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((401, 303), Image.Resampling.BICUBIC)
+    options = {"quality": 90, "subsampling": subsampling, "progressive": progressive}
+    raw = encode(image, "JPEG", **options)
     expected = np.asarray(Image.open(io.BytesIO(raw)))
     np.testing.assert_array_equal(decode(raw), expected)
+
+
+def test_a_plain_jpeg_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that was decoded smaller must not: all of its pixels would be in memory first."""
+    seen = []
+
+    def spy(raw: bytes, **_: object) -> np.ndarray:
+        seen.append(raw)
+        raise ValueError("Pillow has to do it")
+
+    monkeypatch.setattr("dinov2_jax.data.decode.simplejpeg.decode_jpeg", spy)
+    raw = encode(two_colours().resize((800, 600)), "JPEG")
+    check_colours(decode(raw), RED, BLUE, 4)
+    assert seen == [raw]
+    decode(raw, min_side_px=70)
+    decode(encode(two_colours("L"), "JPEG"))
+    decode(encode(two_colours("CMYK"), "JPEG"))
+    assert seen == [raw]
 
 
 def test_palette() -> None:

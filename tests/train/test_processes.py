@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.train.test_resume import ROOT, command, metrics, saved_steps, wait_until
+from tests.train.test_sharding import LOSSES
 
 STEPS = 8
 HEARTBEAT_S = 10
@@ -51,14 +52,14 @@ def free_port() -> int:
 
 
 def start(
-    pictures: Path, workdir: Path, cache: Path, processes: int, **changes
+    pictures: Path, workdir: Path, cache: Path, processes: int, devices: int = 2, **changes
 ) -> list[subprocess.Popen]:
-    """The processes of a run; what they say goes to output.<i>.txt.
+    """The processes of a run, with `devices` each; what they say goes to output.<i>.txt.
 
     XLA's cheap code generation halves the compile time; a rounding or two is all that it changes.
     """
     workdir.mkdir(exist_ok=True)
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     variables = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
@@ -125,6 +126,41 @@ def test_slurm_tasks_that_differ_end_with_a_sentence(pictures, tmp_path):
         assert task.returncode == 2
         assert "error: process 1 has another configuration than process 0" in error
         assert "Traceback" not in error
+
+
+EVERYTHING = {
+    "total_steps": 5,
+    "batch_size": 8,
+    "group_size": 2,
+    "centering": "sinkhorn_knopp",
+    "micro_batches": 2,
+    "prototype_block": 8,
+    "model.remat": "pointwise",
+    "checkpoint.every_steps": 1000,
+}
+SPLIT = {"mesh.fsdp": 2, "mesh.tensor": 2}
+
+
+@pytest.mark.timeout(900)
+def test_one_device_is_eight_is_two_processes(pictures, cache, tmp_path):
+    """Stochastic depth, Sinkhorn-Knopp in blocks, micro-batches, remat, FSDP, tensor parallel."""
+    whole = {"mesh.fsdp": 1, "mesh.tensor": 1}
+    sides = {
+        "one": (1, 1, whole),
+        "eight": (1, 8, SPLIT | {"micro_batches": 1}),
+        "two": (2, 2, SPLIT),
+    }
+    rows = {}
+    for name, (processes, devices, mesh) in sides.items():
+        changes = EVERYTHING | mesh
+        for process in start(pictures, tmp_path / name, cache, processes, devices, **changes):
+            assert end(process) == 0, said(tmp_path / name, 0)
+        rows[name] = metrics(tmp_path / name)
+    assert [row["step"] for row in rows["one"]] == [1, 2, 3, 4, 5]
+    for name in ("eight", "two"):
+        for row, want in zip(rows[name], rows["one"], strict=True):
+            for loss in LOSSES:
+                assert row[loss] == pytest.approx(want[loss], rel=1e-5), (name, row["step"], loss)
 
 
 @pytest.mark.timeout(900)  # six processes that compile; a minute on two idle cores

@@ -1,4 +1,7 @@
-"""The same training on one device, data parallel, FSDP and both; and what FSDP communicates."""
+"""The same training on one device, data parallel, FSDP and both; what is communicated.
+
+With a tensor axis and everything else on: test_processes.py.
+"""
 
 import re
 
@@ -14,8 +17,8 @@ MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
 LOSSES = ("loss", "loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot")
 
 
-def three_steps(data: int, fsdp: int, tensor: int = 1, **changes) -> list[dict[str, float]]:
-    return train_steps(tiny_config(**changes), 3, (data, fsdp, tensor))[0]
+def three_steps(data: int, fsdp: int, **changes) -> list[dict[str, float]]:
+    return train_steps(tiny_config(**changes), 3, (data, fsdp))[0]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,26 @@ def test_losses_do_not_depend_on_the_mesh(single, mesh):
             assert got[name] == pytest.approx(want[name], rel=1e-5), (step, name)
 
 
-def test_losses_with_a_tensor_axis(single):
-    for got, want in zip(three_steps(2, 2, 2), single, strict=True):
-        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+@pytest.mark.parametrize("block", [0, 256])
+def test_prototypes_stay_on_their_devices(block):
+    """With a tensor axis each device scores its own part of the prototypes: none are gathered."""
+    prototypes = 1024
+    config = tiny_config(prototype_block=block, **{"dino.head_prototypes": prototypes})
+    mesh = make_mesh(4, 1, 2)
+    run = make_run(config, mesh)
+    last_layer = run.abstract_state.teacher["dino_head"]["last_layer"]["weight_v"]
+    assert last_layer.sharding.shard_shape(last_layer.shape) == (prototypes // 2, 16)
+    with jax.set_mesh(mesh):
+        batch = put_batch(random_batch(config, 0), mesh)
+        step = run.step.lower(run.abstract_state, batch, run.schedules.at(0)).compile()
+    program = step.as_text()
+    moved = [
+        shape
+        for kind in ("all-gather", "all-to-all", "collective-permute")
+        for shape in collectives(program, kind)
+        if {prototypes, prototypes // 2, 256, 128} & {*shape}  # all, a share, a block, its share
+    ]
+    assert not moved
 
 
 @pytest.fixture(scope="module")
