@@ -29,7 +29,7 @@ from dinov2_jax.train.interrupt import StopRequest
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.rundir import report, write_config, write_crop_sheet
-from dinov2_jax.train.setup import Run, crop_spec, make_run, mask_spec
+from dinov2_jax.train.setup import Run, crop_spec, make_run, mask_spec, return_free_memory
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -107,6 +107,8 @@ def _run_steps(
             write_crop_sheet(out.folder, config, batch)
         hyper = run.schedules.at(step - 1)
         state, metrics = run.step(state, put_batch(batch, mesh), hyper)
+        if step == start + 1:
+            return_free_memory()
         meter.step()
         out.warn(nonfinite.add(step, batch, metrics))
         last = step == config.total_steps

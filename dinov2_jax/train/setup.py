@@ -1,5 +1,7 @@
 """From the configuration to the pieces of a run: networks, objective, optimizer, schedules."""
 
+import contextlib
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -183,3 +185,12 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
         init=lambda: jax.jit(init, out_shardings=shardings)(key),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
     )
+
+
+def return_free_memory() -> None:
+    """Gives freed memory back to the system, where the C library can (glibc).
+
+    XLA's compiler leaves about 0.5 GB behind a step of ViT-S, which malloc would keep for good.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
