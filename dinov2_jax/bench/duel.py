@@ -73,7 +73,8 @@ def run_case(
 
     Returns:
       A record for JSON: {"case", "items", "unit", "pairs": [...]}, one pair a peer. A peer that is
-      not installed, fails, or gives other results has "skipped" or "error" instead of times.
+      not installed, fails, or gives other results has "skipped" or "error" instead of times. If
+      none was measured and our side has parts, "alone" is our side's record.
     """
     record: Record = {"case": title, "items": items, "unit": unit, "pairs": []}
     apart = ours.check_settings is not None
@@ -82,7 +83,7 @@ def run_case(
     with Worker(ours.name, ours.target, ours.settings, rules.cores) as mine:
         measured = mine.setup()
         expected = expected or mine.ask("check")
-        calibrated = False
+        calibrated, compared = False, False
         for peer in peers:
             pair: Record = {"peer": peer.name}
             record["pairs"].append(pair)
@@ -99,12 +100,16 @@ def run_case(
                         calibrated = True
                     calibrate(theirs, other, rules.turn_s)
                     pair |= _measure((mine, measured), (theirs, other), rules, title)
+                    compared = True
             except MissingPeer as error:
                 pair["skipped"] = str(error)
                 say(f"{title}: skipped: {error}")
             except BenchError as error:
                 pair["error"] = str(error)
                 say(f"{title}: error: {error}")
+        if measured.parts_s and not compared:
+            calibrate(mine, measured, rules.turn_s)
+            record["alone"] = _measure_alone(mine, measured, rules, title)
     return record
 
 
@@ -132,16 +137,40 @@ def _measure(
     }
 
 
+def _measure_alone(worker: Worker, measured: Measured, rules: Rules, title: str) -> Record:
+    """Turns of our side that no peer answers."""
+    turns = take_turns(
+        [(worker, measured)], rules.rounds, progress=lambda text: say(f"{title}: {text}")
+    )
+    return _side_record(measured, turns[0])
+
+
 def _side_record(measured: Measured, turns_s: Sequence[float]) -> Record:
-    """A side of a pair: times of one repetition, the memory of this pair's turns."""
+    """A side of a pair: times of one repetition, the memory of this pair's turns.
+
+    Of a part, also the ratio of its time to that of the whole in the same turn.
+    """
     record = dataclasses.asdict(measured)
     cpu_s = record.pop("cpu_s")[-len(turns_s) :]
-    return record | {
-        "turns_s": list(turns_s),
-        "median_s": statistics.median(turns_s),
-        "least_s": min(turns_s),
-        "cpu_s": statistics.median(cpu_s),
+    recent = {name: part[-len(turns_s) :] for name, part in record.pop("parts_s").items()}
+    parts = {
+        name: {
+            "turns_s": part_s,
+            "median_s": statistics.median(part_s),
+            "ratio": ratios(turns_s, part_s),
+        }
+        for name, part_s in recent.items()
     }
+    return (
+        record
+        | ({"parts": parts} if parts else {})
+        | {
+            "turns_s": list(turns_s),
+            "median_s": statistics.median(turns_s),
+            "least_s": min(turns_s),
+            "cpu_s": statistics.median(cpu_s),
+        }
+    )
 
 
 def _load() -> float | None:

@@ -5,6 +5,7 @@ spawned and live through all rounds, so that neither library sees the other's th
 two never run at the same time: while one works, the other waits for a message.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -34,12 +35,26 @@ class BenchError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Work that is timed by itself.
+
+    Attributes:
+      run: (n) -> does the work n times and waits until it is done.
+      around: a context that is entered before the clock starts and left after it has stopped.
+    """
+
+    run: Callable[[int], None]
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+
+@dataclasses.dataclass(frozen=True)
 class Side:
     """One implementation, set up.
 
     Attributes:
       check: () -> named fp32 results, to be compared with the other side's before any timing.
-      run: (n) -> does the work n times and waits until it is done.
+      run, around: what is compared, see `Part`.
+      parts: other work, by name, that every turn times as well, after `run` and as often.
       device_peak_bytes: () -> greatest device memory since the reset; None on the host.
       reset_device_peak: where the library can, lets that start again (JAX cannot).
       versions: of the libraries that matter.
@@ -52,6 +67,8 @@ class Side:
     reset_device_peak: Callable[[], None] = lambda: None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -66,6 +83,7 @@ class Measured:
     versions: dict[str, str]
     turns_s: list[float] = dataclasses.field(default_factory=list)
     cpu_s: list[float] = dataclasses.field(default_factory=list)
+    parts_s: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     peak_rss_bytes: int | None = None
     start_rss_bytes: int | None = None
     device_peak_bytes: int | None = None
@@ -98,10 +116,11 @@ def _build(target: str, settings: Settings) -> Side:
     return getattr(importlib.import_module(module), name)(settings)
 
 
-def _timed(run: Callable[[int], None], repetitions: int) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    run(repetitions)
-    return time.perf_counter() - wall, time.process_time() - cpu
+def _timed(work: Part | Side, repetitions: int) -> tuple[float, float]:
+    with work.around():
+        wall, cpu = time.perf_counter(), time.process_time()
+        work.run(repetitions)
+        return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _serve(connection: Connection, target: str, settings: Settings, cores: Sequence[int]) -> None:
@@ -120,11 +139,16 @@ def _serve(connection: Connection, target: str, settings: Settings, cores: Seque
             if command == "setup":
                 start = time.perf_counter()
                 side = _build(target, settings)
-                answer = (time.perf_counter() - start, side.device, dict(side.versions), start_rss)
+                seconds = time.perf_counter() - start
+                versions, parts = dict(side.versions), list(side.parts)
+                answer = (seconds, side.device, versions, start_rss, parts)
             elif command == "check":
                 answer = side.check()
             elif command == "run":
-                answer = _timed(side.run, argument)
+                answer = _timed(side, argument)
+            elif command == "part":
+                name, repetitions = argument
+                answer = _timed(side.parts[name], repetitions)
             elif command == "reset":
                 _reset_peak_rss()
                 if side is not None:
@@ -156,8 +180,8 @@ class Worker:
         self.name = name
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, target, dict(settings), list(cores)), daemon=True
-        )
+            target=_serve, args=(theirs, target, dict(settings), list(cores))
+        )  # no daemon: those may start no loader processes
         self._process.start()
         theirs.close()
 
@@ -196,10 +220,17 @@ class Worker:
 
     def setup(self) -> Measured:
         """Builds the side and runs it once, which is where it compiles."""
-        setup_s, device, versions, start_rss = self.ask("setup")
+        setup_s, device, versions, start_rss, parts = self.ask("setup")
         first_run_s = self.ask("run", 1)[0]
         return Measured(
-            self.name, setup_s, first_run_s, 1, device, versions, start_rss_bytes=start_rss
+            self.name,
+            setup_s,
+            first_run_s,
+            1,
+            device,
+            versions,
+            parts_s={name: [] for name in parts},
+            start_rss_bytes=start_rss,
         )
 
 
@@ -210,6 +241,8 @@ def calibrate(worker: Worker, measured: Measured, turn_s: float) -> None:
     measured.repetitions = max(1, math.ceil(turn_s / max(once_s, 1e-6)))
     if measured.repetitions > 1:
         worker.ask("run", measured.repetitions)
+    for name in measured.parts_s:
+        worker.ask("part", (name, 1))
 
 
 def take_turns(
@@ -220,7 +253,8 @@ def take_turns(
 ) -> list[list[float]]:
     """A B A B ...: `rounds` turns a side; seconds of one repetition, one list a side.
 
-    Turns are also appended to the records, and both peaks of memory are taken at the end.
+    Turns and those of the parts are appended to the records, and both peaks of memory are taken at
+    the end.
     """
     for worker, _ in pair:
         worker.ask("reset")
@@ -232,6 +266,10 @@ def take_turns(
             mine.append(wall / measured.repetitions)
             measured.turns_s.append(mine[-1])
             measured.cpu_s.append(cpu / measured.repetitions)
+            for name, part_s in measured.parts_s.items():
+                time.sleep(PAUSE_S)
+                wall = worker.ask("part", (name, measured.repetitions))[0]
+                part_s.append(wall / measured.repetitions)
         progress(f"round {number + 1}/{rounds}")
     for worker, measured in pair:
         measured.peak_rss_bytes, measured.device_peak_bytes = worker.ask("memory")

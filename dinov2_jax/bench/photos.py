@@ -6,6 +6,8 @@ Also matplotlib's grace_hopper.jpg and ultralytics' bus.jpg and zidane.jpg if in
 """
 
 import importlib.util
+import itertools
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def _in_package(name: str) -> list[Path]:
     folder, files = _FOLDERS[name]
     paths = [Path(spec.origin).parent / folder / file for file in files]
     return [path for path in paths if path.is_file()]
+
+
+def write_photos(paths: Sequence[str], folder: Path, count: int) -> list[str]:
+    """Paths of `count` JPEG files written to `folder`: these photographs, over and over."""
+    photos = [read_jpeg(path) for path in paths]
+    files = [folder / f"{number:06}.jpg" for number in range(count)]
+    for file, raw in zip(files, itertools.cycle(photos)):
+        file.write_bytes(raw)
+    return [str(file) for file in files]
 
 
 def read_jpeg(path: str) -> bytes:

@@ -141,19 +141,33 @@ def table(cases: Sequence[Record]) -> str:
                     pair["peer"],
                     f"{case['items'] / ours['median_s']:.4g}",
                     f"{case['items'] / theirs['median_s']:.4g}",
-                    f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['greatest']:.2f})",
+                    spread(ratio),
                     f"{_peak(ours)} / {_peak(theirs)}",
                     f"{_compile_s(ours):.1f} / {_compile_s(theirs):.1f}",
                 )
             )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of text with the cells below each other; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _peak(side: Record) -> str:
+def spread(ratio: Record) -> str:
+    """A median with least and greatest."""
+    return f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['greatest']:.2f})"
+
+
+def peak_bytes(side: Record) -> int | None:
     """Peak memory of the turns: the device's, or the process's resident size on the host."""
-    used = side["device_peak_bytes"] or side["peak_rss_bytes"]
+    return side["device_peak_bytes"] or side["peak_rss_bytes"]
+
+
+def _peak(side: Record) -> str:
+    used = peak_bytes(side)
     return "-" if used is None else f"{used / 2**20:.0f} MiB"
 
 

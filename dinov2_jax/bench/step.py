@@ -7,6 +7,7 @@ two fp32 steps without stochastic depth must agree in every loss, gradient norm,
 of student and teacher to 1e-4.
 """
 
+import argparse
 import copy
 import functools
 import sys
@@ -61,9 +62,18 @@ def for_check(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def main() -> int:
-    """Returns the exit status."""
-    flags = parser(__doc__ or "", list(PEERS), rounds=5)
+def title_of(config: dict[str, Any]) -> str:
+    """What a step of this recipe works on, in short."""
+    model, crops = config["model"], config["crops"]
+    return (
+        f"{model['variant']}/{model['patch_size']} B={config['batch_size']} "
+        f"2x{crops['global_size']}+{crops['local_number']}x{crops['local_size']} "
+        f"K={config['dino']['head_prototypes']} {config['centering']} {config['compute_dtype']}"
+    )
+
+
+def add_recipe(flags: argparse.ArgumentParser) -> None:
+    """The flags that `recipe` reads."""
     flags.add_argument("--config", default="configs/default.py", help="the recipe")
     flags.add_argument("--batch", type=int, default=2, help="images a step")
     flags.add_argument("--variant", default="vit_small", help="of the backbone; '': the recipe's")
@@ -74,6 +84,12 @@ def main() -> int:
     flags.add_argument("--prototypes", type=int, default=0, help="K; 0: the recipe's")
     flags.add_argument("--centering", default="", help="or sinkhorn_knopp; '': the recipe's")
     flags.add_argument("--unroll", action="store_true", help="ours: unroll the blocks")
+
+
+def main() -> int:
+    """Returns the exit status."""
+    flags = parser(__doc__ or "", list(PEERS), rounds=5)
+    add_recipe(flags)
     args = flags.parse_args()
     try:
         config = recipe(args)
@@ -92,11 +108,8 @@ def main() -> int:
         )
         for name in args.peers
     ]
-    model, crops = config["model"], config["crops"]
     case = run_case(
-        f"step {model['variant']}/{model['patch_size']} B={args.batch} "
-        f"2x{crops['global_size']}+{crops['local_number']}x{crops['local_size']} "
-        f"K={config['dino']['head_prototypes']} {config['centering']} {args.dtype}",
+        f"step {title_of(config)}",
         Contender("ours", "dinov2_jax.bench.ours.step:side", timed, checked),
         peers,
         functools.partial(compare, max_rel=1e-4),

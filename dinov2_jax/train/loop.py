@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         stack.enter_context(out)
         for note in [*_describe(config, source, mesh, start), *notes]:
             out.message(note)
-        loader = stack.enter_context(_loading(config, source, start, share))
+        loader = stack.enter_context(loading(config, source, start, share))
         stack.enter_context(end_when_lost())
         state = _run_steps(config, run, mesh, state, start, loader, checkpoints, bad, out, stop)
     if stop.signal_name is None:
@@ -183,7 +183,14 @@ def _start_state(
     return state, loader["next_batch"]
 
 
-def _loading(config: ConfigDict, source: Source, start: int, share: list[int]) -> Any:
+def loading(
+    config: ConfigDict, source: Source, start: int, share: list[int]
+) -> contextlib.closing[TrainLoader]:
+    """The loader of a run from batch `start` on, in a context that closes it.
+
+    Args:
+      share: the groups of a batch that this process loads.
+    """
     loader = TrainLoader(
         source,
         crop_spec(config),

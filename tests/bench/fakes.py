@@ -1,12 +1,15 @@
 """Sides that only sleep, or misbehave, for the tests of the harness."""
 
+import contextlib
+import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from dinov2_jax.bench.harness import Settings, Side
+from dinov2_jax.bench.harness import Part, Settings, Side
 
 
 def sleeper(settings: Settings) -> Side:
@@ -20,6 +23,33 @@ def sleeper(settings: Settings) -> Side:
                 time.sleep(settings["sleep_s"] * repetitions)
 
     return Side(check=lambda: {"answer": np.full(3, settings["answer"])}, run=run)
+
+
+def fed(settings: Settings) -> Side:
+    """Sleeps 40 ms, and 20 ms without its food; what surrounds it takes 100 ms more."""
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        time.sleep(0.05)
+        yield
+        time.sleep(0.05)
+
+    def sleep(sleep_s: float) -> Part:
+        return Part(lambda repetitions: time.sleep(sleep_s * repetitions), around)
+
+    whole = sleep(0.04)
+    return Side(check=dict, run=whole.run, around=around, parts={"unfed": sleep(0.02)})
+
+
+def parent(settings: Settings) -> Side:
+    """Has a child process do the work, as loaders do."""
+
+    def run(repetitions: int) -> None:
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0.01,))
+        child.start()
+        child.join()
+
+    return Side(check=dict, run=run)
 
 
 def hungry(settings: Settings) -> Side:

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from dinov2_jax import bench
-from dinov2_jax.bench import attention, draws, features, losses, photos, pipeline, step
+from dinov2_jax.bench import (
+    attention,
+    draws,
+    end_to_end,
+    features,
+    losses,
+    photos,
+    pipeline,
+    step,
+)
 from dinov2_jax.bench.harness import BenchError
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer
@@ -78,7 +87,7 @@ def test_batch_of_a_step():
     assert np.array_equal(np.sort(real), np.flatnonzero(batch["masks"]))
 
 
-@pytest.mark.parametrize("module", [features, step, losses, attention, pipeline])
+@pytest.mark.parametrize("module", [features, step, losses, attention, pipeline, end_to_end])
 def test_what_workers_load_by_name_exists(module):
     defined = set()
     folder = Path(bench.__file__).parent
@@ -91,6 +100,7 @@ def test_what_workers_load_by_name_exists(module):
     entries = {
         features: [f"peers.features:{f}" for f, _ in features.PEERS.values()],
         step: [f"peers.step:{f}" for f, _ in step.PEERS.values()],
+        end_to_end: [f"peers.end_to_end:{f}" for f, _ in step.PEERS.values()],
         losses: ["peers.losses:block"],
         attention: [target for target, _ in attention.PEERS.values()],
         pipeline: ["peers.pipeline:multi_crop", *(f"ours.pipeline:{s}" for s, _ in ROWS)],
@@ -107,6 +117,14 @@ def test_photos_come_from_a_folder_or_are_asked_for(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8rest")
     assert photos.find_photos(str(tmp_path)) == [str(tmp_path / "a.jpg")]
     assert photos.read_jpeg(str(tmp_path / "a.jpg")) == b"\xff\xd8rest"
+
+
+def test_photos_are_written_over_and_over(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"\xff\xd8" + name.encode())
+    (tmp_path / "out").mkdir()
+    files = photos.write_photos(photos.find_photos(str(tmp_path)), tmp_path / "out", 3)
+    assert [Path(file).read_bytes()[2:] for file in files] == [b"a", b"b", b"a"]
 
 
 def test_crops_and_statistics_that_differ_are_refused():

@@ -97,6 +97,29 @@ def test_a_peer_that_is_absent_or_fails_does_not_stop_the_others(tmp_path, capsy
     assert "out of order" in text and text.count("\n") == 4
 
 
+def test_parts_are_timed_in_every_turn_without_what_surrounds_them(tmp_path):
+    pair = run(Contender("ours", f"{FAKES}:fed", {}), Contender("peer", f"{FAKES}:fed", {}))
+    for side in (pair["pairs"][0]["ours"], pair["pairs"][0]["theirs"]):
+        unfed = side["parts"]["unfed"]
+        assert len(unfed["turns_s"]) == len(side["turns_s"]) == 3
+        # The sleeps are 2 : 1; a busy machine only adds to both.
+        assert side["least_s"] >= 0.04 and min(unfed["turns_s"]) >= 0.02
+        assert 0.25 < unfed["ratio"]["median"] < 1
+    assert "alone" not in pair
+
+
+def test_parts_are_worth_measuring_without_a_peer(tmp_path):
+    record = run(Contender("ours", f"{FAKES}:fed", {}), Contender("peer", f"{FAKES}:absent", {}))
+    assert "skipped" in record["pairs"][0]
+    assert len(record["alone"]["parts"]["unfed"]["turns_s"]) == 3
+    assert "alone" not in run(sleeper(tmp_path / "log", "ours", 0.01))
+
+
+def test_a_side_may_have_processes_of_its_own():
+    with Worker("parent", f"{FAKES}:parent", {}, CORES) as worker:
+        assert worker.setup().first_run_s > 0.01
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_peak_memory_is_that_of_the_turns():
     peaks = {}

@@ -146,8 +146,25 @@ def parameter_groups(networks: Networks, config: Settings, hyper: Settings) -> l
     ]
 
 
+def masked_rows(masks: np.ndarray) -> dict[str, Tensor]:
+    """Of masks [B, 2, P] of the global crops, in the order of the crops (view-major).
+
+    Returns:
+      "masks" [2B, P]; "rows" [n], the masked patches' places among all; "weights" [n].
+    """
+    masks = masks.swapaxes(0, 1).reshape(-1, masks.shape[-1])
+    rows = np.flatnonzero(masks)
+    weights = 1 / masks.sum(axis=1)[rows // masks.shape[1]]
+    arrays = {"masks": masks, "rows": rows, "weights": weights.astype(np.float32)}
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
 class Step:
-    """Everything that a step reads and changes."""
+    """Everything that a step reads and changes.
+
+    Attributes:
+      batch: crops of noise [views * B, 3, S, S], view-major, and what `masked_rows` gives.
+    """
 
     def __init__(self, settings: Settings, library: str) -> None:
         config, hyper, seed = settings["config"], settings["hyper"], settings["seed"]
@@ -172,18 +189,10 @@ class Step:
             self.objective = compiled(self.loss, self.device)
 
     def _batch(self, drawn: Flat) -> dict[str, Tensor]:
-        """Crops [views * B, 3, S, S], view-major; masks and masked rows in the same order."""
-        batch = {}
+        batch = masked_rows(drawn["masks"])
         for name in ("global_crops", "local_crops"):
             crops = drawn[name].transpose(1, 0, 4, 2, 3)
             batch[name] = torch.from_numpy(np.ascontiguousarray(crops)).flatten(0, 1)
-        masks = drawn["masks"].swapaxes(0, 1).reshape(-1, drawn["masks"].shape[-1])
-        rows = np.flatnonzero(masks)
-        batch["masks"] = torch.from_numpy(masks)
-        batch["rows"] = torch.from_numpy(rows)
-        count = masks.sum(axis=1)
-        weights = (1 / count[rows // masks.shape[1]]).astype(np.float32)
-        batch["weights"] = torch.from_numpy(weights)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -216,10 +225,10 @@ class Step:
         )
         return total, parts
 
-    def backward(self) -> dict[str, Tensor]:
+    def backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fills the gradients; returns the parts of the loss."""
         with fastest_attention(self.device):
-            total, parts = self.objective(self.batch)
+            total, parts = self.objective(batch)
             total.backward()
         return parts
 
@@ -237,8 +246,9 @@ class Step:
             1 - self.hyper["momentum"],
         )
 
-    def __call__(self) -> None:
-        self.backward()
+    def __call__(self, batch: dict[str, Tensor] | None = None) -> None:
+        """One step on `batch`, or on the one of noise."""
+        self.backward(self.batch if batch is None else batch)
         self.update()
 
 
@@ -247,22 +257,23 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([x.detach().double().norm() for x in tensors]).norm()
 
 
+def two_steps(step: Step) -> Arrays:
+    """What is compared: losses and gradient norms of two steps, the weights' norms after each."""
+    found = {}
+    for number in (1, 2):
+        figures = step.backward(step.batch)
+        for name, module in step.student.named_children():
+            figures[f"grad_norm/{name}"] = _norm(p.grad for p in module.parameters())
+        step.update()
+        figures["student_norm"] = _norm(step.student.parameters())
+        figures["teacher_norm"] = _norm(step.teacher.parameters())
+        found |= {f"step {number} {k}": v.detach().cpu().numpy() for k, v in figures.items()}
+    return found
+
+
 def _side(settings: Settings, library: str) -> Side:
     step = Step(settings, library)
-
-    def check() -> Arrays:
-        found = {}
-        for number in (1, 2):
-            figures = step.backward()
-            for name, module in step.student.named_children():
-                figures[f"grad_norm/{name}"] = _norm(p.grad for p in module.parameters())
-            step.update()
-            figures["student_norm"] = _norm(step.student.parameters())
-            figures["teacher_norm"] = _norm(step.teacher.parameters())
-            found |= {f"step {number} {k}": v.detach().cpu().numpy() for k, v in figures.items()}
-        return found
-
-    return side_of(check, step, step.device)
+    return side_of(lambda: two_steps(step), step, step.device)
 
 
 def lightly(settings: Settings) -> Side:
