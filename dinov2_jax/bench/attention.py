@@ -14,6 +14,7 @@ from dinov2_jax.bench.report import finish, parser, prepare
 PEERS = {
     "jax-xla": ("ours.attention:side", "xla"),
     "jax-cudnn": ("ours.attention:side", "cudnn"),  # bf16 on a GPU; its backward wants even lengths
+    "ours-triton": ("ours.attention:side", "ours-triton"),  # of ours, what auto would not choose
     "torch": ("peers.attention:sdpa", ""),
 }
 # cls + patches: 96 px/16, 98 px/14, 224 px/16, 224 px/14, the same with registers, 518 px/14.

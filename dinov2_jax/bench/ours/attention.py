@@ -1,5 +1,6 @@
 """Attention, forward and backward: our function, and the backends it chooses from."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax import Array
 from dinov2_jax.bench.draws import draw_images
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import DTYPES, configure, repeat, side_of
-from dinov2_jax.ops.attention import attention
+from dinov2_jax.ops.attention import attention, choose, platform_in_use
 
 
 def _of_jax(implementation: Any) -> Callable[..., Array]:
@@ -21,17 +22,29 @@ def _of_jax(implementation: Any) -> Callable[..., Array]:
     return call
 
 
+def _of_ours(backend: str, shape: tuple[int, ...], dtype: Any) -> Callable[..., Array]:
+    """Our function with a given backend, which must not be replaced by another."""
+    if choose(backend, platform_in_use(), shape, dtype) != backend:
+        raise ValueError(f"the backend {backend} cannot run {shape} {dtype} here; leave it out")
+    return functools.partial(attention, backend=backend)
+
+
 def side(settings: Settings) -> Side:
     """settings: "batch", "tokens", "heads", "head_dim", "dtype", "seed", "backend", "backward".
 
-    Backend "ours" is `ops.attention.attention`, others are handed to jax.nn as they are.
+    Backend "ours" is `ops.attention.attention`, "ours-NAME" the same with that backend; others are
+    handed to jax.nn as they are.
     """
     configure(settings)
     backend = settings["backend"]
-    function = attention if backend == "ours" else _of_jax(backend)
     shape = (settings["batch"], settings["tokens"], settings["heads"], settings["head_dim"])
+    dtype = DTYPES[settings["dtype"]]
+    if backend.startswith("ours-"):
+        function = _of_ours(backend.removeprefix("ours-"), shape, jnp.dtype(dtype))
+    else:
+        function = attention if backend == "ours" else _of_jax(backend)
     drawn = draw_images(settings["seed"], 4, *shape)
-    q, k, v, cotangent = (jnp.asarray(x, DTYPES[settings["dtype"]]) for x in drawn)
+    q, k, v, cotangent = (jnp.asarray(x, dtype) for x in drawn)
 
     @jax.jit
     def work(q, k, v, cotangent):
