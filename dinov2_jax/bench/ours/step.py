@@ -14,7 +14,7 @@ from dinov2_jax.bench.draws import draw_batch, draw_networks
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import side_of
 from dinov2_jax.ssl.objective import Objective
-from dinov2_jax.train.setup import make_objective, optimizer_of
+from dinov2_jax.train.setup import make_objective, optimizer_of, return_free_memory
 from dinov2_jax.train.state import TrainState
 from dinov2_jax.train.step import train_step
 from dinov2_jax.weights.convert import from_reference
@@ -66,10 +66,14 @@ def side(settings: Settings) -> Side:
         functools.partial(train_step, objective=objective, optimizer=optimizer), donate_argnums=0
     )
     state = _state(settings, objective, optimizer, student)
+    started = False
 
     def call() -> dict[str, Array]:
-        nonlocal state
+        nonlocal state, started
         state, metrics = step(state, batch, hyper)
+        if not started:  # as the training loop does after its first step
+            return_free_memory()
+            started = True
         return metrics
 
     def run(repetitions: int) -> None:
