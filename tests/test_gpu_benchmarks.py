@@ -129,7 +129,7 @@ STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *bench.summary*) echo "the summary of $3" ;;
   *bench.losses*) echo "out of order" >&2; exit 1 ;;
-  *"--batch 64"*vitl16_short*vit_large*) echo "error: RESOURCE_EXHAUSTED: Out of memory" >&2; exit 1 ;;
+  *"--batch 64"*vitl16_short*vit_large*) echo "error: RESOURCE_EXHAUSTED: no memory" >&2; exit 1 ;;
   *) echo "table of $*" ;;
 esac
 """

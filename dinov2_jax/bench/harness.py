@@ -26,8 +26,8 @@ PAUSE_S = 0.3
 # CPU numbers on a busy machine are worthless: above this many waiting processes a core, say so.
 BUSY_LOAD = 0.5
 
-# On CPUs both sides touch a lot of fresh memory; in pages of 4 KiB that takes a tenth of the time of
-# either, and on a virtual machine it is most of the spread.
+# On CPUs both sides touch a lot of fresh memory; in pages of 4 KiB that takes a tenth of the time
+# of either, and on a virtual machine it is most of the spread.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 Arrays = dict[str, np.ndarray]
