@@ -166,15 +166,31 @@ def _join_groups(mesh: Mesh, groups: int) -> Callable[[Array], Array]:
     return jax.jit(lambda x: x[device, place], out_shardings=NamedSharding(mesh, P()))
 
 
-def gather_prototypes(x: Array) -> Array:
-    """Prototypes [K, d] with all of d on every device, K split over "tensor" if it divides.
+def constrain_prototypes(x: Array, axis: int = 0) -> Array:
+    """Prototypes whole on every device, or split over "tensor" along `axis` if that divides.
 
     Said once, in the compute dtype: otherwise each walk over their blocks gathers them anew.
     """
-    if jax.sharding.get_abstract_mesh().size <= 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
         return x
-    split = "tensor" if x.shape[0] % tensor_shards() == 0 else None
-    return jax.lax.with_sharding_constraint(x, P(split, None))
+    spec: list[str | None] = [None] * x.ndim
+    spec[axis] = "tensor" if x.shape[axis] % tensor_shards() == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def constrain_scores(x: Array) -> Array:
+    """Scores [G, ..., K]: each device has its own rows, and with a tensor axis its own prototypes.
+
+    Left alone, XLA splits some of them by prototypes or features under FSDP and sends rows around.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    if shards * tensor_shards() == 1 or x.shape[0] % shards:
+        return x
+    split = "tensor" if x.shape[-1] % tensor_shards() == 0 else None
+    middle = (None,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *middle, split))
 
 
 def tensor_shards() -> int:

@@ -108,7 +108,8 @@ def run_case(
                 pair["error"] = str(error)
                 say(f"{title}: error: {error}")
         if measured.parts_s and not compared:
-            calibrate(mine, measured, rules.turn_s)
+            if not calibrated:
+                calibrate(mine, measured, rules.turn_s)
             record["alone"] = _measure_alone(mine, measured, rules, title)
     return record
 

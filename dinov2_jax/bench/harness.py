@@ -58,6 +58,7 @@ class Side:
     Attributes:
       check: () -> named fp32 results, to be compared with the other side's before any timing.
       run, around: what is compared, see `Part`.
+      multiple: of which the number of repetitions of a turn is one.
       parts: other work, by name, that every turn times as well, after `run` and as often.
       device_peak_bytes: () -> greatest device memory since the reset; None on the host.
       reset_device_peak: where the library can, lets that start again (JAX cannot).
@@ -72,6 +73,7 @@ class Side:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    multiple: int = 1
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
 
 
@@ -85,6 +87,7 @@ class Measured:
     repetitions: int
     device: str
     versions: dict[str, str]
+    multiple: int = 1
     turns_s: list[float] = dataclasses.field(default_factory=list)
     cpu_s: list[float] = dataclasses.field(default_factory=list)
     parts_s: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -145,7 +148,7 @@ def _serve(connection: Connection, target: str, settings: Settings, cores: Seque
                 side = _build(target, settings)
                 seconds = time.perf_counter() - start
                 versions, parts = dict(side.versions), list(side.parts)
-                answer = (seconds, side.device, versions, start_rss, parts)
+                answer = (seconds, side.device, versions, start_rss, side.multiple, parts)
             elif command == "check":
                 answer = side.check()
             elif command == "run":
@@ -225,7 +228,7 @@ class Worker:
 
     def setup(self) -> Measured:
         """Builds the side and runs it once, which is where it compiles."""
-        setup_s, device, versions, start_rss, parts = self.ask("setup")
+        setup_s, device, versions, start_rss, multiple, parts = self.ask("setup")
         first_run_s = self.ask("run", 1)[0]
         return Measured(
             self.name,
@@ -234,6 +237,7 @@ class Worker:
             1,
             device,
             versions,
+            multiple=multiple,
             parts_s={name: [] for name in parts},
             start_rss_bytes=start_rss,
         )
@@ -242,9 +246,9 @@ class Worker:
 def calibrate(worker: Worker, measured: Measured, turn_s: float) -> None:
     """Warm-up, and how many repetitions fill `turn_s` seconds."""
     worker.ask("run", 1)  # allocators and autotuners settle
-    once_s = worker.ask("run", 1)[0]
-    measured.repetitions = max(1, math.ceil(turn_s / max(once_s, 1e-6)))
-    if measured.repetitions > 1:
+    some_s = worker.ask("run", measured.multiple)[0]
+    measured.repetitions = measured.multiple * max(1, math.ceil(turn_s / max(some_s, 1e-6)))
+    if measured.repetitions > measured.multiple:
         worker.ask("run", measured.repetitions)
     for name in measured.parts_s:
         worker.ask("part", (name, 1))

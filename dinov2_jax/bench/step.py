@@ -48,6 +48,8 @@ def recipe(args: Any) -> dict[str, Any]:
             config.crops[name] = getattr(args, name)
     if args.prototypes:
         config.dino.head_prototypes = config.ibot.head_prototypes = args.prototypes
+    if args.remat:
+        config.model.remat = args.remat
     if args.centering:
         config.centering = args.centering
     config.model.scan_blocks = not args.unroll
@@ -83,6 +85,7 @@ def add_recipe(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--local_size", type=int, default=0, help="px; 0: the recipe's")
     flags.add_argument("--prototypes", type=int, default=0, help="K; 0: the recipe's")
     flags.add_argument("--centering", default="", help="or sinkhorn_knopp; '': the recipe's")
+    flags.add_argument("--remat", default="", help="ours: model.remat; '': the recipe's")
     flags.add_argument("--unroll", action="store_true", help="ours: unroll the blocks")
 
 

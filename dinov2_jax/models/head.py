@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.layers import linear
-from dinov2_jax.sharding import gather_prototypes
+from dinov2_jax.sharding import constrain_batch, constrain_prototypes, constrain_scores
 
 EPS = 1e-12  # least norm that is divided by
 
@@ -68,15 +68,16 @@ class WeightNormLinear(nn.Module):
 
         v = self.param("weight_v", draw, (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
-        prototypes = gather_prototypes((v * (g * inverse_norm(v))[:, None]).astype(self.dtype))
-        sets = [x.astype(self.dtype) for x in sets]
+        prototypes = constrain_prototypes((v * (g * inverse_norm(v))[:, None]).astype(self.dtype))
+        sets = [constrain_batch(x.astype(self.dtype)) for x in sets]
         if self.block:
             return [Scores(x, prototypes, self.block) for x in sets]
         # Logits stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-        return [
+        logits = [
             jnp.einsum("...i,ki->...k", x, prototypes, preferred_element_type=jnp.float32)
             for x in sets
         ]
+        return [constrain_scores(x) for x in logits]
 
 
 class DINOHead(nn.Module):
@@ -97,11 +98,12 @@ class DINOHead(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def _bottleneck(self, x: Array) -> Array:
+        x = constrain_batch(x)
         for i in range(self.layers):
             last = i == self.layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
             # The names are the reference's positions in its nn.Sequential: mlp.0, mlp.2, mlp.4.
-            x = linear(width, True, self.dtype, f"mlp_{2 * i}")(x)
+            x = constrain_batch(linear(width, True, self.dtype, f"mlp_{2 * i}")(x))
             x = x if last else jax.nn.gelu(x, approximate=False)
         return l2_normalize(x)
 

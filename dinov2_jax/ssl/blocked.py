@@ -17,7 +17,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.models.head import Scores
-from dinov2_jax.sharding import tensor_shards
+from dinov2_jax.sharding import constrain_prototypes, constrain_scores, tensor_shards
 from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS
 
 
@@ -78,13 +78,14 @@ def _shards(block: int) -> int:
 
 
 def _logits(features: Array, prototypes: Array) -> Array:
-    return jnp.einsum("...d,kd->...k", features, prototypes, preferred_element_type=jnp.float32)
+    f32 = {"preferred_element_type": jnp.float32}
+    return constrain_scores(jnp.einsum("...d,kd->...k", features, prototypes, **f32))
 
 
 def _fold(step: Callable[..., Any], start: Any, scores: Scores, *columns: Array) -> Any:
     """Scans step(carry, (block of prototypes, column blocks...)) over the prototypes."""
     blocks = tuple(_blocks(x, scores.block) for x in (scores.prototypes, *columns))
-    return jax.lax.scan(step, start, blocks)
+    return jax.lax.scan(step, start, tuple(constrain_prototypes(x, 1) for x in blocks))
 
 
 def _logsumexp_step(peak: Array, total: Array, scores: Array) -> tuple[Array, Array]:

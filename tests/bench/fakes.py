@@ -38,7 +38,8 @@ def fed(settings: Settings) -> Side:
         return Part(lambda repetitions: time.sleep(sleep_s * repetitions), around)
 
     whole = sleep(0.04)
-    return Side(check=dict, run=whole.run, around=around, parts={"unfed": sleep(0.02)})
+    parts = {"unfed": sleep(0.02)}
+    return Side(check=dict, run=whole.run, around=around, multiple=3, parts=parts)
 
 
 def parent(settings: Settings) -> Side:

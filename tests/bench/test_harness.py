@@ -102,6 +102,7 @@ def test_parts_are_timed_in_every_turn_without_what_surrounds_them(tmp_path):
     for side in (pair["pairs"][0]["ours"], pair["pairs"][0]["theirs"]):
         unfed = side["parts"]["unfed"]
         assert len(unfed["turns_s"]) == len(side["turns_s"]) == 3
+        assert side["repetitions"] == 3  # one would fill the turn
         # The sleeps are 2 : 1; a busy machine only adds to both.
         assert side["least_s"] >= 0.04 and min(unfed["turns_s"]) >= 0.02
         assert 0.25 < unfed["ratio"]["median"] < 1

@@ -127,6 +127,8 @@ def side(settings: Settings) -> Side:
     return dataclasses.replace(
         side_of(dict, training.from_files),
         around=lambda: files.flowing(training.from_files),
+        # Workers deliver in bursts, of which a turn has whole ones.
+        multiple=4 * max(1, files.config.data.workers),
         parts={
             "synthetic": Part(training.from_noise),
             "loader": Part(files.drop, lambda: files.flowing(files.drop)),

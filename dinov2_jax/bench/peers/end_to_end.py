@@ -138,6 +138,7 @@ def _side(settings: Settings, library: str) -> Side:
     return dataclasses.replace(
         side_of(check, train, step.device),
         around=lambda: files.flowing(train),
+        multiple=4 * max(1, files.workers),
         parts={
             "synthetic": part(step),
             "loader": dataclasses.replace(loader, around=lambda: files.flowing(files.drop)),
