@@ -62,6 +62,7 @@ def arguments(**changes):
         "local_size": 32,
         "prototypes": 128,
         "centering": "",
+        "remat": "",
         "unroll": False,
     }
     return argparse.Namespace(**given | changes)
