@@ -67,15 +67,16 @@ def fractions(case: Record) -> str:
 
 def contenders(args: Any, config: dict[str, Any], photos: str) -> tuple[Contender, list[Contender]]:
     """Our side and the peers of --peers. photos: a text file, the path of a JPEG file a line."""
+    checked_config = for_check(config)
     common = {
         "threads": args.threads,
         "device": args.device,
         "seed": args.seed,
         "photos": photos,
-        "check_batches": -(-args.check_images // args.batch),
+        "check_batches": -(-args.check_images // checked_config["batch_size"]),
     }
     timed = common | {"config": config, "hyper": HYPER, "check": False}
-    checked = common | {"config": for_check(config), "hyper": CHECK_HYPER, "check": True}
+    checked = common | {"config": checked_config, "hyper": CHECK_HYPER, "check": True}
     ours = Contender("ours", "dinov2_jax.bench.ours.end_to_end:side", timed, checked)
     peers = []
     for name in args.peers:

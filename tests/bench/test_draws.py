@@ -78,6 +78,8 @@ def test_recipe_of_a_step():
     checked = step.for_check(config)
     assert (checked["model"]["drop_path_rate"], checked["compute_dtype"]) == (0.0, "float32")
     assert config["model"]["drop_path_rate"] == 0.3  # the timed recipe keeps its own
+    assert (checked["batch_size"], checked["group_size"]) == (3, 3)
+    assert step.for_check(step.recipe(arguments(batch=64)))["batch_size"] == step.CHECK_BATCH
 
 
 def test_batch_of_a_step():
