@@ -7,8 +7,10 @@ A collective inside a loop counts as often as the loop runs; XLA writes the trip
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
+
+from dinov2_jax.plan.hlo import Instruction, Part, Place, Program, is_own_share, read_program
 
 KINDS = (
     "all-gather",
@@ -21,18 +23,6 @@ KINDS = (
 )
 
 
-class Part(NamedTuple):
-    """One array of an HLO type: f32[8,128] is Part("f32", (8, 128))."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or [0])[0])
-        return math.prod(self.shape) * bits // 8
-
-
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """One instruction.
@@ -42,12 +32,14 @@ class Collective:
       parts: the whole arrays: what an all-gather returns, what the others are given.
       times: how often it runs in a step.
       op_name: where it comes from, as JAX names it.
+      gathers: an all-reduce in which each device gives its own share and zeros for the rest.
     """
 
     kind: str
     parts: tuple[Part, ...]
     times: int
     op_name: str
+    gathers: bool = False
 
     @property
     def wire_bytes(self) -> int:
@@ -56,162 +48,124 @@ class Collective:
         return self.times * passes * sum(part.bytes for part in self.parts)
 
 
-class _Instruction(NamedTuple):
-    name: str
-    type: str
-    opcode: str
-    rest: str  # operands and attributes
-
-
 def read_collectives(hlo: str) -> list[Collective]:
     """All collectives that a step runs. hlo: `compiled.as_text()`."""
-    computations, entry = _computations(hlo)
-    return list(_walk(entry, 1, computations))
+    program, entry = read_program(hlo)
+    return list(_walk(Place(entry), 1, program))
 
 
 # ------------------------------------------------------------------------------- reading
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_ASSIGNMENT = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_OPCODE = re.compile(r"\s*([\w\-]+)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    found: dict[str, list[_Instruction]] = {}
-    entry, current = "", ""
-    for line in hlo.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = header[2]
-            found[current] = []
-            entry = current if header[1] else entry
-        elif current and (assigned := _ASSIGNMENT.match(line)):
-            type_end = _end_of_type(line, assigned.end())
-            opcode = _OPCODE.match(line, type_end)
-            if opcode:
-                text = line[assigned.end() : type_end], opcode[1], line[opcode.end() :]
-                found[current].append(_Instruction(assigned[1], *text))
-    return found, entry
-
-
-def _end_of_type(line: str, start: int) -> int:
-    """A tuple's type ends with its own bracket: TPU layouts such as {1,0:T(8,128)} have others."""
-    if line[start : start + 1] != "(":
-        return line.find(" ", start)
-    depth = 0
-    for position in range(start, len(line)):
-        depth += {"(": 1, ")": -1}.get(line[position], 0)
-        if depth == 0:
-            return position + 1
-    return len(line)
-
-
-def _walk(
-    name: str, times: int, computations: dict[str, list[_Instruction]]
-) -> Iterator[Collective]:
-    instructions = computations.get(name, [])
-    types = {instruction.name: instruction.type for instruction in instructions}
-    for instruction in instructions:
+def _walk(place: Place, times: int, program: Program) -> Iterator[Collective]:
+    for instruction in program.get(place.computation, {}).values():
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            yield _collective(kind, instruction, times, types)
+            yield from _collectives(kind, instruction, times, place, program)
             continue
         runs = times
         if instruction.opcode == "while":
-            runs *= _trip_count(instruction, computations)
-        for called in _called(instruction):
-            inner = computations.get(called, [])
-            if _is_reduce_scatter(inner):
-                yield from _as_reduce_scatter(called, runs, computations)
-            else:
-                yield from _walk(called, runs, computations)
+            runs *= _trip_count(instruction, program)
+        for called in instruction.called:
+            found = _walk(place.inside(instruction, called), runs, program)
+            yield from _as_reduce_scatter(found) if _scatters(program.get(called, {})) else found
 
 
-def _called(instruction: _Instruction) -> list[str]:
-    branches = _BRANCHES.search(instruction.rest)
-    listed = [name.strip(" %") for name in branches[1].split(",")] if branches else []
-    return _CALLED.findall(instruction.rest) + listed
-
-
-def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+def _trip_count(loop: Instruction, program: Program) -> int:
     """What XLA found, or the bound in `i < bound`; 1 if neither is there."""
     known = _TRIP_COUNT.search(loop.rest)
     if known:
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-    body = computations.get(condition[1], []) if condition else []
+    body = program.get(condition[1], {}).values() if condition else ()
     bounds = [i.rest for i in body if i.opcode == "constant" and i.type.startswith(("s32", "u32"))]
     less = any("direction=LT" in i.rest for i in body)
     return int(bounds[0].split(")")[0]) if less and len(bounds) == 1 else 1
 
 
-def _parts(text: str) -> tuple[Part, ...]:
-    found = _ARRAY.findall(text)
-    return tuple(Part(d, tuple(int(n) for n in s.split(",") if n)) for d, s in found)
-
-
-def _collective(
-    kind: str, instruction: _Instruction, times: int, types: dict[str, str]
-) -> Collective:
-    parts = _parts(instruction.type)
+def _collectives(
+    kind: str, instruction: Instruction, times: int, place: Place, program: Program
+) -> Iterator[Collective]:
+    """One instruction; an all-reduce of gradients and of own shares together is told as two."""
+    parts, operands = instruction.parts, instruction.operands
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # An asynchronous start returns (what it was given, the result, ...).
-        operands = _operands(instruction)
         parts = parts[len(operands) : 2 * len(operands)]
     if kind == "reduce-scatter":
-        given = [part for name in _operands(instruction) for part in _parts(types.get(name, ""))]
+        types = program[place.computation]
+        given = [part for name in operands if name in types for part in types[name].parts]
         parts = tuple(given) or parts
     origin = re.search(r'op_name="([^"]*)"', instruction.rest)
-    return Collective(kind, parts, times, origin[1] if origin else "")
+    gathered = [False] * len(parts)
+    if kind == "all-reduce" and len(operands) == len(parts):
+        gathered = [is_own_share(name, place, program) for name in operands]
+    for gathers in (True, False):
+        own = tuple(part for part, g in zip(parts, gathered, strict=True) if g == gathers)
+        if own:
+            yield Collective(kind, own, times, origin[1] if origin else "", gathers)
 
 
-def _operands(instruction: _Instruction) -> list[str]:
-    inside = instruction.rest[: _end_of_type("(" + instruction.rest, 0) - 2]
-    return re.findall(r"%([\w.\-]+)", inside)
-
-
-def _is_reduce_scatter(body: list[_Instruction]) -> bool:
+def _scatters(body: Mapping[str, Instruction]) -> bool:
     """A TPU's reduce-scatter is a fusion of an all-reduce and the slice of its own share."""
-    opcodes = {instruction.opcode for instruction in body}
+    opcodes = {instruction.opcode for instruction in body.values()}
     return {"all-reduce", "dynamic-slice"} <= opcodes
 
 
-def _as_reduce_scatter(
-    name: str, times: int, computations: dict[str, list[_Instruction]]
-) -> Iterator[Collective]:
-    for found in _walk(name, times, computations):
-        kind = "reduce-scatter" if found.kind == "all-reduce" else found.kind
-        yield dataclasses.replace(found, kind=kind)
+def _as_reduce_scatter(found: Iterator[Collective]) -> Iterator[Collective]:
+    for collective in found:
+        reduces = collective.kind == "all-reduce"
+        kind = "reduce-scatter" if reduces else collective.kind
+        yield dataclasses.replace(collective, kind=kind)
 
 
 # ------------------------------------------------------------------------------- meaning
 # A reduce-scatter's share is padded to whole tiles: a dimension may have grown by less than this.
 _TILE = 128
+# The sums over the batch that the method itself asks for.
+PROTOTYPE_SUMS = "centre and Sinkhorn sums"
+SCALARS = "losses and norms"
+OTHER_SUMS = "sums of vectors"
 
 
-def purpose(collective: Collective, weights: Collection[tuple[int, ...]]) -> str:
-    """One of "weights", "gradients", "statistics" and "activations", judged by shapes alone.
+class Shapes(NamedTuple):
+    """What is told apart by its shape.
 
-    Scalars and vectors (losses, norms, centres, sums over prototypes, gradients of biases) are
-    statistics, but for reductions longer than any vector of the model: a GPU's compiler packs
-    gradients into one. What has not the size of a weight either is an activation; one that happens
-    to have as many elements as a weight is not told from it.
-
-    Args:
-      weights: shapes of the weights, whole, in shares and block by block, `squeeze`d.
+    Attributes:
+      weights: of the weights, whole, in shares and block by block, `squeeze`d.
+      prototypes: how many a head has, and how many are walked through at a time.
     """
-    reduces = collective.kind in ("all-reduce", "reduce-scatter")
-    shapes = [squeeze(part.shape) for part in collective.parts]
-    matrices = [shape for shape in shapes if len(shape) > 1]
-    if not matrices:
-        longest = max((weight[0] for weight in weights if len(weight) == 1), default=0)
-        packed = reduces and any(shape[0] > longest for shape in shapes if shape)
-        return "gradients" if packed else "statistics"
+
+    weights: frozenset[tuple[int, ...]] = frozenset()
+    prototypes: frozenset[int] = frozenset()
+
+
+def by_purpose(collective: Collective, shapes: Shapes) -> dict[str, Collective]:
+    """A collective split by what its arrays are: XLA puts several into one message."""
+    parts: dict[str, list[Part]] = {}
+    for part in collective.parts:
+        parts.setdefault(_purpose(collective, squeeze(part.shape), shapes), []).append(part)
+    return {name: dataclasses.replace(collective, parts=tuple(own)) for name, own in parts.items()}
+
+
+def _purpose(collective: Collective, shape: tuple[int, ...], shapes: Shapes) -> str:
+    """ "weights", "gradients", a sum of the method or "activations", judged by the shape alone.
+
+    What happens to have as many elements as a weight is not told from it: the covariance of the
+    features, [D, D], counts as a gradient, and the gradient of the prototypes' gains, [K], as sums
+    over prototypes.
+    """
+    reduces = collective.kind in ("all-reduce", "reduce-scatter") and not collective.gathers
+    if not shape:
+        return SCALARS
+    if reduces and len(shape) == 1:
+        if shape[0] in shapes.prototypes:
+            return PROTOTYPE_SUMS
+        longest = max((weight[0] for weight in shapes.weights if len(weight) == 1), default=0)
+        # A GPU's compiler packs gradients into one vector.
+        return "gradients" if shape in shapes.weights or shape[0] > longest else OTHER_SUMS
     padded = collective.kind == "reduce-scatter"
-    if not all(_is_weight(shape, weights, padded) for shape in matrices):
+    if not _is_weight(shape, shapes.weights, padded):
         return "activations"
     return "gradients" if reduces else "weights"
 

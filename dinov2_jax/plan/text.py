@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import GIB, GPU_DEFAULT_USABLE, GPU_USABLE
-from dinov2_jax.plan.collectives import Collective, purpose
+from dinov2_jax.plan.collectives import Collective, by_purpose
 from dinov2_jax.plan.search import images_that_fit
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.plan.trial import Trial
@@ -128,10 +128,11 @@ def traffic(trial: Trial) -> dict[str, dict[str, int]]:
     """{purpose: {"instructions", "times", "bytes"}} with bytes that a device sends in a step."""
     found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0))
     for collective in trial.collectives or []:
-        row = found[f"{collective.kind} of {purpose(collective, trial.weights)}"]
-        row["instructions"] += 1
-        row["times"] += collective.times
-        row["bytes"] += collective.wire_bytes
+        for purpose, part in by_purpose(collective, trial.shapes).items():
+            row = found[f"{collective.kind} of {purpose}"]
+            row["instructions"] += 1
+            row["times"] += collective.times
+            row["bytes"] += part.wire_bytes
     return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
 
 
@@ -140,7 +141,8 @@ _COLUMNS = ("instructions", "times", "bytes")
 
 def stray(trial: Trial) -> list[Collective]:
     """Collectives of activations, the largest first."""
-    found = [c for c in trial.collectives or [] if purpose(c, trial.weights) == "activations"]
+    split = [by_purpose(collective, trial.shapes) for collective in trial.collectives or []]
+    found = [purposes["activations"] for purposes in split if "activations" in purposes]
     return sorted(found, key=lambda c: -c.wire_bytes)
 
 
@@ -154,18 +156,27 @@ def collective_lines(target: Target, trial: Trial) -> list[str]:
     lines = ["collectives of a step (bytes that each device sends)"]
     for name, row in rows.items():
         times = f"{row['times']:,} in {row['instructions']} places"
-        lines.append(f"  {name:<32}{size(row['bytes']):>12}  {times}")
-    together = f"  {'together':<32}{size(total):>12}"
+        lines.append(f"  {name:<40}{size(row['bytes']):>12}  {times}")
+    together = f"  {'together':<40}{size(total):>12}"
     if target.chip is not None:
         together += f"  {total / target.chip.link_bandwidth * 1e3:,.0f} ms at the link's full rate"
-    return [*lines, together, *_verdict(trial, total)]
+    return [*lines, together, *_gathers_by_sums(trial), *_verdict(trial, total)]
+
+
+def _gathers_by_sums(trial: Trial) -> list[str]:
+    if not any(collective.gathers for collective in trial.collectives or []):
+        return []
+    return [
+        "  weights by all-reduce: shares amid zeros are summed, about twice the bytes of an "
+        "all-gather; this befalls shares narrower than the chip's tiles: fewer fsdp ways avoid it"
+    ]
 
 
 def _verdict(trial: Trial, total: int) -> list[str]:
     others = stray(trial)
     share = sum(c.wire_bytes for c in others) / max(total, 1)
     if not others:
-        return ["  weight gathers and gradient reductions only, and statistics of vectors"]
+        return ["  weight gathers and gradient reductions only, and sums that the method asks for"]
     named = "; ".join(
         f"{c.kind} {c.times} x {' '.join(str(list(p.shape)) for p in c.parts[:3])} "
         f"({c.op_name.split('/', 1)[-1][-60:]})"
@@ -187,6 +198,12 @@ def describe_search(target: Target, trial: Trial) -> list[str]:
     return [f"tried {flags(trial.changes)}: {total} {fit_words(target, trial)}"]
 
 
+_REPEATED = {
+    "pointwise": "remat computes norms, activations and attention logits of the student twice",
+    "blocks": "remat computes the student's blocks twice: about a quarter more time",
+}
+
+
 def outcome(
     config: ConfigDict, target: Target, trials: list[Trial], flops: dict[str, float]
 ) -> list[str]:
@@ -195,7 +212,7 @@ def outcome(
     if last.fits:
         lines = [f"fits with {flags(last.changes)}"]
         if "model.remat" in last.changes:
-            lines.append("(remat computes the student's blocks twice: about a quarter more time)")
+            lines.append(f"({_REPEATED[last.changes['model.remat']]})")
         if "micro_batches" in last.changes:
             lines.append(
                 f"({last.micro_batches} micro-batches, one after the other, make the same update; "

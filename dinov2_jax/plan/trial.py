@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax.plan.collectives import Collective, read_collectives, squeeze
+from dinov2_jax.plan.collectives import Collective, Shapes, read_collectives, squeeze
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.sharding import make_mesh
@@ -45,7 +45,7 @@ class Trial:
       memory: None when the compiler ran out of memory without saying what it needs.
       collectives: None when the program did not compile, for want of memory.
       scores: what `prototype_block` would save.
-      weights: `squeeze`d shapes of the weights, whole and in shares.
+      shapes: what its collectives are told apart by.
       fits: None where the chip's memory is not known.
       compile_s: seconds.
     """
@@ -58,7 +58,7 @@ class Trial:
     memory: Memory | None
     collectives: list[Collective] | None
     scores: ScoreBytes
-    weights: frozenset[tuple[int, ...]]
+    shapes: Shapes
     fits: bool | None
     compile_s: float
 
@@ -94,7 +94,7 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
         memory=memory,
         collectives=collectives,
         scores=score_bytes(config, batch, mesh),
-        weights=weight_shapes(run, config),
+        shapes=told_shapes(run, config),
         fits=fits,
         compile_s=time.monotonic() - began,
     )
@@ -136,15 +136,21 @@ def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
     )
 
 
-def weight_shapes(run: Run, config: ConfigDict) -> frozenset[tuple[int, ...]]:
-    """The shapes in which weights and their gradients travel, `squeeze`d.
+def told_shapes(run: Run, config: ConfigDict) -> Shapes:
+    """The shapes in which weights and their gradients travel, and numbers of prototypes.
 
-    Whole, one block of a stack, and a device's share of either; and the position table without
-    cls, on both crops' grids, whose gradient is summed before it is resampled back.
+    Weights whole, one block of a stack, and a device's share of either; the position table without
+    cls, on both crops' grids, whose gradient is summed before it is resampled back; and the blocks
+    of prototypes that `prototype_block` walks through.
     """
     dim, patch, crops = run.objective.student.backbone.dim, config.model.patch_size, config.crops
     shapes = {(dim, (side // patch) ** 2) for side in (crops.global_size, crops.local_size)}
     for leaf in jax.tree.leaves(run.abstract_state.student):
         for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
             shapes |= {shape, shape[1:]}
-    return frozenset(squeeze(shape) for shape in shapes)
+    numbers = set(prototypes(config))
+    if config.prototype_block:
+        numbers.add(config.prototype_block)
+        widths = (config.dino.head_bottleneck_dim, config.ibot.head_bottleneck_dim)
+        shapes |= {(config.prototype_block, width) for width in widths}
+    return Shapes(frozenset(squeeze(shape) for shape in shapes), frozenset(numbers))

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax.plan.collectives import Collective, Part, purpose, read_collectives, squeeze
+from dinov2_jax.plan.collectives import Collective, Shapes, by_purpose, read_collectives, squeeze
+from dinov2_jax.plan.hlo import Part
 from dinov2_jax.sharding import make_mesh
 
 
@@ -54,6 +55,26 @@ def test_a_loop_counts_as_often_as_it_runs(outer, inner):
     found = [c for c in read_collectives(text) if c.kind == "all-reduce"]
     assert sum(c.times for c in found) == outer * inner
     assert all(c.parts == (Part("f32", (2, 4)),) for c in found)
+
+
+def test_an_all_reduce_of_own_shares_is_a_gather():
+    def place(share, weights):
+        own = jax.lax.axis_index("data") * len(share)
+        whole = jax.lax.dynamic_update_slice(jnp.zeros((16, 4)), share, (own, 0))
+        # Of the gradient each device has a sum of its own, not a share of the whole.
+        return jax.lax.psum((whole, weights * share.sum()), "data")
+
+    def both(x, weights):
+        return jax.shard_map(place, in_specs=(P("data"), P()), out_specs=P())(x, weights)
+
+    text = compiled_text(both, (16, 4), (16, 8), spec=P())
+    found = {c.gathers: c for c in read_collectives(text)}
+    assert found[True].parts == (Part("f32", (16, 4)),)
+    assert found[False].parts == (Part("f32", (16, 8)),)
+    assert found[True].wire_bytes == 2 * 16 * 4 * 4  # twice what an all-gather sends
+    shapes = Shapes(frozenset({squeeze((16, 4)), squeeze((16, 8))}))
+    assert list(by_purpose(found[True], shapes)) == ["weights"]
+    assert list(by_purpose(found[False], shapes)) == ["gradients"]
 
 
 # The forms in which TPU and GPU compilers write what the CPU's does not.
@@ -107,6 +128,66 @@ def test_the_forms_of_tpu_and_gpu():
     assert (fused.kind, fused.wire_bytes) == ("reduce-scatter", 64 * 8 * 4)
 
 
+# As a TPU's compiler gathers shares narrower than a tile, in one message with a gradient.
+BY_ALL_REDUCE = """
+HloModule jit_step, is_scheduled=true
+
+%fused (z: bf16[1,8192,1536], i: u32[], w: bf16[4,64,1536], l: s32[]) -> (s32[], bf16[1,8192,1536]) {
+  %z = bf16[1,8192,1536]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[4,64,1536]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %l = s32[]{:T(128)S(6)} parameter(3)
+  %c = u32[]{:T(128)} constant(0)
+  %share = bf16[1,64,1536]{2,1,0:T(8,128)(2,1)} dynamic-slice(%w, %l, %c, %c)
+  %i = u32[]{:T(128)S(6)} parameter(1)
+  %whole = bf16[1,8192,1536]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%z, %share, %c, %i, %c)
+  ROOT %two = (s32[], bf16[1,8192,1536]{2,1,0:T(8,128)(2,1)}) tuple(%l, %whole)
+}
+
+%body (t: (s32[], bf16[4,64,1536], u32[])) -> (s32[], bf16[4,64,1536], u32[]) {
+  %t = (s32[], bf16[4,64,1536]{2,1,0}, u32[]) parameter(0)
+  %turn = s32[] get-tuple-element(%t), index=0
+  %stack = bf16[4,64,1536]{2,1,0} get-tuple-element(%t), index=1
+  %own = u32[]{:T(128)S(6)} get-tuple-element(%t), index=2
+  %zero = bf16[]{:T(256)} constant(0)
+  %zeros = bf16[1,8192,1536]{2,1,0} broadcast(%zero), dimensions={}
+  %placed = (s32[], bf16[1,8192,1536]{2,1,0}) fusion(%zeros, %own, %stack, %turn), calls=%fused
+  %share.1 = bf16[1,8192,1536]{2,1,0} get-tuple-element(%placed), index=1
+  %moved = (bf16[1,8192,1536]{2,1,0S(1)}, bf16[1,8192,1536]{2,1,0}, u32[]) copy-start(%share.1)
+  %here = bf16[1,8192,1536]{2,1,0S(1)} copy-done(%moved)
+  %column = bf16[8192,1536]{1,0} dynamic-update-slice(%sum, %part, %turn, %turn)
+  %both = (bf16[1,8192,1536]{2,1,0}, bf16[8192,1536]{1,0}) all-reduce(%here, %column), to_apply=%add
+  ROOT %next = (s32[], bf16[4,64,1536], u32[]) tuple(%turn, %stack, %own)
+}
+
+ENTRY %main (w: bf16[4,64,1536]) -> bf16[4,64,1536] {
+  %w = bf16[4,64,1536]{2,1,0} parameter(0)
+  %first = s32[] constant(0)
+  %width = u32[] constant(64)
+  %device = u32[] partition-id()
+  %start = u32[] multiply(%device, %width)
+  %init = (s32[], bf16[4,64,1536]{2,1,0}, u32[]) tuple(%first, %w, %start)
+  %loop = (s32[], bf16[4,64,1536], u32[]) while(%init), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"4"}}
+  ROOT %out = bf16[4,64,1536] get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_weights_that_a_tpu_gathers_by_all_reduce():
+    gather, sum_of = read_collectives(BY_ALL_REDUCE)
+    whole = 8192 * 1536 * 2
+    assert (gather.kind, gather.gathers, gather.times) == ("all-reduce", True, 4)
+    assert gather.wire_bytes == sum_of.wire_bytes == 4 * 2 * whole
+    assert (sum_of.kind, sum_of.gathers) == ("all-reduce", False)  # placed by the turn of the loop
+    shapes = Shapes(frozenset({squeeze((8192, 1536))}))
+    assert list(by_purpose(gather, shapes)) == ["weights"]
+    assert list(by_purpose(sum_of, shapes)) == ["gradients"]
+
+
+# A weight [48, 144] with its bias, and 64 prototypes.
+SHAPES = Shapes(frozenset({squeeze((48, 144)), (144,)}), frozenset({64}))
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "meaning"),
     [
@@ -117,13 +198,27 @@ def test_the_forms_of_tpu_and_gpu():
         ("reduce-scatter", (48, 144), "gradients"),
         ("reduce-scatter", (64, 144), "gradients"),  # a TPU pads shares to tiles
         ("all-reduce", (64, 144), "activations"),
-        ("all-reduce", (64,), "statistics"),
+        ("all-reduce", (144,), "gradients"),
+        ("all-gather", (144,), "weights"),
+        ("all-gather", (24,), "activations"),
+        ("all-reduce", (64,), "centre and Sinkhorn sums"),
+        ("all-reduce", (24,), "sums of vectors"),
         ("all-reduce", (48 * 144 + 48,), "gradients"),  # a GPU packs them
-        ("all-reduce", (), "statistics"),
+        ("all-reduce", (), "losses and norms"),
         ("all-gather", (40, 17, 48), "activations"),
         ("all-to-all", (5, 48), "activations"),
     ],
 )
 def test_purposes(kind, shape, meaning):
-    weights = {squeeze((48, 144)), (144,)}
-    assert purpose(Collective(kind, (Part("f32", shape),), 1, ""), weights) == meaning
+    found = by_purpose(Collective(kind, (Part("f32", shape),), 1, ""), SHAPES)
+    assert list(found) == [meaning]
+
+
+def test_one_message_of_several_purposes():
+    parts = tuple(Part("f32", shape) for shape in ((), (144,), (64,), (48, 144), ()))
+    found = by_purpose(Collective("all-reduce", parts, 3, ""), SHAPES)
+    assert {name: c.wire_bytes for name, c in found.items()} == {
+        "losses and norms": 3 * 2 * 2 * 4,
+        "gradients": 3 * 2 * 4 * (144 + 48 * 144),
+        "centre and Sinkhorn sums": 3 * 2 * 64 * 4,
+    }

@@ -13,7 +13,7 @@ from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.text import fit_words, rate
+from dinov2_jax.plan.text import fit_words, rate, stray
 from dinov2_jax.plan.topology import Target, open_target
 from dinov2_jax.sharding import make_mesh
 from dinov2_jax.train.setup import abstract_batch, make_run
@@ -96,6 +96,21 @@ def test_fsdp_sends_weights_and_gradients_only(planned):
     assert rows["all-gather of weights"]["bytes"] >= 3 * blocks
     assert rows["all-reduce of gradients"]["bytes"] >= 2 * blocks
     assert setting["fits"] is None and "rate: not known" in planned.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"micro_batches": 2, "model.remat": "blocks"},
+        {"mesh.data": 2, "mesh.fsdp": 4, "centering": "sinkhorn_knopp"},
+        {"mesh.data": 2, "mesh.fsdp": 4, "micro_batches": 2, "prototype_block": 16},
+    ],
+    ids=["parts", "2x4 Sinkhorn", "blocks of prototypes"],
+)
+def test_no_activation_travels(changes):
+    config = plan_config(**{"batch_size": 32, "group_size": 2} | changes)
+    trial = trials.try_setting(config, Target("toy", jax.devices(), None))
+    assert trial.collectives and stray(trial) == []
 
 
 def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):

@@ -38,13 +38,27 @@ def test_full_sharding_first_where_it_is_enough():
     changes = next_changes(config, toy_trial(1100), 1000, 8)
     assert changes == {"mesh.data": 1, "mesh.fsdp": 8}
     # 1,300 - 175 would still be too much: recompute, and shard only then.
+    assert "mesh.fsdp" not in (next_changes(config, toy_trial(1300), 1000, 8) or {})
+    for remat in ("pointwise", "blocks"):
+        again = toy_trial(1050, **{"model.remat": remat})
+        assert next_changes(config, again, 1000, 8) == {
+            "model.remat": remat,
+            "mesh.data": 1,
+            "mesh.fsdp": 8,
+        }
+
+
+def test_what_is_cheap_is_recomputed_first_where_that_can_be_enough():
+    config = plan_config(**{"mesh.data": 8, "mesh.fsdp": 1})
+    # 25 of state, sharded, and of 2,300 bytes of temporaries 40 %: 945.
+    assert next_changes(config, toy_trial(2500), 1000, 8) == {"model.remat": "pointwise"}
+    assert next_changes(config, toy_trial(2700), 1000, 8) == {"model.remat": "blocks"}
+    assert next_changes(config, toy_trial(None), 1000, 8) == {"model.remat": "blocks"}
+    # It was not enough, with full sharding neither: the whole blocks.
+    again = toy_trial(1300, **{"model.remat": "pointwise"})
+    assert next_changes(config, again, 1000, 8) == {"model.remat": "blocks"}
+    config.model.remat = "pointwise"
     assert next_changes(config, toy_trial(1300), 1000, 8) == {"model.remat": "blocks"}
-    again = toy_trial(1050, **{"model.remat": "blocks"})
-    assert next_changes(config, again, 1000, 8) == {
-        "model.remat": "blocks",
-        "mesh.data": 1,
-        "mesh.fsdp": 8,
-    }
 
 
 def test_then_as_many_micro_batches_as_are_expected_to_be_enough():
@@ -161,6 +175,14 @@ def test_what_the_arithmetic_expects_is_what_the_compiler_finds():
     assert "micro_batches 2, prototype_block 0, remat blocks" in setting_line(config, found)
     assert "(2 micro-batches, " in "\n".join(outcome(config, target, [first, found], FLOPS))
     assert summary(config, target, found, FLOPS)["micro_batches"] == 2
+
+
+@pytest.mark.parametrize(
+    ("remat", "cost"), [("pointwise", "norms, activations"), ("blocks", "quarter")]
+)
+def test_what_recomputation_costs_is_said(remat, cost):
+    last = toy_trial(900, mesh=SHARDED, fits=True, **{"model.remat": remat})
+    assert cost in "\n".join(outcome(plan_config(), TARGET, [toy_trial(1200), last], FLOPS))
 
 
 def test_a_search_that_finds_nothing_says_how_many_chips_would_do():

@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import Chip
+from dinov2_jax.plan.collectives import Shapes
 from dinov2_jax.plan.memory import Memory
 from dinov2_jax.plan.trial import ScoreBytes, Trial
 from tests.train.tiny import tiny_config
@@ -39,7 +40,7 @@ def toy_trial(
         memory=memory,
         collectives=[] if fits else None,
         scores=ScoreBytes(*scores),
-        weights=frozenset(),
+        shapes=Shapes(),
         fits=fits,
         compile_s=1.0,
     )
