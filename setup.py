@@ -21,6 +21,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=11.0",
+    "safetensors>=0.5",
     "simplejpeg>=1.9",
     "tensorboardX>=2.6",
     "tensorflow-datasets>=4.9.10",  # reads its ArrayRecord data sets; TensorFlow is never imported
@@ -51,6 +52,7 @@ setup(
         "samples": SAMPLES,  # the drawings of the quick start
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "hub": ["huggingface-hub>=0.30"],  # released weights by name
         "test": SAMPLES + TEST,
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
         # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.

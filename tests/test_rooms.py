@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"configuration", "sharding"},
     "data": set(),
     "viz": {"data", "models", "sharding", "configuration", "checkpoint", "monitor"},
-    "weights": {"models", "sharding", "checkpoint", "configuration"},
+    "weights": {"models", "sharding", "checkpoint", "configuration", "data"},
     "eval": {
         "data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor",
         "distributed",
@@ -41,7 +41,9 @@ HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "clu"}
 PEERS = {"torch", "torchvision", "transformers", "timm", "lightly"}
 COMPILERS = {"libtpu", "jax_cuda13_plugin"}
-LAZY = PEERS | COMPILERS | {"tensorflow_datasets", "array_record", "tensorboardX"}
+LAZY = (
+    PEERS | COMPILERS | {"huggingface_hub", "tensorflow_datasets", "array_record", "tensorboardX"}
+)
 BENCH = ROOT / "bench"
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -81,12 +81,23 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[name] = value
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of parameters as {"blocks/attn/qkv/kernel": ...}."""
     flat = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
-        flat |= _flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+        flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
     return flat
+
+
+def unknown_names(state_dict: Flat) -> list[str]:
+    """Tensors of a reference state dict that have no counterpart here."""
+    return [name for name in state_dict if _our_path(name) is None]
+
+
+def _our_path(key: str) -> str | None:
+    block = _BLOCK.match(key)
+    return _OUR_BLOCK.get(block[2]) if block else _OUR_TOP.get(key)
 
 
 def from_reference(state_dict: Flat) -> dict[str, Any]:
@@ -98,8 +109,7 @@ def from_reference(state_dict: Flat) -> dict[str, Any]:
     params: dict[str, Any] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}
     for key, value in state_dict.items():
-        block = _BLOCK.match(key)
-        path = _OUR_BLOCK.get(block[2]) if block else _OUR_TOP.get(key)
+        block, path = _BLOCK.match(key), _our_path(key)
         if path is None:
             raise ValueError(
                 f"weight {key!r} has no counterpart here; expected a DINOv2 state dict"
@@ -124,7 +134,7 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
       patch_size: of the backbone, to fold the patch embedding back; unused for heads.
     """
     out = {}
-    for path, value in _flatten(params).items():
+    for path, value in flatten(params).items():
         value = np.asarray(value)
         if path.startswith("blocks/"):
             path = path.removeprefix("blocks/")
@@ -132,50 +142,4 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
                 out[f"blocks.{i}.{_BLOCK_KEYS[path]}"] = _to_reference_layout(path, layer, 1)
         else:
             out[_TOP_KEYS[path]] = _to_reference_layout(path, value, patch_size)
-    return out
-
-
-# Hugging Face transformers -> reference, below the base model. Files saved by releases before 5
-# have attention.attention.query and mlp.weights_in; newer ones attention.q_proj and, instead of the
-# packed SwiGLU projection, its halves gate_proj and up_proj.
-_HF_RENAMES = (
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.", ""),
-    (r"^layernorm\.", "norm."),
-    (r"^encoder\.layers?\.", "blocks."),
-    (r"^layers?\.", "blocks."),
-    (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
-    (r"attention\.(attention\.)?(query|q_proj)\.", "attn.q."),
-    (r"attention\.(attention\.)?(key|k_proj)\.", "attn.k."),
-    (r"attention\.(attention\.)?(value|v_proj)\.", "attn.v."),
-    (r"layer_scale(\d)\.lambda1$", r"ls\1.gamma"),
-    (r"mlp\.weights_in\.", "mlp.w12."),
-    (r"mlp\.(weights_out|down_proj)\.", "mlp.w3."),
-)
-_HF_PARTS = (
-    (("attn.q", "attn.k", "attn.v"), "attn.qkv"),
-    (("mlp.gate_proj", "mlp.up_proj"), "mlp.w12"),
-)
-
-
-def _join_parts(state_dict: dict[str, np.ndarray]) -> None:
-    """Joins split projections (q, k, v; gate, up) along their outputs, in place."""
-    for parts, joined in _HF_PARTS:
-        for key in [k for k in state_dict if f".{parts[0]}." in k]:
-            names = [key.replace(parts[0], part) for part in parts]
-            state_dict[key.replace(parts[0], joined)] = np.concatenate(
-                [state_dict.pop(name) for name in names]
-            )
-
-
-def huggingface_to_reference(state_dict: Flat) -> dict[str, np.ndarray]:
-    """Renames a `Dinov2Model` / `Dinov2WithRegistersModel` state dict to the reference's keys."""
-    out = {}
-    for key, value in state_dict.items():
-        key = re.sub(r"^dinov2(_with_registers)?\.", "", key)
-        for pattern, replacement in _HF_RENAMES:
-            key = re.sub(pattern, replacement, key)
-        out[key] = np.asarray(value)
-    _join_parts(out)
     return out

@@ -1,0 +1,111 @@
+"""Which ViT a state dict belongs to, read off its names and shapes."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax.models.layers import swiglu_hidden_dim
+from dinov2_jax.models.vit import VARIANTS, VisionTransformer
+from dinov2_jax.weights.files import WeightsError
+
+Flat = Mapping[str, np.ndarray]
+
+_HEAD_DIM = 64  # of all released models
+
+
+def vision_transformer(
+    tensors: Flat, *, heads: int | None = None, dtype: Any = jnp.float32
+) -> VisionTransformer:
+    """The model of a backbone's tensors, under the reference's names.
+
+    Position tables are resampled as the released models do it: with registers to the exact size and
+    antialiased, without them at the scale (n + 0.1) / M.
+
+    Args:
+      heads: of the attention; None: those of a known width, or one a 64 channels.
+
+    Raises:
+      WeightsError: a tensor that all ViTs have is missing, or the shapes are of no ViT known here.
+    """
+    dim = _shape(tensors, "cls_token")[-1]
+    patch_size = _shape(tensors, "patch_embed.proj.weight")[-1]
+    side = math.isqrt(_shape(tensors, "pos_embed")[1] - 1)
+    if side * side != _shape(tensors, "pos_embed")[1] - 1:
+        raise WeightsError(
+            f"pos_embed has {_shape(tensors, 'pos_embed')[1]} rows, which is no square of patches "
+            "and a cls token"
+        )
+    ffn, mlp_ratio = _feed_forward(tensors, dim)
+    registers = tensors["register_tokens"].shape[1] if "register_tokens" in tensors else 0
+    return VisionTransformer(
+        dim=dim,
+        depth=_depth(tensors),
+        heads=heads or _heads(dim),
+        patch_size=patch_size,
+        image_size=side * patch_size,
+        ffn=ffn,
+        mlp_ratio=mlp_ratio,
+        registers=registers,
+        layerscale=1.0 if "blocks.0.ls1.gamma" in tensors else None,
+        interpolate_offset=0.0 if registers else 0.1,
+        interpolate_antialias=bool(registers),
+        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        proj_bias="blocks.0.attn.proj.bias" in tensors,
+        ffn_bias=f"blocks.0.mlp.{'w12' if ffn == 'swiglu' else 'fc1'}.bias" in tensors,
+        dtype=dtype,
+    )
+
+
+def in_channels(params: Mapping[str, Any], patch_size: int) -> int:
+    """Channels of the images that a backbone's parameters take."""
+    return params["patch_embed"]["kernel"].shape[0] // patch_size**2
+
+
+def expected_shapes(model: VisionTransformer, channels: int) -> Any:
+    """The model's parameter tree, as shapes."""
+    images = jnp.zeros((1, model.patch_size, model.patch_size, channels))
+    plain = model.clone(attention="xla")  # no kernel is made for one patch
+    return jax.eval_shape(plain.init, jax.random.key(0), images)["params"]
+
+
+def _shape(tensors: Flat, name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise WeightsError(f"tensor {name!r} is missing, so these are not a whole backbone")
+    return tensors[name].shape
+
+
+def _depth(tensors: Flat) -> int:
+    numbers = [re.match(r"blocks\.(?:\d+\.)?(\d+)\.", name) for name in tensors]
+    return max((int(found[1]) + 1 for found in numbers if found), default=0)
+
+
+def _heads(dim: int) -> int:
+    for variant in VARIANTS.values():
+        if variant.dim == dim:
+            return variant.heads
+    if dim % _HEAD_DIM:
+        raise WeightsError(
+            f"the number of attention heads does not follow from a width of {dim}, which is no "
+            f"multiple of {_HEAD_DIM}; give it: load(..., heads=...)"
+        )
+    return dim // _HEAD_DIM
+
+
+def _feed_forward(tensors: Flat, dim: int) -> tuple[str, float]:
+    """The kind and the ratio of its hidden width."""
+    packed = next((x for name, x in tensors.items() if name.endswith("0.mlp.w12.weight")), None)
+    if packed is None:
+        first = next((x for name, x in tensors.items() if name.endswith("0.mlp.fc1.weight")), None)
+        if first is None:
+            raise WeightsError("tensor 'blocks.0.mlp.fc1.weight' is missing")
+        return "mlp", first.shape[0] / dim
+    hidden = packed.shape[0] // 2
+    for ratio in (4.0, 1.5 * hidden / dim):
+        if swiglu_hidden_dim(dim, ratio) == hidden:
+            return "swiglu", ratio
+    raise WeightsError(f"SwiGLU of width {hidden} at width {dim} follows no known rule")

@@ -1,0 +1,102 @@
+"""Our parameter-only bundle: a directory with the weights and all that is needed to use them.
+
+<bundle>/params/      the parameter tree
+<bundle>/bundle.json  architecture, preprocessing, source, version
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dinov2_jax import __version__
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights.files import WeightsError
+
+_CARD = "bundle.json"
+# What makes an architecture; the rest of the module's fields say how it is run.
+FIELDS = (
+    *("dim", "depth", "heads", "patch_size", "image_size", "ffn", "mlp_ratio", "registers"),
+    *("layerscale", "interpolate_offset", "interpolate_antialias"),
+    *("qkv_bias", "proj_bias", "ffn_bias"),
+)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is a bundle's directory."""
+    return (path / _CARD).is_file()
+
+
+def architecture_fields(model: VisionTransformer) -> dict[str, Any]:
+    """The fields of `model` that a bundle stores."""
+    return {name: getattr(model, name) for name in FIELDS}
+
+
+def write_bundle(
+    path: Path, model: VisionTransformer, params: Any, preprocessing: Preprocessing, source: str
+) -> None:
+    """Writes a bundle; it appears under its name only when it is complete.
+
+    Raises:
+      WeightsError: if there is something at `path` already.
+    """
+    if path.exists():
+        raise WeightsError(f"{path} exists already; give another place, or remove it")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as writer:
+            writer.save((unfinished / "params").resolve(), jax.tree.map(np.asarray, params))
+        card = {
+            "dinov2_jax": __version__,
+            "architecture": architecture_fields(model),
+            "preprocessing": dataclasses.asdict(preprocessing),
+            "source": source,
+        }
+        (unfinished / _CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
+    """Architecture fields, parameters as numpy arrays, and the preprocessing.
+
+    Raises:
+      WeightsError: damaged, or of a later version.
+    """
+    try:
+        card = json.loads((path / _CARD).read_text(encoding="utf-8"))
+        fields: Mapping[str, Any] = card["architecture"]
+        stored = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()
+        }
+        params = _restore((path / "params").resolve())
+    except (ValueError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path} is a damaged bundle ({reason}); export it again") from error
+    unknown = set(fields) - set(FIELDS)
+    if unknown:
+        raise WeightsError(
+            f"{path} was written by dinov2_jax {card.get('dinov2_jax')}, which knows "
+            f"{', '.join(sorted(unknown))}; this is {__version__}"
+        )
+    return dict(fields), params, Preprocessing(**stored)
+
+
+def _restore(folder: Path) -> Any:
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(ocp.utils.epath.Path(folder)).tree
+    item = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), tree)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    args = ocp.args.PyTreeRestore(item, restore_args=as_numpy)
+    return handler.restore(ocp.utils.epath.Path(folder), args=args)

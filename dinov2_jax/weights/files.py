@@ -1,0 +1,180 @@
+"""Tensors by name, from the files that people have: safetensors, .pth, Hugging Face directories.
+
+Nothing here knows what a tensor means. Safetensors are read without torch; a .pth needs torch (an
+optional extra) and is read with `weights_only`, so a pickle that would run code is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+# Index and single file of a Hugging Face directory, the safe format first.
+_MODEL_FILES = (
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message is one sentence with the file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensors:
+    """What a file or directory holds.
+
+    Attributes:
+      tensors: by the file's own names, in its order.
+      settings: config.json of a directory, the metadata of a safetensors file, or {}.
+      path: where it was read.
+    """
+
+    tensors: dict[str, np.ndarray]
+    settings: Mapping[str, Any]
+    path: Path
+
+
+def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
+    """Reads a file, or a directory as `save_pretrained` writes it (also in several files).
+
+    Args:
+      which: "teacher" or "student" of a training checkpoint in a .pth.
+
+    Raises:
+      WeightsError: not there, not a format known here, truncated, or a pickle that would run code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _read_directory(path, which)
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights at {path}; give a file, a directory, or a name of list_models()"
+        )
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        return Tensors(tensors, metadata, path)
+    if path.suffix in PICKLES:
+        return Tensors(_read_pickle(path, which), {}, path)
+    known = ", ".join((".safetensors", *PICKLES))
+    raise WeightsError(f"{path} is none of {known}, nor a directory that holds such files")
+
+
+def _read_directory(folder: Path, which: str) -> Tensors:
+    for index, single in _MODEL_FILES:
+        if (folder / index).is_file():
+            files = sorted(set(_read_json(folder / index)["weight_map"].values()))
+        elif (folder / single).is_file():
+            files = [single]
+        else:
+            continue
+        tensors: dict[str, np.ndarray] = {}
+        for name in files:
+            tensors |= read_tensors(folder / name, which).tensors
+        config = folder / "config.json"
+        return Tensors(tensors, _read_json(config) if config.is_file() else {}, folder)
+    wanted = " or ".join(single for _, single in _MODEL_FILES)
+    raise WeightsError(f"{folder} holds neither {wanted} nor an index of several such files")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}); download it again") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    _refuse_pages(path)
+    try:
+        # numpy knows no bf16: jax's arrays do, and they stay on the host.
+        with safe_open(path, framework="numpy") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            if "BF16" in kinds.values():
+                return _read_bf16(path, names), metadata
+            return {name: file.get_tensor(name) for name in names}, metadata
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path} is damaged or no safetensors file ({error}); download it again"
+        ) from error
+
+
+def _read_bf16(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    import jax
+
+    with (
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+        safe_open(path, framework="flax") as file,
+    ):
+        return {name: np.asarray(file.get_tensor(name)) for name in names}
+
+
+def _refuse_pages(path: Path) -> None:
+    """A download that met a login or an error page saves that page under the file's name."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(
+            f"{path} is a web page, not weights: the download failed; open it in a text editor to "
+            "see why, and download it again"
+        )
+
+
+def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
+    _refuse_pages(path)
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f'{path} needs torch to be read: pip install "dinov2_jax[torch]", or use a '
+            ".safetensors file"
+        ) from error
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises nearly any type on broken files
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path} is a pickle that holds more than tensors, so reading it could run code: "
+                "refused; ask its author for safetensors, or save only the state dict"
+            ) from error
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(
+            f"{path} is damaged or truncated ({reason}); download it again"
+        ) from error
+    return {name: _to_numpy(x) for name, x in _state_dict_of(stored, path, which).items()}
+
+
+def _state_dict_of(stored: Any, path: Path, which: str) -> dict[str, Any]:
+    """The state dict in whatever a training program wrapped it in."""
+    for wrapper in (which, "model", "state_dict"):
+        if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
+            stored = stored[wrapper]
+    tensors = (
+        {name: value for name, value in dict(stored).items() if hasattr(value, "detach")}
+        if isinstance(stored, dict)
+        else {}
+    )
+    if not tensors:
+        held = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored)
+        raise WeightsError(
+            f"{path} holds no tensors by name (it holds: {held}); expected a state dict, alone or "
+            f"under {which!r}, 'model' or 'state_dict'"
+        )
+    return tensors
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

@@ -1,0 +1,233 @@
+"""`load`: a backbone by name or path, from any of the formats it is published in.
+
+Every tensor is accounted for: one that is missing, left over or of another shape is an error,
+unless it is named in `allow`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dinov2_jax.checkpoint import read_config, restore_params
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
+from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision_transformer
+from dinov2_jax.weights.bundle import is_bundle, read_bundle
+from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
+from dinov2_jax.weights.files import Tensors, WeightsError, read_tensors
+from dinov2_jax.weights.hub import RELEASED, find
+from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
+
+# What training programs wrap a module in.
+_WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A backbone with its weights; `model, params = backbone` takes it apart.
+
+    Attributes:
+      model: the module; `model.apply({"params": params}, images)` gives features.
+      params: fp32 parameters.
+      preprocessing: what the weights expect of a picture.
+      heads: parameters of projection heads that came along, by name.
+      source: file, directory or run.
+      layout: "reference", "huggingface", "timm", "bundle" or "run".
+      report: lines that account for the tensors.
+    """
+
+    model: VisionTransformer
+    params: Any
+    preprocessing: Preprocessing
+    heads: Mapping[str, Any]
+    source: str
+    layout: str
+    report: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.params))
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    which: str = "teacher",
+    architecture: str = "",
+    heads: int | None = None,
+    allow: Sequence[str] = (),
+    dtype: Any = jnp.float32,
+) -> Backbone:
+    """Loads a DINOv2 backbone: `model, params = load("dinov2_vitb14_reg")`.
+
+    Args:
+      name_or_path: a name of `list_models()`; or the path of a .pth of the original (released or a
+        training checkpoint), a Hugging Face directory, timm's safetensors, one of our runs,
+        checkpoints or bundles.
+      which: "teacher" or "student" of a training checkpoint.
+      architecture: a name of `list_models()` that the file must be of.
+      heads: of the attention, for widths that do not tell.
+      allow: names of tensors that may be left over, "mask_token" where it may be missing (only
+        pretraining needs it), and "float16" or "bfloat16" for files in half precision.
+      dtype: of the matrix products; parameters are fp32.
+
+    Raises:
+      WeightsError: in one sentence, what is wrong and what to do.
+      CheckpointError: one of our checkpoints that cannot be read.
+    """
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) in RELEASED and not path.exists():
+        architecture = architecture or str(name_or_path)
+        path = find(str(name_or_path))
+    if is_bundle(path):
+        found = _from_bundle(path, dtype)
+    elif _is_run(path):
+        found = _from_run(path, which, dtype)
+    else:
+        if not path.exists() and path.suffix == "" and "/" not in str(name_or_path):
+            raise WeightsError(
+                f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}"
+            )
+        found = _from_tensors(read_tensors(path, which), heads, tuple(allow), dtype)
+    if architecture:
+        _require_architecture(found, architecture)
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_dir() for name in ("checkpoints", "state"))
+
+
+def _from_run(path: Path, which: str, dtype: Any) -> Backbone:
+    stored, step_dir = read_config(path)
+    model = from_config(stored["model"], stored["crops"]["global_size"], dtype=dtype)
+    params = restore_params(step_dir, which)
+    backbone = params.pop("backbone")
+    preprocessing = Preprocessing(
+        resize_px=stored["eval"]["resize_size"],
+        image_px=stored["eval"]["image_size"],
+        mean=tuple(stored["colour"]["mean"]),
+        std=tuple(stored["colour"]["std"]),
+    )
+    report = _account(model, backbone, str(step_dir), f"our run, {which}")
+    return Backbone(model, backbone, preprocessing, params, str(step_dir), "run", report)
+
+
+def _from_bundle(path: Path, dtype: Any) -> Backbone:
+    fields, params, preprocessing = read_bundle(path)
+    model = VisionTransformer(**fields, dtype=dtype)
+    report = _account(model, params, str(path), "our bundle")
+    return Backbone(model, params, preprocessing, {}, str(path), "bundle", report)
+
+
+def _from_tensors(
+    stored: Tensors, heads: int | None, allow: tuple[str, ...], dtype: Any
+) -> Backbone:
+    tensors = {rename(name, _WRAPPERS): value for name, value in stored.tensors.items()}
+    parts = _split_modules(tensors)
+    layout = layout_of(set(parts["backbone"]))
+    backbone, notes = to_reference_names(parts.pop("backbone"), layout)
+    backbone, more = _full_precision(backbone, allow, str(stored.path))
+    heads = heads or stored.settings.get("num_attention_heads")
+    model = vision_transformer(backbone, heads=heads, dtype=dtype)
+    known = _without_left_over(backbone, allow, str(stored.path))
+    if "mask_token" not in known and "mask_token" in allow:
+        known["mask_token"] = np.zeros((1, model.dim), np.float32)
+    try:
+        params = from_reference(known)
+    except ValueError as error:
+        raise WeightsError(f"{stored.path}: {error}") from error
+    report = _account(model, params, str(stored.path), f"{layout} layout")
+    own_heads = {name: from_reference(head) for name, head in parts.items()}
+    return Backbone(
+        model,
+        params,
+        Preprocessing.from_huggingface(stored.path),
+        own_heads,
+        str(stored.path),
+        layout,
+        (*report, *notes, *more),
+    )
+
+
+def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """{"backbone": ..., "dino_head": ...}: the modules of a training checkpoint."""
+    parts: dict[str, dict[str, np.ndarray]] = {"backbone": {}}
+    for name, value in tensors.items():
+        found = re.match(r"(backbone|dino_head|ibot_head)\.(.+)", name)
+        module, rest = (found[1], found[2]) if found else ("backbone", name)
+        parts.setdefault(module, {})[rest] = value
+    return parts
+
+
+def _without_left_over(
+    tensors: Mapping[str, np.ndarray], allow: tuple[str, ...], source: str
+) -> dict[str, np.ndarray]:
+    unknown = unknown_names(tensors)
+    left_over = [name for name in unknown if name not in allow]
+    if left_over:
+        raise WeightsError(
+            f"{source} holds {len(left_over)} tensors that have no place in a DINOv2 backbone: "
+            f"{_some(left_over)}; if they are not needed: load(..., allow=[...])"
+        )
+    return {name: x for name, x in tensors.items() if name not in unknown}
+
+
+def _full_precision(
+    tensors: Mapping[str, np.ndarray], allow: tuple[str, ...], source: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    kinds = sorted({x.dtype.name for x in tensors.values()} - {"float32"})
+    refused = [kind for kind in kinds if kind not in allow]
+    if refused:
+        remedy = f"; to load them as they are: load(..., allow={refused})"
+        raise WeightsError(
+            f"{source} holds {', '.join(refused)} and not float32, so its features would differ "
+            f"from the released ones{remedy}"
+        )
+    notes = [f"stored as {', '.join(kinds)}: widened to float32"] if kinds else []
+    return {name: np.asarray(x, np.float32) for name, x in tensors.items()}, notes
+
+
+def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> tuple[str, ...]:
+    """Checks names and shapes against the model's."""
+    want = flatten(expected_shapes(model, in_channels(params, model.patch_size)))
+    have = flatten(params)
+    missing = [name for name in want if name not in have]
+    extra = [name for name in have if name not in want]
+    wrong = [
+        f"{name} {tuple(have[name].shape)} instead of {want[name].shape}"
+        for name in want
+        if name in have and tuple(have[name].shape) != want[name].shape
+    ]
+    for problem, names in (("lacks", missing), ("has no place for", extra), ("differs in", wrong)):
+        if names:
+            raise WeightsError(
+                f"{source}, taken as a ViT of width {model.dim} and depth {model.depth}, {problem} "
+                f"{len(names)} of {len(want)} tensors: {_some(names)}"
+            )
+    weights = sum(x.size for x in have.values())
+    return (f"{len(want)} of {len(want)} tensors, {weights:,} weights from {source} ({kind})",)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _require_architecture(found: Backbone, name: str) -> None:
+    if name not in RELEASED:
+        raise WeightsError(f"{name!r} is not one of {', '.join(RELEASED)}")
+    want, model = RELEASED[name], found.model
+    variant = VARIANTS[want.variant]
+    wanted = (variant.dim, variant.depth, want.ffn, want.registers)
+    held = (model.dim, model.depth, model.ffn, model.registers)
+    if wanted != held:
+        text = "width {}, depth {}, {}, {} registers"
+        raise WeightsError(
+            f"{found.source} is not {name}: it has {text.format(*held)} instead of "
+            f"{text.format(*wanted)}"
+        )
