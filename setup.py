@@ -12,6 +12,7 @@ CORE = [
     "absl-py>=2.1",
     "array-record>=0.8",
     "einops>=0.8",
+    "flatbuffers>=24.3",  # of jax.export
     "flax>=0.12,<0.13",
     "grain>=0.2.18",
     "jax>=0.10,<0.13",
@@ -53,6 +54,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "hub": ["huggingface-hub>=0.30"],  # released weights by name
+        "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # that export
         "test": SAMPLES + TEST,
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
         # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.

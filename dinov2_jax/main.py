@@ -70,6 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         from dinov2_jax.plan import plan
 
         plan.plan(config, workdir)
+    elif config.task == "export":
+        from dinov2_jax.weights import export
+
+        export.run(config, workdir)
     else:
         tasks = CHOICES["task"]
         raise ConfigError(
@@ -84,8 +88,10 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.data.sources import SourceError
     from dinov2_jax.sharding import MeshError
     from dinov2_jax.train.nonfinite import NonFiniteLoss
+    from dinov2_jax.weights.files import WeightsError
 
     ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss, MeshError)
+    ours = (*ours, WeightsError)
     # ImportError: an optional package that a source needs; the message names the pip install.
     return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 

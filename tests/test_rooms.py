@@ -42,7 +42,17 @@ NEVER = {"tensorflow", "clu"}
 PEERS = {"torch", "torchvision", "transformers", "timm", "lightly"}
 COMPILERS = {"libtpu", "jax_cuda13_plugin"}
 LAZY = (
-    PEERS | COMPILERS | {"huggingface_hub", "tensorflow_datasets", "array_record", "tensorboardX"}
+    PEERS
+    | COMPILERS
+    | {
+        "huggingface_hub",
+        "jax2onnx",
+        "onnx",
+        "onnxruntime",
+        "tensorflow_datasets",
+        "array_record",
+        "tensorboardX",
+    }
 )
 BENCH = ROOT / "bench"
 FILES = sorted(ROOT.rglob("*.py"))

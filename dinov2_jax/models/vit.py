@@ -82,7 +82,8 @@ class VisionTransformer(nn.Module):
     Attributes:
       dim, depth, heads: D, L, H.
       patch_size: side of a patch, in pixels.
-      image_size: side in pixels of the square image that sizes the position table.
+      image_size: side in pixels of the square image that sizes the position table; (height, width)
+        for a table that was resampled before (see weights/stablehlo.py).
       ffn: "mlp" or "swiglu".
       registers: number of register tokens R, between cls and patches, without positions.
       layerscale: initial value of LayerScale; None builds none.
@@ -100,7 +101,7 @@ class VisionTransformer(nn.Module):
     depth: int
     heads: int
     patch_size: int = 14
-    image_size: int = 224
+    image_size: int | tuple[int, int] = 224
     ffn: str = "mlp"
     mlp_ratio: float = 4.0
     registers: int = 0
@@ -131,6 +132,12 @@ class VisionTransformer(nn.Module):
             parent=None,
         )
 
+    def table_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that the position table is made for."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch_size, width // self.patch_size
+
     def drop_rates(self) -> np.ndarray:
         """Stochastic-depth rate of each block, [L]."""
         start = self.drop_path_rate if self.drop_path_uniform else 0.0
@@ -146,11 +153,11 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             name="patch_embed",
         )
-        side = self.image_size // self.patch_size
+        rows, cols = self.table_grid()
         normal, tiny = nn.initializers.normal(0.02), nn.initializers.normal(1e-6)
         tokens = {
             "cls": self.param("cls_token", tiny, (1, 1, self.dim)),
-            "pos": self.param("pos_embed", normal, (1, 1 + side * side, self.dim)),
+            "pos": self.param("pos_embed", normal, (1, 1 + rows * cols, self.dim)),
             "mask": self.param("mask_token", nn.initializers.zeros, (1, self.dim)),
         }
         if self.registers:
@@ -171,9 +178,11 @@ class VisionTransformer(nn.Module):
         patches = project(patchify(images, self.patch_size)).astype(jnp.float32)
         if masks is not None:
             patches = jnp.where(masks[..., None], tokens["mask"], patches)
-        positions = resize_positions(
-            tokens["pos"], grid, self.interpolate_offset, self.interpolate_antialias
-        )
+        positions = tokens["pos"]
+        if grid != self.table_grid():
+            positions = resize_positions(
+                positions, grid, self.interpolate_offset, self.interpolate_antialias
+            )
         first = [tokens["cls"] + positions[:, :1]]
         if self.registers:
             first.append(tokens["registers"])

@@ -52,6 +52,7 @@ _TOP_KEYS = {
 }
 _OUR_BLOCK = {theirs: ours for ours, theirs in _BLOCK_KEYS.items()}
 _OUR_TOP = {theirs: ours for ours, theirs in _TOP_KEYS.items()}
+_BLOCK_ORDER, _TOP_ORDER = list(_OUR_BLOCK), list(_OUR_TOP)
 # With block_chunks > 0 the reference writes blocks.{chunk}.{index}; the index is the global one.
 _BLOCK = re.compile(r"^blocks\.(?:\d+\.)?(\d+)\.(.+)$")
 
@@ -88,6 +89,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{name}"
         flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        _set(tree, path, value)
+    return tree
 
 
 def unknown_names(state_dict: Flat) -> list[str]:
@@ -142,4 +151,12 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
                 out[f"blocks.{i}.{_BLOCK_KEYS[path]}"] = _to_reference_layout(path, layer, 1)
         else:
             out[_TOP_KEYS[path]] = _to_reference_layout(path, value, patch_size)
-    return out
+    return {name: out[name] for name in sorted(out, key=_position)}
+
+
+def _position(name: str) -> tuple[int, int, int]:
+    """Where a tensor stands in the released files: tokens and patches, blocks, final norm."""
+    block = _BLOCK.match(name)
+    if block:
+        return 1, int(block[1]), _BLOCK_ORDER.index(block[2])
+    return 2 * name.startswith("norm."), 0, _TOP_ORDER.index(name)

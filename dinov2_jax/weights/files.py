@@ -79,7 +79,7 @@ def _read_directory(folder: Path, which: str) -> Tensors:
         config = folder / "config.json"
         return Tensors(tensors, _read_json(config) if config.is_file() else {}, folder)
     wanted = " or ".join(single for _, single in _MODEL_FILES)
-    raise WeightsError(f"{folder} holds neither {wanted} nor an index of several such files")
+    raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

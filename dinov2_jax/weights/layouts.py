@@ -16,6 +16,8 @@ from dinov2_jax.weights.files import WeightsError
 Flat = Mapping[str, np.ndarray]
 LAYOUTS = ("reference", "huggingface", "timm")
 
+# With block_chunks > 0 the reference writes blocks.{chunk}.{index}; the index is the global one.
+_UNCHUNKED = ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
 # Hugging Face -> reference, below the base model. Files have attention.attention.query and
 # mlp.weights_in; modules of releases from 5 on attention.q_proj and, instead of the packed SwiGLU
 # projection, its halves gate_proj and up_proj.
@@ -79,7 +81,9 @@ def to_reference_names(tensors: Flat, layout: str) -> tuple[dict[str, np.ndarray
     """
     if layout == "huggingface":
         return _from_huggingface(tensors), []
-    return _from_timm(tensors) if layout == "timm" else (dict(tensors), [])
+    if layout == "timm":
+        return _from_timm(tensors)
+    return {rename(name, _UNCHUNKED): value for name, value in tensors.items()}, []
 
 
 def from_reference_names(tensors: Flat, layout: str) -> dict[str, np.ndarray]:

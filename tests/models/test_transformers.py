@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.weights.convert import from_reference, huggingface_to_reference
+from dinov2_jax.weights.convert import from_reference
+from dinov2_jax.weights.layouts import to_reference_names
 
 pytestmark = pytest.mark.parity
 SIZE_PX = 518
@@ -36,7 +37,7 @@ def test_equals_transformers(registers, swiglu):
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    params = from_reference(huggingface_to_reference(state))
+    params = from_reference(to_reference_names(state, "huggingface")[0])
     ours = VisionTransformer(
         dim=48,
         depth=3,

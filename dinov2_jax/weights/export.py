@@ -1,0 +1,283 @@
+"""Weights out: the formats other programs open, each re-opened and compared before it counts.
+
+An export is a directory <workdir>/<format>/ with the files, and report.json, which says what was
+compared and what came of it. It appears under its name only when all comparisons have passed.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from dinov2_jax import __version__
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights import onnx, stablehlo
+from dinov2_jax.weights.architecture import in_channels
+from dinov2_jax.weights.bundle import write_bundle
+from dinov2_jax.weights.convert import flatten, to_reference
+from dinov2_jax.weights.files import WeightsError
+from dinov2_jax.weights.layouts import from_reference_names
+from dinov2_jax.weights.load import Backbone, load
+
+FORMATS = ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx")
+# timm adds the position of the cls token to the cls token, which rounds once.
+MAX_DIFFERENCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What the formats that hold a program (stablehlo, onnx) are made for.
+
+    Attributes:
+      image_sizes: (height, width) in px, one program each.
+      batch_sizes: a program each; 0: one program for any number of images.
+      bake_positions: the table is resampled once and stored, instead of in every call.
+    """
+
+    image_sizes: Sequence[tuple[int, int]] = ((224, 224),)
+    batch_sizes: Sequence[int] = (0,)
+    bake_positions: bool = True
+
+
+def run(config: ConfigDict, workdir: str) -> Path:
+    """Task "export", see configs/export.py; prints what was written and compared.
+
+    Raises:
+      ConfigError: without a checkpoint or a format.
+      WeightsError, CheckpointError: as `load` and `export`.
+    """
+    for field, example in (("checkpoint", "runs/quickstart"), ("format", "huggingface")):
+        if not config[field]:
+            raise ConfigError(f"no {field} given; add --config.{field}={example}")
+    backbone = load(
+        config.checkpoint, which=config.which, heads=config.heads or None, allow=config.allow
+    )
+    print("\n".join(backbone.report))
+    programs = Programs(config.image_sizes, config.batch_sizes, config.bake_positions)
+    folder = export(backbone, config.format, workdir or "exports", programs)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for name, size in report["files_bytes"].items():
+        print(f"{size / 2**20:10.2f} MiB  {folder / name}")
+    print(
+        f"re-opened; {len(report['compared'])} comparisons with the source, greatest difference "
+        f"{report['greatest_difference']:.2g}: {folder / 'report.json'}"
+    )
+    return folder
+
+
+def export(
+    backbone: Backbone, form: str, workdir: str | Path, programs: Programs | None = None
+) -> Path:
+    """Writes <workdir>/<form>/ and returns it.
+
+    Args:
+      form: one of FORMATS. "reference" is safetensors with the names of the released .pth files;
+        "pth" the same as torch saves it; "huggingface" a directory for AutoModel.from_pretrained;
+        "timm" safetensors for timm.create_model; "bundle" ours.
+      programs: of "stablehlo" and "onnx".
+
+    Raises:
+      WeightsError: an unknown form, one that cannot hold this model, a place that is taken, or an
+        export that does not give the numbers of its source.
+    """
+    if form not in FORMATS:
+        raise WeightsError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
+    folder = Path(workdir).expanduser() / form
+    if folder.exists():
+        raise WeightsError(f"{folder} exists already; give another --workdir, or remove it")
+    unfinished = folder.with_name(f".{form}.{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        compared = _write(backbone, form, unfinished, programs or Programs())
+        _write_report(backbone, form, unfinished, compared)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _write(backbone: Backbone, form: str, folder: Path, programs: Programs) -> dict[str, float]:
+    """Writes the files; returns the greatest difference of everything that was compared."""
+    if form in ("stablehlo", "onnx"):
+        module = stablehlo if form == "stablehlo" else onnx
+        compared = module.write(backbone, folder, **dataclasses.asdict(programs))
+    else:
+        path = _WRITERS[form](backbone, folder)
+        compared = _compare(backbone, path)
+    worst = max(compared, key=lambda name: compared[name])
+    if not compared[worst] <= MAX_DIFFERENCE:  # also nan
+        raise WeightsError(
+            f"the {form} export differs from its source by {compared[worst]:.2g} in {worst}, more "
+            f"than {MAX_DIFFERENCE:g}; nothing was written"
+        )
+    return compared
+
+
+def reference_tensors(backbone: Backbone) -> dict[str, np.ndarray]:
+    """The backbone's tensors in the layout and under the names of the released files."""
+    flat = to_reference(backbone.params, backbone.model.patch_size)
+    return {name: np.ascontiguousarray(x, np.float32) for name, x in flat.items()}
+
+
+def _write_reference(backbone: Backbone, folder: Path) -> Path:
+    path = folder / "backbone.safetensors"
+    save_file(reference_tensors(backbone), path)
+    return path
+
+
+def _write_pth(backbone: Backbone, folder: Path) -> Path:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            'format pth is written by torch: pip install "dinov2_jax[torch]"; or use reference, '
+            "the same tensors as safetensors"
+        ) from error
+    path = folder / "backbone.pth"
+    torch.save({k: torch.from_numpy(x) for k, x in reference_tensors(backbone).items()}, path)
+    return path
+
+
+def _write_timm(backbone: Backbone, folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    save_file(from_reference_names(reference_tensors(backbone), "timm"), path, {"format": "pt"})
+    return path
+
+
+def _write_bundle(backbone: Backbone, folder: Path) -> Path:
+    path = folder / "bundle"
+    write_bundle(path, backbone.model, backbone.params, backbone.preprocessing, backbone.source)
+    return path
+
+
+def _write_huggingface(backbone: Backbone, folder: Path) -> Path:
+    tensors = reference_tensors(backbone)
+    tensors |= _unit_layerscale(backbone.model)
+    save_file(
+        from_reference_names(tensors, "huggingface"),
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    _write_json(folder / "config.json", huggingface_config(backbone))
+    _write_json(folder / "preprocessor_config.json", backbone.preprocessing.to_huggingface())
+    return folder
+
+
+def _unit_layerscale(model: VisionTransformer) -> dict[str, np.ndarray]:
+    """transformers has no model without LayerScale; of ones it changes nothing."""
+    if model.layerscale is not None:
+        return {}
+    names = [f"blocks.{i}.ls{j}.gamma" for i in range(model.depth) for j in (1, 2)]
+    return {name: np.ones(model.dim, np.float32) for name in names}
+
+
+def huggingface_config(backbone: Backbone) -> dict[str, Any]:
+    """config.json of transformers' Dinov2Model or Dinov2WithRegistersModel.
+
+    Raises:
+      WeightsError: for a ViT that those cannot describe.
+    """
+    model = backbone.model
+    if not (model.proj_bias and model.ffn_bias):
+        raise WeightsError("transformers' Dinov2 has biases everywhere, and this model has not")
+    kind = "Dinov2WithRegistersModel" if model.registers else "Dinov2Model"
+    fields = {
+        "architectures": [kind],
+        "model_type": "dinov2_with_registers" if model.registers else "dinov2",
+        "hidden_size": model.dim,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "mlp_ratio": int(model.mlp_ratio) if model.mlp_ratio % 1 == 0 else model.mlp_ratio,
+        "use_swiglu_ffn": model.ffn == "swiglu",
+        "patch_size": model.patch_size,
+        "image_size": model.image_size,
+        "num_channels": in_channels(backbone.params, model.patch_size),
+        "qkv_bias": model.qkv_bias,
+        "layerscale_value": 1.0 if model.layerscale is None else model.layerscale,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu",
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the name before transformers 5
+    }
+    return fields | ({"num_register_tokens": model.registers} if model.registers else {})
+
+
+_WRITERS: Mapping[str, Callable[[Backbone, Path], Path]] = {
+    "reference": _write_reference,
+    "pth": _write_pth,
+    "huggingface": _write_huggingface,
+    "timm": _write_timm,
+    "bundle": _write_bundle,
+}
+
+
+def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
+    """Greatest difference of every tensor and of the features, after loading `path` again."""
+    allow = ["mask_token"] if path.suffix == ".safetensors" else []
+    again = load(path, heads=backbone.model.heads, allow=allow)
+    compared = _compare_tensors(backbone, again)
+    for size, (ours, theirs) in _features(backbone, again).items():
+        compared[f"features at {size}"] = max(
+            float(np.abs(ours[name] - theirs[name]).max()) for name in ("cls", "patches")
+        )
+    return compared
+
+
+def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
+    """timm's mask token and the split of cls token and position are lost, and not compared."""
+    lost = set()
+    if again.layout == "timm":
+        lost = {"mask_token"} | ({"cls_token", "pos_embed"} if again.model.registers else set())
+    have, want = flatten(again.params), flatten(backbone.params)
+    return {
+        f"tensor {name}": float(np.abs(np.asarray(have[name]) - np.asarray(value)).max())
+        for name, value in want.items()
+        if name not in lost
+    }
+
+
+def _features(backbone: Backbone, again: Backbone) -> dict[str, tuple[Any, Any]]:
+    """Of noise, at the table's own size and at another one that is not square."""
+    patch, own = backbone.model.patch_size, backbone.model.image_size
+    channels, rng = in_channels(backbone.params, patch), np.random.default_rng(0)
+    found = {}
+    for height, width in ((own, own), (3 * patch, 5 * patch)):
+        images = rng.standard_normal((2, height, width, channels)).astype(np.float32)
+        found[f"{height} x {width} px"] = tuple(
+            jax.device_get(
+                jax.jit(side.model.clone(dtype=np.float32).apply)({"params": side.params}, images)
+            )
+            for side in (backbone, again)
+        )
+    return found
+
+
+def _write_report(
+    backbone: Backbone, form: str, folder: Path, compared: Mapping[str, float]
+) -> None:
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    report = {
+        "format": form,
+        "source": backbone.source,
+        "source_report": list(backbone.report),
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "files_bytes": dict(sorted(files.items())),
+        "greatest_difference": max(compared.values()),
+        "compared": dict(compared),
+        "dinov2_jax": __version__,
+        "jax": jax.__version__,
+    }
+    _write_json(folder / "report.json", report)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
