@@ -42,6 +42,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.tensor = 1  # matrix products are split this many ways
 
     config.distributed = distributed()
+    # Weights that a fresh run starts with, student and teacher alike: a name of list_models(), a
+    # .pth of the reference, a Hugging Face directory, timm's safetensors, one of our runs or
+    # bundles. Their heads come along where they are of the configured shape. config.model must
+    # describe them: what differs is named. "": random. Reference student.pretrained_weights
+    config.init_from = ""
     config.model = _model()
     config.dino, config.ibot = _dino(), _ibot()
     # Teacher targets: centering (softmax) | sinkhorn_knopp. Reference train.centering
@@ -75,6 +80,9 @@ def _model() -> ml_collections.ConfigDict:
     model.depth = 0  # number of blocks; 0: the variant's. Ours
     model.heads = 0  # attention heads; 0: the variant's. Ours
     model.patch_size = 16  # px. Reference student.patch_size
+    # Channels of a picture; as many numbers in colour.mean and colour.std. 3: RGB | 1: gray, which
+    # pictures in colour become | others: uint8 arrays [H, W, C] in .npy files. Ours
+    model.in_channels = 3
     # mlp | swiglu (packed, hidden size 2/3 rounded up to 8). Reference student.ffn_layer
     model.ffn = "mlp"
     model.registers = 0  # extra tokens (Darcet et al. 2023). Reference student.num_register_tokens
@@ -152,6 +160,9 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.clip_norm = 3.0
     # The prototypes' rate is 0 for so long. Reference: 1 epoch
     optimizer.freeze_last_layer_steps = 1250
+    # The backbone's rate is 0 for so long: only the heads train, at the price of whole steps; the
+    # gradients' moments and the teacher go on. For config.init_from with fresh heads. Ours
+    optimizer.freeze_backbone_steps = 0
     optimizer.patch_embed_lr_multiplier = 0.2  # Reference optim.patch_embed_lr_mult
     optimizer.layerwise_decay = 0.9  # rate of a block / rate of the next one. Reference
     optimizer.beta1 = 0.9  # Reference optim.adamw_beta1

@@ -40,6 +40,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "teacher.warmup_temp": (1e-3, math.inf),
     "teacher.temp": (1e-3, math.inf),
     "optimizer.clip_norm": (1e-9, math.inf),
+    "optimizer.freeze_last_layer_steps": (0, math.inf),
+    "optimizer.freeze_backbone_steps": (0, math.inf),
     "plan.mfu": (0.01, 1),
     "plan.trials": (0, math.inf),
 }
@@ -203,7 +205,9 @@ def _check_colours(config: ml_collections.ConfigDict) -> None:
 def _late_schedules(config: ml_collections.ConfigDict) -> list[str]:
     """Notes on schedules that a shortened run never completes."""
     total = config.total_steps
-    fields = ("optimizer.warmup_steps", "optimizer.freeze_last_layer_steps")
+    fields = tuple(
+        f"optimizer.{name}_steps" for name in ("warmup", "freeze_last_layer", "freeze_backbone")
+    )
     return [
         f"config.{name} {leaves(config)[name]:,} is not less than config.total_steps {total:,}: "
         f"the run ends before; a tenth would be --config.{name}={max(1, total // 10)}"

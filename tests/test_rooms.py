@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "train": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",
-        "eval", "viz", "distributed", "checks",
+        "eval", "viz", "distributed", "checks", "weights",
     },
     "plan": {"train", "ssl", "sharding", "configuration", "checks", "monitor"},
     "bench": {

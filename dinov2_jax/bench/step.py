@@ -28,12 +28,15 @@ PEERS = {
 HYPER = {
     "lr": 1e-3,
     "last_layer_lr": 1e-3,
+    "backbone_lr": 1e-3,
     "weight_decay": 0.04,
     "momentum": 0.994,
     "teacher_temp": 0.07,
 }
 CHECK_BATCH = 4
-CHECK_HYPER = HYPER | {"lr": 1e-4, "last_layer_lr": 1e-4, "momentum": 0.9}
+CHECK_HYPER = (
+    HYPER | dict.fromkeys(("lr", "last_layer_lr", "backbone_lr"), 1e-4) | {"momentum": 0.9}
+)
 
 
 def recipe(args: Any) -> dict[str, Any]:

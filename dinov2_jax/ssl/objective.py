@@ -31,11 +31,12 @@ class Networks:
     backbone: VisionTransformer
     dino_head: DINOHead
     ibot_head: DINOHead | None = None
+    in_channels: int = 3
 
     def init(self, key: Array, image_size: int) -> dict[str, Any]:
         """Fresh parameters {"backbone", "dino_head"[, "ibot_head"]}."""
         backbone_key, dino_key, ibot_key = jax.random.split(key, 3)
-        images = jnp.zeros((1, image_size, image_size, 3))
+        images = jnp.zeros((1, image_size, image_size, self.in_channels))
         features = jnp.zeros((1, self.backbone.dim))
         params = {
             "backbone": self.backbone.init(backbone_key, images)["params"],

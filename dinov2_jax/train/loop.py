@@ -25,6 +25,7 @@ from dinov2_jax.distributed import (
     require_same,
 )
 from dinov2_jax.sharding import local_groups, make_mesh, put_batch
+from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.interrupt import StopRequest
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
@@ -36,8 +37,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     """Trains to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Raises:
-      ConfigError, CheckpointError, FileNotFoundError, TooManyBadRecords, NonFiniteLoss: each says
-        what to do.
+      ConfigError, CheckpointError, WeightsError, FileNotFoundError, TooManyBadRecords,
+        NonFiniteLoss: each says what to do.
     """
     notes = check_config(config, jax.device_count())
     folder, keep = Path(workdir).expanduser(), config.checkpoint
@@ -162,7 +163,9 @@ def _start_state(
     """A fresh state, or the newest checkpoint; returns it with its step."""
     if checkpoints.latest_step() is None:
         bad.load({})
-        return run.init(), 0
+        given, origin = initial_params(config, run)
+        notes.extend(origin)
+        return run.init(given), 0
     state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
     if loader.get("pictures", len(source)) != len(source):
         raise CheckpointError(
@@ -175,6 +178,8 @@ def _start_state(
     changed = diff_configs(stored, to_dict(config))
     if changed:
         notes.append(f"the configuration differs from the checkpoint's: {', '.join(changed)}")
+    if config.init_from:
+        notes.append(f"config.init_from {config.init_from} is not read: the checkpoint goes on")
     if state.step >= config.total_steps:
         notes.append(
             f"this run is complete: it has {state.step:,} steps; --config.total_steps trains on, "

@@ -24,6 +24,14 @@ class Multipliers(NamedTuple):
     lr: np.ndarray | float  # [L, 1, ...] for stacked blocks
     weight_decay: float
     is_last_layer: bool
+    is_backbone: bool = False
+
+    @property
+    def rate(self) -> str:
+        """Which of the schedules' rates the parameter follows."""
+        if self.is_backbone:
+            return "backbone_lr"
+        return "last_layer_lr" if self.is_last_layer else "lr"
 
 
 def _lr_multiplier(
@@ -54,7 +62,8 @@ def parameter_multipliers(
         names = path_name(path).split("/")
         undecayed = names[-1] in ("bias", "gamma") or any("norm" in name for name in names)
         lr = _lr_multiplier(names, value.ndim, depth, layerwise_decay, patch_embed_multiplier)
-        return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in names)
+        decay = 0.0 if undecayed else 1.0
+        return Multipliers(lr, decay, "last_layer" in names, names[0] == "backbone")
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -95,11 +104,12 @@ class AdamW:
     ) -> tuple[dict[str, Any], optax.ScaleByAdamState]:
         """Parameters and moments after one step, or exactly those from before it.
 
-        A frozen last layer is only lr 0: its moments go on accumulating, and its decay stops too.
+        A frozen last layer or backbone is only lr 0: its moments go on accumulating, so that its
+        first step is no stranger than any later one, and its decay stops too.
 
         Args:
           grads, norms: of `params`, {"backbone": ..., "dino_head": ...}; see `module_norms`.
-          hyper: "lr", "last_layer_lr", "weight_decay".
+          hyper: "lr", "last_layer_lr", "backbone_lr", "weight_decay".
           finite: bool; False leaves all as it is, whatever the gradients are.
         """
         grads = clip_by_module_norm(grads, norms, self.clip_norm)
@@ -114,7 +124,7 @@ class AdamW:
         nu = jax.tree.map(lambda v, g: old2 * v + new2 * g * g, state.nu, grads)
 
         def move(p: Array, m: Array, v: Array, by: Multipliers) -> Array:
-            lr = jnp.where(finite, hyper["last_layer_lr" if by.is_last_layer else "lr"], 0.0)
+            lr = jnp.where(finite, hyper[by.rate], 0.0)
             direction = m / bias1 / (jnp.sqrt(v / bias2) + self.eps)
             if by.weight_decay:
                 direction += hyper["weight_decay"] * by.weight_decay * p

@@ -1,4 +1,4 @@
-"""The five schedules as functions of the step, in float64 on the host (reference-facts 7.1)."""
+"""The six schedules as functions of the step, in float64 on the host (reference-facts 7.1)."""
 
 import dataclasses
 import math
@@ -44,6 +44,7 @@ class Schedules:
     min_lr: float
     warmup_steps: int
     freeze_last_layer_steps: int
+    freeze_backbone_steps: int
     weight_decay: float
     weight_decay_end: float
     momentum: float
@@ -59,6 +60,7 @@ class Schedules:
         values = {
             "lr": lr,
             "last_layer_lr": 0.0 if step < self.freeze_last_layer_steps else lr,
+            "backbone_lr": 0.0 if step < self.freeze_backbone_steps else lr,
             "weight_decay": cosine_schedule(step, self.weight_decay, self.weight_decay_end, total),
             "momentum": cosine_schedule(step, self.momentum, self.final_momentum, total),
             "teacher_temp": linear_then_constant(

@@ -32,7 +32,7 @@ class Run(NamedTuple):
     Attributes:
       objective, schedules: see ssl/objective.py, train/schedules.py.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
-      init: () -> fresh TrainState on the mesh.
+      init: (parameters to start with, on the mesh) -> fresh TrainState on the mesh.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
     """
 
@@ -67,7 +67,10 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
 
     backbone = from_config(config.model, config.crops.global_size, dtype=dtype, drop_path=drop_path)
     return Networks(
-        backbone, head(config.dino), head(config.ibot) if config.ibot.separate_head else None
+        backbone=backbone,
+        dino_head=head(config.dino),
+        ibot_head=head(config.ibot) if config.ibot.separate_head else None,
+        in_channels=config.model.in_channels,
     )
 
 
@@ -99,7 +102,7 @@ def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> Adam
 
 
 def make_schedules(config: ConfigDict) -> Schedules:
-    """The five schedules, the peak learning rate scaled to the batch."""
+    """The six schedules, the peak learning rate scaled to the batch."""
     optimizer, teacher = config.optimizer, config.teacher
     return Schedules(
         total_steps=config.total_steps,
@@ -107,6 +110,7 @@ def make_schedules(config: ConfigDict) -> Schedules:
         min_lr=optimizer.min_lr,
         warmup_steps=optimizer.warmup_steps,
         freeze_last_layer_steps=optimizer.freeze_last_layer_steps,
+        freeze_backbone_steps=optimizer.freeze_backbone_steps,
         weight_decay=optimizer.weight_decay,
         weight_decay_end=optimizer.weight_decay_end,
         momentum=teacher.momentum,
@@ -142,12 +146,13 @@ def mask_spec(config: ConfigDict) -> MaskSpec:
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """What the loader delivers for a step (see ssl/objective.py), as shapes with shardings."""
     crops, images, group_size = config.crops, config.batch_size, config.group_size
+    channels = config.model.in_channels
     patches = (crops.global_size // config.model.patch_size) ** 2
     slots = upperbound(group_size, patches, config.ibot.mask_probability, config.ibot.mask_ratio)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "global_crops": ((images, 2, crops.global_size, crops.global_size, 3), jnp.uint8),
+        "global_crops": ((images, 2, *(crops.global_size,) * 2, channels), jnp.uint8),
         "local_crops": (
-            (images, crops.local_number, crops.local_size, crops.local_size, 3),
+            (images, crops.local_number, *(crops.local_size,) * 2, channels),
             jnp.uint8,
         ),
         "masks": ((images, 2, patches), jnp.bool_),
@@ -182,7 +187,7 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
-        init=lambda: jax.jit(init, out_shardings=shardings)(key),
+        init=lambda given=None: jax.jit(init, out_shardings=shardings)(key, given=given or {}),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
     )
 

@@ -1,5 +1,6 @@
 """The train state: everything a checkpoint must hold."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,10 +40,15 @@ def init_state(
     objective: Objective,
     optimizer: AdamW,
     image_size: int,
+    given: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """A fresh state; the teacher starts as an exact copy of the student."""
+    """A fresh state; the teacher starts as an exact copy of the student.
+
+    Args:
+      given: modules of the student that are not random, such as {"backbone": ...}.
+    """
     init_key, run_key = jax.random.split(key)
-    student = objective.student.init(init_key, image_size)
+    student = objective.student.init(init_key, image_size) | jax.tree.map(jnp.copy, given or {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,

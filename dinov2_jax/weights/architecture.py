@@ -15,7 +15,7 @@ from dinov2_jax.weights.files import WeightsError
 
 Flat = Mapping[str, np.ndarray]
 
-_HEAD_DIM = 64  # of all released models
+HEAD_DIM = 64  # of all released models
 
 
 def vision_transformer(
@@ -88,12 +88,12 @@ def _heads(dim: int) -> int:
     for variant in VARIANTS.values():
         if variant.dim == dim:
             return variant.heads
-    if dim % _HEAD_DIM:
+    if dim % HEAD_DIM:
         raise WeightsError(
             f"the number of attention heads does not follow from a width of {dim}, which is no "
-            f"multiple of {_HEAD_DIM}; give it: load(..., heads=...)"
+            f"multiple of {HEAD_DIM}; give it: load(..., heads=...)"
         )
-    return dim // _HEAD_DIM
+    return dim // HEAD_DIM
 
 
 def _feed_forward(tensors: Flat, dim: int) -> tuple[str, float]:

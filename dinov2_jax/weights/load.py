@@ -70,7 +70,7 @@ def load(
         checkpoints or bundles.
       which: "teacher" or "student" of a training checkpoint.
       architecture: a name of `list_models()` that the file must be of.
-      heads: of the attention, for widths that do not tell.
+      heads: of the attention, for files that do not say it and widths that do not tell.
       allow: names of tensors that may be left over, "mask_token" where it may be missing (only
         pretraining needs it), and "float16" or "bfloat16" for files in half precision.
       dtype: of the matrix products; parameters are fp32.
@@ -132,7 +132,7 @@ def _from_tensors(
     layout = layout_of(set(parts["backbone"]))
     backbone, notes = to_reference_names(parts.pop("backbone"), layout)
     backbone, more = _full_precision(backbone, allow, str(stored.path))
-    heads = heads or stored.settings.get("num_attention_heads")
+    heads = stored.settings.get("num_attention_heads") or heads
     model = vision_transformer(backbone, heads=heads, dtype=dtype)
     known = _without_left_over(backbone, allow, str(stored.path))
     if "mask_token" not in known and "mask_token" in allow:

@@ -105,6 +105,7 @@ def hyper_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
     names = {
         "lr": "lr",
         "last_layer_lr": "last_lr",
+        "backbone_lr": "lr",
         "weight_decay": "wd",
         "momentum": "mom",
         "teacher_temp": "temp",

@@ -1,0 +1,150 @@
+"""`config.init_from`: a fresh run that starts from weights instead of random numbers.
+
+The configured model must be that of the weights. It is not taken from them: a run's configuration
+says what it trains, to a reader, to an evaluation and to a resumed run whose weights are gone; and
+a field that was given on the command line would have to lose or win in silence. All differences are
+named at once, with the flags that remove them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.distributed import main_first
+from dinov2_jax.models.vit import VARIANTS, Variant, VisionTransformer
+from dinov2_jax.train.setup import Run
+from dinov2_jax.weights.adapt import with_channels, with_image_size
+from dinov2_jax.weights.architecture import HEAD_DIM, in_channels
+from dinov2_jax.weights.convert import flatten
+from dinov2_jax.weights.load import Backbone, load
+
+_SIZES = ("dim", "depth", "heads")
+# What else the weights decide; drop path, LayerScale's initial value and the rest are free.
+_FIELDS = (
+    *("patch_size", "ffn", "registers", "interpolate_offset", "interpolate_antialias"),
+    *("qkv_bias", "proj_bias", "ffn_bias"),
+)
+
+
+def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[str]]:
+    """The modules that `config.init_from` gives, and notes on where each of them comes from.
+
+    The backbone's position table is resampled to the global crops, so that its features of them are
+    those of the weights; its patch embedding is spread over `config.model.in_channels`. Heads come
+    along if the weights have them in the configured shape. Loss centres start at 0 all the same.
+
+    Returns:
+      {"backbone"[, "dino_head"][, "ibot_head"]}, placed as the student of `run` will be: each
+      device holds its shard, and only the host ever holds a whole copy. {} without init_from.
+
+    Raises:
+      ConfigError: the weights are of another model than the configured one.
+      WeightsError, CheckpointError: they cannot be read.
+    """
+    if not config.init_from:
+        return {}, []
+    model = run.objective.student.backbone
+    # No file tells the heads of a width like 48: the configured number then.
+    heads = model.heads if model.dim % HEAD_DIM else None
+    with main_first():  # which downloads what has only a name
+        found = load(config.init_from, heads=heads)
+    _require_same_model(config, model, found)
+    channels = config.model.in_channels
+    held = in_channels(found.params, model.patch_size)
+    backbone = with_image_size(found.params, found.model, model.image_size)
+    backbone = with_channels(backbone, model.patch_size, channels)
+    heads, notes = _matching_heads(found.heads, run.abstract_state.student)
+    if held != channels:
+        notes.insert(0, f"the patch embedding of {held} channels is spread over {channels}")
+    notes[:0] = [f"student and teacher start from {line}" for line in found.report[:1]]
+    given = {"backbone": backbone} | heads
+    wanted = {name: run.abstract_state.student[name] for name in given}
+    return jax.tree.map(_place, given, wanted), [*notes, *found.report[1:]]
+
+
+def _place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A host array as its shards on the devices of this process."""
+    x = np.asarray(x, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: x[index])
+
+
+def _matching_heads(
+    heads: Mapping[str, Any], student: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Those of `heads` that have the student's shapes, and a sentence on each head."""
+    taken, notes = {}, []
+    for name in sorted(student.keys() - {"backbone"}):
+        wanted, held = _shapes(student[name]), _shapes(heads.get(name, {}))
+        different = [
+            path for path in sorted({*wanted, *held}) if wanted.get(path) != held.get(path)
+        ]
+        if not held:
+            notes.append(f"{name} is fresh: the weights come without it")
+        elif different:
+            path = different[0]
+            notes.append(
+                f"{name} is fresh: {path} of the weights is {held.get(path)}, the configured one "
+                f"{wanted.get(path)}"
+            )
+        else:
+            taken[name] = heads[name]
+            notes.append(f"{name} is that of the weights")
+    unused = sorted(heads.keys() - student.keys())
+    return taken, notes + [f"{name} of the weights is not used" for name in unused]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(x.shape) for path, x in flatten(tree).items()}
+
+
+def _require_same_model(config: ConfigDict, model: VisionTransformer, found: Backbone) -> None:
+    different = _differences(model, found)
+    if not different:
+        return
+    text = ", ".join(f"{name} {held} instead of {own}" for name, (held, own) in different.items())
+    if "mlp_ratio" in different:
+        remedy = "config.model has no field for mlp_ratio, so it needs other weights"
+    else:
+        remedy = f"add {' '.join(_flags(config, found.model, set(different)))}"
+    raise ConfigError(
+        f"config.init_from {config.init_from} is of another model than config.model: {text}; "
+        f"{remedy}"
+    )
+
+
+def _differences(model: VisionTransformer, found: Backbone) -> dict[str, tuple[Any, Any]]:
+    """{field: (of the weights, configured)} where they differ."""
+    names = [*_SIZES, "mlp_ratio", *_FIELDS]
+    # A single file does not tell the number of heads: at the same width the configured one counts.
+    if found.model.dim == model.dim and Path(found.source).is_file():
+        names.remove("heads")
+    pairs = {name: (getattr(found.model, name), getattr(model, name)) for name in names}
+    pairs["layerscale"] = tuple(
+        "off" if x.layerscale is None else "on" for x in (found.model, model)
+    )
+    return {name: (held, own) for name, (held, own) in pairs.items() if held != own}
+
+
+def _flags(config: ConfigDict, held: VisionTransformer, names: set[str]) -> list[str]:
+    """What to add to the command line so that config.model is the model `held`."""
+    values: dict[str, Any] = {}
+    if names & set(_SIZES):
+        values |= _size_fields(config, held)
+    values |= {name: getattr(held, name) for name in _FIELDS if name in names}
+    if "layerscale" in names:
+        values["layerscale"] = 0.0 if held.layerscale is None else 1e-5
+    return [f"--config.model.{name}={str(value).lower()}" for name, value in values.items()]
+
+
+def _size_fields(config: ConfigDict, held: VisionTransformer) -> dict[str, Any]:
+    """Width, depth and heads of the weights: by their variant if they have one."""
+    sizes = Variant(held.dim, held.depth, held.heads)
+    for name, variant in VARIANTS.items():
+        if variant == sizes:
+            return {"variant": name} | {field: 0 for field in _SIZES if config.model[field]}
+    return {field: getattr(held, field) for field in _SIZES}

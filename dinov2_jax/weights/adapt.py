@@ -1,0 +1,48 @@
+"""Weights of one shape for a model of another: position tables and patch embeddings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights.architecture import in_channels
+
+Params = Mapping[str, Any]
+
+
+def with_image_size(params: Params, model: VisionTransformer, image_size: int) -> dict[str, Any]:
+    """A backbone's parameters with the position table of square images of `image_size` px.
+
+    The table is what the model itself computes at that size, so its features there stay the same.
+    At other sizes they change, as positions are then resampled from the new table.
+
+    Args:
+      params: of `model`, whose interpolate_offset and interpolate_antialias are followed.
+      image_size: px, a multiple of the patch.
+    """
+    side = image_size // model.patch_size
+    rule = model.interpolate_offset, model.interpolate_antialias
+    table = resize_positions(np.asarray(params["pos_embed"]), (side, side), *rule)
+    return {**params, "pos_embed": np.asarray(table)}
+
+
+def with_channels(params: Params, patch_size: int, channels: int) -> dict[str, Any]:
+    """A backbone's parameters for images of another number of channels.
+
+    Each of the new channels gets the sum of the old ones' kernels divided by `channels`: the mean
+    of the RGB kernels times 3 / channels. A picture whose (normalised) channels are all alike then
+    has the same patch embedding before and after, for any number of channels.
+
+    Args:
+      params: with a patch embedding [patch * patch * C, D].
+    """
+    old = in_channels(params, patch_size)
+    if channels == old:
+        return dict(params)
+    embedding = params["patch_embed"]
+    kernel = np.asarray(embedding["kernel"])
+    total = kernel.reshape(patch_size**2, old, -1).sum(axis=1, keepdims=True, dtype=np.float64)
+    each = np.repeat(total / channels, channels, axis=1).reshape(-1, kernel.shape[-1])
+    return {**params, "patch_embed": {**embedding, "kernel": each.astype(kernel.dtype)}}
