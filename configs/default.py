@@ -80,8 +80,8 @@ def _model() -> ml_collections.ConfigDict:
     model.depth = 0  # number of blocks; 0: the variant's. Ours
     model.heads = 0  # attention heads; 0: the variant's. Ours
     model.patch_size = 16  # px. Reference student.patch_size
-    # Channels of a picture; as many numbers in colour.mean and colour.std. 3: RGB | 1: gray, which
-    # pictures in colour become | others: uint8 arrays [H, W, C] in .npy files. Ours
+    # Channels of a picture, and numbers in colour.mean and colour.std. 3: RGB | 1: gray, which
+    # pictures in colour become | others: .npy files of uint8 [H, W, C], named in a list file. Ours
     model.in_channels = 3
     # mlp | swiglu (packed, hidden size 2/3 rounded up to 8). Reference student.ffn_layer
     model.ffn = "mlp"

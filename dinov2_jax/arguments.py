@@ -12,6 +12,8 @@ import ml_collections
 from dinov2_jax.configuration import ConfigError, leaves, nearest
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+# Tuples of as many numbers as config.model.in_channels.
+_ONE_A_CHANNEL = ("colour.mean", "colour.std")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _check_type(name: str, text: str, default: Any) -> None:
         if not _is_number(text):
             raise refuse("a number (float)")
     elif isinstance(default, tuple):
-        problem = _tuple_problem(text, default)
+        problem = _tuple_problem(text, default, any_number=name in _ONE_A_CHANNEL)
         if problem:
             raise refuse(problem)
 
@@ -128,11 +130,12 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
+def _tuple_problem(text: str, default: tuple[Any, ...], any_number: bool) -> str:
     """What a tuple field expects, "" if `text` is that; whole numbers may be any number of."""
     whole = all(isinstance(item, int) for item in default)
+    free = whole or any_number
     kind = "whole numbers" if whole else "numbers"
-    expected = f"a tuple of {kind}" if whole else f"a tuple of {len(default)} {kind}"
+    expected = f"a tuple of {kind}" if free else f"a tuple of {len(default)} {kind}"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -140,4 +143,4 @@ def _tuple_problem(text: str, default: tuple[Any, ...]) -> str:
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
     allowed: Any = int if whole else int | float
     fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
-    return "" if fits and (len(items) == len(default) or (whole and items)) else expected
+    return "" if fits and (len(items) == len(default) or (free and items)) else expected

@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.workers": (0, math.inf),
     "data.max_bad_fraction": (0, 1),
     "model.patch_size": (1, math.inf),
+    "model.in_channels": (1, math.inf),
     "model.registers": (0, math.inf),
     "model.drop_path_rate": (0, 0.99),
     "crops.local_number": (0, math.inf),
@@ -188,6 +189,17 @@ def _check_images(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_colours(config: ml_collections.ConfigDict) -> None:
+    channels = config.model.in_channels
+    for name in ("mean", "std"):
+        if len(config.colour[name]) != channels:
+            likely = "for gray" if channels == 1 else "for example"
+            value = {"mean": 0.449, "std": 0.226}[name]  # ImageNet's, its three channels averaged
+            numbers = ",".join([str(value)] * channels) + ("," if channels == 1 else "")
+            raise ConfigError(
+                f"config.colour.{name} has {len(config.colour[name])} numbers, but "
+                f"config.model.in_channels is {channels}; {likely}: "
+                f'--config.colour.{name}="({numbers})"'
+            )
     taps, crops = config.colour.blur_kernel, config.crops
     if taps % 2 == 0:
         raise ConfigError(

@@ -25,7 +25,7 @@ class BadRecords:
       source: names the records.
       max_fraction: greatest share of bad among distinct records seen.
       path: of skipped.txt; written when the first bad record is met.
-      max_pixels: as in decoding, to find the reason again.
+      max_pixels, channels: as in decoding, to find the reason again.
       writes: False in all but one of several processes, which all keep the same list.
     """
 
@@ -36,10 +36,12 @@ class BadRecords:
         path: Path,
         max_pixels: int,
         *,
+        channels: int = 3,
         writes: bool = True,
     ) -> None:
         self._source, self._max_fraction = source, max_fraction
-        self._path, self._max_pixels, self._writes = path, max_pixels, writes
+        self._path, self._writes = path, writes
+        self._how = max_pixels, None, channels
         self._looked_at = 0
         self._reasons: dict[int, str] = {}
 
@@ -90,7 +92,7 @@ class BadRecords:
 
     def _reason(self, index: int) -> str | None:
         try:
-            load_record(self._source, index, self._max_pixels, None)
+            load_record(self._source, index, *self._how)
         except BadImage as error:
             return str(error)
         return None

@@ -110,39 +110,45 @@ def _shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     if height * width <= _MAX_CROP_PIXELS or down * across == 1:
         return pixels
     smaller = -(-width // across), -(-height // down)
-    return cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+    averaged = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+    return averaged.reshape(*averaged.shape[:2], -1)  # OpenCV drops an axis of one channel
 
 
 def resize_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """`crop(box).resize((size, size), BICUBIC)` of Pillow: uint8 [H, W, 3] -> [size, size, 3].
+    """`crop(box).resize((size, size), BICUBIC)` of Pillow: uint8 [H, W, C] -> [size, size, C].
 
     The same antialiased weights in float32 with one rounding at the end, where Pillow rounds
     after each axis: mean difference 0.2 of 255, at about half of Pillow's time.
     """
     top, left, height, width = box
     pixels = _shrink(image[top : top + height, left : left + width], size)
-    height, width = pixels.shape[:2]
-    rows = pixels.astype(np.float32).reshape(height, width * 3)
-    tall = np.empty((size, width * 3), np.float32)
+    height, width, channels = pixels.shape
+    rows = pixels.astype(np.float32).reshape(height, width * channels)
+    tall = np.empty((size, width * channels), np.float32)
     for out, taps, weights in _blocks(height, size):
         np.matmul(weights, rows[taps], out=tall[out])
-    planes = np.concatenate(cv2.split(tall.reshape(size, width, 3)))
-    small = np.empty((3 * size, size), np.float32)
+    planes = np.concatenate(cv2.split(tall.reshape(size, width, channels)))
+    small = np.empty((channels * size, size), np.float32)
     for out, taps, weights in _blocks(width, size):
         np.matmul(planes[:, taps], weights.T, out=small[:, out])
-    merged = cv2.merge(tuple(small.reshape(3, size, size)))
-    return cv2.add(merged, 0.0, dtype=cv2.CV_8U)  # rounds and saturates
+    return _interleave(small.reshape(channels, size, size))
+
+
+def _interleave(planes: np.ndarray) -> np.ndarray:
+    """float32 [C, H, W] -> uint8 [H, W, C], rounded and saturated."""
+    merged = cv2.merge(tuple(planes)).reshape(planes.shape[1], -1)  # OpenCV adds 4 channels at most
+    return cv2.add(merged, 0.0, dtype=cv2.CV_8U).reshape(*planes.shape[1:], len(planes))
 
 
 def resize_small(
     image: np.ndarray, boxes: Sequence[Box], flips: Sequence[bool], size: int
 ) -> np.ndarray:
-    """All crops of a small picture at once: the pixels of `resize_crop`, uint8 [V, S, S, 3].
+    """All crops of a small picture at once: the pixels of `resize_crop`, uint8 [V, S, S, C].
 
     Weights are laid out over the whole picture, which costs multiplications but only a dozen calls:
     0.03 ms a crop of a 72 px picture, where one by one is 0.08 and Pillow 0.05 to 0.1.
     """
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
     views = len(boxes)
     vertical = np.zeros((views, size, height), np.float32)
     horizontal = np.zeros((views, size, width), np.float32)
@@ -151,12 +157,12 @@ def resize_small(
         across = _matrix(box.width, size)
         rows = across[::-1] if flip else across
         horizontal[view, :, box.left : box.left + box.width] = rows
-    pixels = image.astype(np.float32).reshape(height, width * 3)
+    pixels = image.astype(np.float32).reshape(height, width * channels)
     tall = vertical.reshape(views * size, height) @ pixels
-    planes = np.stack(cv2.split(tall.reshape(views * size, width, 3)))
-    small = planes.reshape(3, views, size, width) @ horizontal.transpose(0, 2, 1)
-    merged = cv2.merge(tuple(small.reshape(3, views * size, size)))
-    return cv2.add(merged, 0.0, dtype=cv2.CV_8U).reshape(views, size, size, 3)
+    planes = np.stack(cv2.split(tall.reshape(views * size, width, channels)))
+    small = planes.reshape(channels, views, size, width) @ horizontal.transpose(0, 2, 1)
+    merged = _interleave(small.reshape(channels, views * size, size))
+    return merged.reshape(views, size, size, channels)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -174,13 +180,13 @@ def sample_crops(
     size: int,
     scale: tuple[float, float],
 ) -> np.ndarray:
-    """`number` random resized crops, each flipped with probability 1/2, uint8 [V, S, S, 3]."""
-    height, width = image.shape[:2]
+    """`number` random resized crops, each flipped with probability 1/2, uint8 [V, S, S, C]."""
+    height, width, channels = image.shape
     flips = (rng.random(number) < 0.5).tolist()
     boxes = [sample_box(rng, height, width, scale) for _ in range(number)]
     if number and height * width <= _SMALL_PIXELS:
         return resize_small(image, boxes, flips, size)
-    crops = np.empty((number, size, size, 3), np.uint8)
+    crops = np.empty((number, size, size, channels), np.uint8)
     for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
         crop = resize_crop(image, box, size)
         crops[view] = crop[:, ::-1] if flip else crop
@@ -193,12 +199,15 @@ def center_crop(image: np.ndarray, resize_px: int, size_px: int) -> np.ndarray:
     The evaluation transform of the reference; a picture that stays smaller than the square is
     padded with black, as torchvision pads.
     """
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
+    if channels not in (1, 3):  # which Pillow has no mode for
+        planes = np.split(image, channels, axis=2)
+        return np.concatenate([center_crop(x, resize_px, size_px) for x in planes], axis=2)
     short = min(height, width)
     new = np.array([resize_px * width // short, resize_px * height // short])
     shown = np.minimum(new, size_px)
     corner = np.round((new - shown) / 2)
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(image if channels == 3 else image[:, :, 0])
     if new.max() > 16 * size_px:
         # A strip of 20,000 x 1 px would become 1.3 gigapixel: only what is shown is computed.
         scale = np.array([width, height]) / new
@@ -208,7 +217,8 @@ def center_crop(image: np.ndarray, resize_px: int, size_px: int) -> np.ndarray:
         if tuple(new) != picture.size:
             picture = picture.resize(tuple(new.tolist()), Image.Resampling.BICUBIC)
         part = picture.crop(tuple(int(x) for x in (*corner, *(corner + shown))))
-    square = np.zeros((size_px, size_px, 3), np.uint8)
+    square = np.zeros((size_px, size_px, channels), np.uint8)
     left, top = (size_px - shown) // 2
-    square[top : top + shown[1], left : left + shown[0]] = np.asarray(part)
+    pixels = np.asarray(part).reshape(shown[1], shown[0], channels)
+    square[top : top + shown[1], left : left + shown[0]] = pixels
     return square

@@ -1,4 +1,4 @@
-"""Encoded bytes -> uint8 RGB, for whatever real folders hold, with bounded memory."""
+"""Encoded bytes -> uint8 RGB, gray or more channels, for whatever real folders hold."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _WANTED = (
 # Pillow registers most plugins only when asked to, and a build may lack some (AVIF).
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+_NPY = b"\x93NUMPY"
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 # Pillow's own limit is a warning at 89 million pixels and an error at 179 million, by a global
 # and before a JPEG can be scaled down: `decode` checks the size in the header instead.
@@ -31,8 +36,16 @@ class BadImage(Exception):
     """A record that cannot be decoded; the text says why."""
 
 
-def decode(raw: bytes, max_pixels: int = MAX_PIXELS, min_side_px: int | None = None) -> np.ndarray:
-    """Decodes any common picture to uint8 [H, W, 3] RGB.
+def decode(
+    raw: bytes,
+    max_pixels: int = MAX_PIXELS,
+    min_side_px: int | None = None,
+    channels: int = 3,
+) -> np.ndarray:
+    """Decodes any common picture, or the bytes of a .npy file, to uint8 [H, W, channels].
+
+    A picture has 3 channels, RGB, or 1, their luma; any other number needs a .npy file of uint8
+    [H, W, channels].
 
     Alpha is laid on white, EXIF rotation is applied, deeper values are scaled to 8 bits, of an
     animation the first frame is taken. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if it
@@ -40,28 +53,69 @@ def decode(raw: bytes, max_pixels: int = MAX_PIXELS, min_side_px: int | None = N
     px that the crops need (then at least 2 `min_side_px` remain).
 
     Raises:
-      BadImage: not a picture, truncated, or larger than `max_pixels`.
+      BadImage: not a picture, truncated, larger than `max_pixels`, or of other channels.
     """
     if not raw:
         raise BadImage("the file is empty")
     try:
-        with Image.open(BytesIO(raw), formats=FORMATS) as image:
-            whole = image.size
-            _shrink_jpeg(image, max_pixels, min_side_px)
-            _check_size(image, max_pixels)
-            if image.size == whole and _is_plain_jpeg(image):
-                with contextlib.suppress(ValueError):  # Pillow knows the reason, or puts up with it
-                    # Pillow's very pixels in 0.6 of its time, as Pillow copies them twice.
-                    return simplejpeg.decode_jpeg(raw, colorspace="RGB", strict=True)
-            image.load()
-            _turn_upright(image)
-            return _to_rgb(image)
+        if raw.startswith(_NPY):
+            return to_channels(_decode_npy(raw, max_pixels), channels)
+        return to_channels(_decode_picture(raw, max_pixels, min_side_px), channels)
     except BadImage:
         raise
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
     except Exception as error:  # Pillow's plugins raise nearly any type on broken files
         raise BadImage(_reason(error)) from error
+
+
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H, W, C] -> [H, W, channels]: RGB to ITU-R 601 luma, gray to RGB, or as it is.
+
+    Raises:
+      BadImage: any other pair.
+    """
+    held = pixels.shape[2]
+    if held == channels:
+        return pixels
+    if (held, channels) == (3, 1):
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    if (held, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    raise BadImage(
+        f"it has {held} channels and config.model.in_channels is {channels}: other numbers than 1 "
+        "and 3 need .npy files of uint8 [H, W, channels]"
+    )
+
+
+def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
+    """[H, W] or [H, W, C] without a copy; a header that promises more than there is takes none."""
+    stream = BytesIO(raw)
+    version = np.lib.format.read_magic(stream)
+    shape, fortran, dtype = _NPY_HEADERS[version](stream)
+    if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or 0 in shape:
+        raise BadImage(f"an array {dtype} {shape} is no picture: save uint8 [H, W, C] in C order")
+    if shape[0] * shape[1] > max_pixels:
+        raise BadImage(f"{shape[1]} x {shape[0]} px are more than max_pixels={max_pixels}")
+    height, width, *channels = shape
+    return np.frombuffer(raw, np.uint8, offset=stream.tell()).reshape(
+        height, width, *channels or [1]
+    )
+
+
+def _decode_picture(raw: bytes, max_pixels: int, min_side_px: int | None) -> np.ndarray:
+    """[H, W, 3]."""
+    with Image.open(BytesIO(raw), formats=FORMATS) as image:
+        whole = image.size
+        _shrink_jpeg(image, max_pixels, min_side_px)
+        _check_size(image, max_pixels)
+        if image.size == whole and _is_plain_jpeg(image):
+            with contextlib.suppress(ValueError):  # Pillow knows the reason, or puts up with it
+                # Pillow's very pixels in 0.6 of its time, as Pillow copies them twice.
+                return simplejpeg.decode_jpeg(raw, colorspace="RGB", strict=True)
+        image.load()
+        _turn_upright(image)
+        return _to_rgb(image)
 
 
 def _reason(error: Exception) -> str:

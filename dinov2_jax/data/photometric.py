@@ -4,6 +4,9 @@ The host sends geometry only (crop, flip) as uint8; everything below runs inside
 step. The recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
 RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). Work is done on colour planes
 ``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes.
+
+Pictures of 1 channel, or of any number but 3, have no colour: saturation, hue and grayscale are
+left out; brightness, contrast, blur and solarize act on all channels alike.
 """
 
 # DINOv2: the reference works on 8-bit PIL images, so every operation ends in a rounding. Here they
@@ -54,8 +57,8 @@ class ColourSpec:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_probability: float = 0.2
     solarize_threshold: float = 128
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
         if not 0 <= self.hue <= 0.5:
@@ -84,8 +87,8 @@ def augment_batch(
 
     Args:
       key: one PRNG key, used up here.
-      global_crops: uint8 ``[B, 2, S, S, 3]``.
-      local_crops: uint8 ``[B, V, s, s, 3]``; V may be 0.
+      global_crops: uint8 ``[B, 2, S, S, C]``.
+      local_crops: uint8 ``[B, V, s, s, C]``; V may be 0.
       spec: strengths and probabilities.
 
     Returns:
@@ -124,19 +127,19 @@ def augment_crops(
 
     Args:
       uniforms: ``[B, V, DRAWS]`` from U[0, 1), the only randomness.
-      crops: uint8 ``[B, V, H, W, 3]``.
+      crops: uint8 ``[B, V, H, W, C]``.
       spec: strengths and the probabilities that all kinds share.
       blur_probability: the share of these crops to blur.
       solarize_probability: the share of these crops to solarize.
 
     Returns:
-      float32 ``[B, V, H, W, 3]``, normalised.
+      float32 ``[B, V, H, W, C]``, normalised.
     """
     gray, blurred, sigma, solarized = (uniforms[..., i] for i in range(6, DRAWS))
     planes = to_planes(crops)
     if spec.jitter_probability > 0:
         planes = jitter(planes, *draw_jitter(uniforms[..., :6], spec))
-    if spec.grayscale_probability > 0:
+    if spec.grayscale_probability > 0 and crops.shape[-1] == 3:
         planes = jnp.where(_spread(gray < spec.grayscale_probability), luma(planes), planes)
     if blur_probability > 0:
         low, high = spec.blur_sigma
@@ -153,12 +156,12 @@ def normalize(
     mean: tuple[float, ...] = ColourSpec.mean,
     std: tuple[float, ...] = ColourSpec.std,
 ) -> jax.Array:
-    """uint8 images ``[..., H, W, 3]`` to float32 ``(image / 255 - mean) / std``."""
+    """uint8 images ``[..., H, W, C]`` to float32 ``(image / 255 - mean) / std``."""
     return _standardize(images.astype(jnp.float32), mean, std)
 
 
 def to_planes(images: jax.Array) -> jax.Array:
-    """``[..., H, W, 3]`` to float32 planes ``[..., 3, H, W]``, values unchanged."""
+    """``[..., H, W, C]`` to float32 planes ``[..., C, H, W]``, values unchanged."""
     return jnp.moveaxis(images, -1, -3).astype(jnp.float32)
 
 
@@ -185,8 +188,10 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Ar
 
     Brightness, contrast and saturation are one operation, a clamped blend with black, the mean grey
     or the grey picture (torchvision's definition). So each of the four places costs one blend and
-    one hue rotation, of which a select keeps the right one, instead of four operations.
+    one hue rotation, of which a select keeps the right one, instead of four operations. Planes of
+    any other number than 3 keep their values at the places of saturation and hue.
     """
+    in_colour = planes.shape[-3] == 3
     for place in range(4):
         operation = order[..., place]
         grey = luma(planes)
@@ -195,12 +200,17 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Ar
         slot = jnp.minimum(operation, SATURATION)  # at the place of hue the blend is discarded
         factor = _spread(jnp.take_along_axis(factors, slot[..., None], axis=-1)[..., 0])
         blended = jnp.clip(factor * planes + (1 - factor) * target, 0, 255)
-        planes = jnp.where(_spread(operation == HUE), rotate_hue(planes, turn), blended)
+        if in_colour:
+            planes = jnp.where(_spread(operation == HUE), rotate_hue(planes, turn), blended)
+        else:
+            planes = jnp.where(_spread(operation < SATURATION), blended, planes)
     return planes
 
 
 def luma(planes: jax.Array) -> jax.Array:
-    """ITU-R 601 grey ``[..., 1, H, W]`` of ``[..., 3, H, W]``."""
+    """ITU-R 601 grey ``[..., 1, H, W]`` of ``[..., 3, H, W]``; the mean of other channels."""
+    if planes.shape[-3] != 3:
+        return planes.mean(-3, keepdims=True)
     red, green, blue = planes[..., 0:1, :, :], planes[..., 1:2, :, :], planes[..., 2:3, :, :]
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
@@ -238,7 +248,7 @@ def blur_taps(sigma_px: jax.Array, chosen: jax.Array, taps: int) -> jax.Array:
 
 
 def blur(planes: jax.Array, taps: jax.Array) -> jax.Array:
-    """Separable blur of ``[..., 3, H, W]`` with one row of taps a crop, reflected at the edges.
+    """Separable blur of ``[..., C, H, W]`` with one row of taps a crop, reflected at the edges.
 
     Two products with banded matrices. `lax.conv` would need a kernel of its own for each crop, and
     sums of shifted crops let XLA fuse the whole jitter into every read: 25 times the time.
@@ -274,7 +284,7 @@ def solarize(planes: jax.Array, threshold: float) -> jax.Array:
 
 
 def _spread(per_crop: jax.Array) -> jax.Array:
-    """One number a crop, given the axes [3, H, W] of its planes."""
+    """One number a crop, given the axes [C, H, W] of its planes."""
     return per_crop[..., None, None, None]
 
 

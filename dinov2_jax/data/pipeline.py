@@ -23,7 +23,7 @@ from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from dinov2_jax.data.crops import center_crop, sample_crops
-from dinov2_jax.data.decode import BadImage, decode
+from dinov2_jax.data.decode import BadImage, decode, to_channels
 from dinov2_jax.data.masking import sample_masks
 from dinov2_jax.data.sources import Source
 
@@ -41,6 +41,7 @@ class CropSpec:
     local_size: int
     local_scale: tuple[float, float]
     local_number: int
+    channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,10 @@ def decode_side(crops: CropSpec) -> int:
     return max(5 * crops.global_size // 2, 6 * crops.local_size)
 
 
-def load_record(source: Source, index: int, max_pixels: int, min_side_px: int | None) -> np.ndarray:
-    """Record `index` as uint8 [H, W, 3].
+def load_record(
+    source: Source, index: int, max_pixels: int, min_side_px: int | None, channels: int = 3
+) -> np.ndarray:
+    """Record `index` as uint8 [H, W, channels].
 
     Raises:
       BadImage: when it cannot be read or decoded; the text says why.
@@ -73,8 +76,8 @@ def load_record(source: Source, index: int, max_pixels: int, min_side_px: int | 
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
     if isinstance(record, np.ndarray):
-        return record
-    return decode(record, max_pixels, min_side_px)
+        return to_channels(record, channels)
+    return decode(record, max_pixels, min_side_px, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +101,14 @@ class _MakeCrops(grain.transforms.RandomMap):
     def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """The picture, the record it came from, and the bad records met before it (-1: none)."""
         bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-        side = decode_side(self.crops)
+        how = self.max_pixels, decode_side(self.crops), self.crops.channels
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                return load_record(self.source, index, self.max_pixels, side), index, bad
+                return load_record(self.source, index, *how), index, bad
             except BadImage:
                 bad[attempt] = index
                 index = int(rng.integers(len(self.source)))
-        return np.zeros((16, 16, 3), np.uint8), -1, bad
+        return np.zeros((16, 16, self.crops.channels), np.uint8), -1, bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,20 +288,21 @@ def eval_batches(
     resize_size: int,
     image_size: int,
     max_pixels: int,
+    channels: int = 3,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Pictures for evaluation: shorter side to `resize_size`, central square of `image_size`.
 
     Yields:
-      {"images": uint8 [batch_size, S, S, 3], "index": int64 [batch_size]}; index is -1 in the
-      padding of the last batch and for pictures that cannot be decoded.
+      {"images": uint8 [batch_size, S, S, channels], "index": int64 [batch_size]}; index is -1 in
+      the padding of the last batch and for pictures that cannot be decoded.
     """
     count = -(-len(indices) // batch_size) * batch_size
     padded = np.full(count, -1, np.int64)
     padded[: len(indices)] = indices
     dataset = (
         grain.MapDataset.source(padded)
-        .map(_LoadForEvaluation(source, resize_size, image_size, max_pixels))
+        .map(_LoadForEvaluation(source, resize_size, image_size, max_pixels, channels))
         .batch(batch_size)
     )
     # closing: also where the consumer stops before the last batch
@@ -313,16 +317,18 @@ class _LoadForEvaluation(grain.transforms.Map):
     resize_size: int
     image_size: int
     max_pixels: int
+    channels: int
 
     def map(self, element: int) -> Batch:
         index = int(element)
         try:
             if index < 0:
                 raise BadImage("padding")
-            image = load_record(self.source, index, self.max_pixels, 2 * self.resize_size)
+            how = self.max_pixels, 2 * self.resize_size, self.channels
+            image = load_record(self.source, index, *how)
         except BadImage:
-            side = self.image_size
-            return {"images": np.zeros((side, side, 3), np.uint8), "index": np.int64(-1)}
+            shape = self.image_size, self.image_size, self.channels
+            return {"images": np.zeros(shape, np.uint8), "index": np.int64(-1)}
         return {
             "images": center_crop(image, self.resize_size, self.image_size),
             "index": np.int64(index),

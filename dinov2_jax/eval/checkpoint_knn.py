@@ -71,7 +71,9 @@ def _check_image_size(image_size: int, patch_size: int) -> None:
 
 def _data_settings(config: ConfigDict, stored: dict[str, Any]) -> dict[str, Any]:
     """The data of the configuration, each empty field filled from the checkpoint's."""
-    known = {**stored["data"], **stored["eval"]}
+    # Runs from before this field store none.
+    known = {"in_channels": stored["model"].get("in_channels", 3)}
+    known |= {**stored["data"], **stored["eval"]}
     own = config.data.source or config.data.path
     given = {name: value for name, value in config.data.items() if value not in ("", None)}
     merged = {**known, **given}
@@ -116,6 +118,7 @@ def _features(
         resize_size=sizes["resize_size"],
         image_size=sizes["image_size"],
         max_pixels=data["max_pixels"],
+        channels=data["in_channels"],
         workers=config.data.workers,
     )
     title = f"features of {split}" if is_main() else ""

@@ -147,7 +147,14 @@ def _open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords
         configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
     )
     skipped = folder / "skipped.txt"
-    bad = BadRecords(source, data.max_bad_fraction, skipped, data.max_pixels, writes=is_main())
+    bad = BadRecords(
+        source,
+        data.max_bad_fraction,
+        skipped,
+        data.max_pixels,
+        channels=config.model.in_channels,
+        writes=is_main(),
+    )
     bad.preflight()
     return source, bad
 

@@ -45,6 +45,7 @@ class KnnProbe:
             resize_size=settings.resize_size,
             image_size=settings.image_size,
             max_pixels=self._config.data.max_pixels,
+            channels=self._config.model.in_channels,
             workers=self._config.data.workers if many else 0,
         )
         title = "k-NN features" if many and is_main() else ""

@@ -17,7 +17,7 @@ from dinov2_jax.sharding import own_mesh
 from dinov2_jax.train.setup import Run, make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
-from dinov2_jax.viz.sheet import crop_sheet
+from dinov2_jax.viz.sheet import as_rgb, crop_sheet
 
 PICTURES = 8
 
@@ -41,12 +41,12 @@ def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
         np.asarray(to_uint8(seen[name], config.colour)) for name in ("global_crops", "local_crops")
     ]
     temporary = folder / "crops.png.tmp"
-    temporary.write_bytes(crop_sheet(*crops))
+    temporary.write_bytes(crop_sheet(*map(as_rgb, crops)))
     os.replace(temporary, folder / "crops.png")
 
 
 def to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
-    """Undoes the normalisation: float [..., 3] -> uint8."""
+    """Undoes the normalisation: float [..., C] -> uint8."""
     pixels = np.asarray(images) * np.array(colour.std) + np.array(colour.mean)
     return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
@@ -63,6 +63,7 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
         resize_size=side,
         image_size=side,
         max_pixels=config.data.max_pixels,
+        channels=config.model.in_channels,
     )
     pictures = batch["images"][batch["index"] >= 0]
     if not len(pictures):
@@ -70,7 +71,7 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
     forward = cls_forward(run.objective.teacher.backbone, config.colour.mean, config.colour.std)
     patches = forward(teacher["backbone"], pictures)["patches"]
     colours = pca_rgb(np.asarray(patches, np.float32), (side // patch, side // patch))
-    return list(zip(pictures, colours, strict=True))
+    return list(zip(as_rgb(pictures), colours, strict=True))
 
 
 def report(

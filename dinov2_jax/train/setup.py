@@ -134,7 +134,7 @@ def make_photometric(config: ConfigDict) -> Callable[[Array, Batch], Batch]:
 
 def crop_spec(config: ConfigDict) -> CropSpec:
     """Geometry of the crops for the loader."""
-    return CropSpec(**{name: config.crops[name] for name in CropSpec.__dataclass_fields__})
+    return CropSpec(**config.crops, channels=config.model.in_channels)
 
 
 def mask_spec(config: ConfigDict) -> MaskSpec:

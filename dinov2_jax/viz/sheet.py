@@ -38,6 +38,11 @@ def crop_sheet(global_crops: np.ndarray, local_crops: np.ndarray) -> bytes:
     return png_bytes(_stack(rows))
 
 
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Something to look at: [..., C] -> [..., 3]; the first three channels, or one for all."""
+    return images[..., :3] if images.shape[-1] >= 3 else np.repeat(images[..., :1], 3, axis=-1)
+
+
 def png_bytes(image: np.ndarray) -> bytes:
     """Encodes a uint8 [H, W, 3] picture as PNG."""
     buffer = io.BytesIO()

@@ -1,5 +1,6 @@
-"""Runs that start from weights: other sizes, meshes and heads; what is refused, and what resumes."""
+"""Runs that start from weights: other sizes, meshes, heads, channels; what is refused."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from safetensors.numpy import save_file
 
 import dinov2_jax
+from dinov2_jax.checkpoint import read_config
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
@@ -18,6 +21,8 @@ from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.setup import make_run
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.convert import to_reference
+from tests.train.test_resume import ROOT, command, environment
+from tests.train.test_resume import run as run_command
 from tests.train.tiny import random_batch, tiny_config
 
 TINY = {"dim": 48, "depth": 2, "heads": 3, "patch_size": 7, "layerscale": 0.1}
@@ -242,3 +247,67 @@ def test_released_weights_into_the_default_name_all_that_differs(monkeypatch, tm
         "--config.model.registers=4 --config.model.interpolate_offset=0.0 "
         "--config.model.interpolate_antialias=true"
     )
+
+
+def test_gray_pictures_with_weights_of_colour(bundles):
+    """The patch embedding of a picture whose three channels are alike does not change."""
+    changes = {"model.in_channels": 1, "colour.mean": (0.449,), "colour.std": (0.226,)}
+    config = config_of(bundles["plain"], **changes)
+    model, params = dinov2_jax.load(bundles["plain"])
+    run, mesh, state, notes = start(config)
+    assert "the patch embedding of 3 channels is spread over 1" in notes
+    gray = np.random.default_rng(0).standard_normal((2, RUN_PX, RUN_PX, 1)).astype(np.float32)
+    wanted = jax.jit(model.apply)({"params": params}, np.repeat(gray, 3, axis=-1))["cls"]
+    backbone = run.objective.teacher.backbone
+    got = jax.jit(backbone.apply)({"params": state.teacher["backbone"]}, gray)["cls"]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    losses, state = steps(config, run, mesh, state, range(2))
+    assert np.isfinite(losses).all()
+    assert state.student["backbone"]["patch_embed"]["kernel"].shape == (7 * 7, 48)
+
+
+@pytest.mark.timeout(900)
+def test_the_command_line_starts_goes_on_and_starts_from_a_run(tmp_path):
+    """Gray pictures and weights of colour, two steps; a third whose weights are gone; a new run."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+    weights = bundle(tmp_path, dim=24, patch_size=8, image_size=24, layerscale=0.5)
+    changes = {
+        "init_from": weights,
+        "total_steps": 2,
+        "model.in_channels": 1,
+        "colour.mean": "(0.5,)",
+        "colour.std": "(0.25,)",
+        "eval.every_steps": 0,
+    }
+    said = run_command(pictures, tmp_path / "run", **changes)
+    assert "student and teacher start from 36 of 36 tensors" in said
+    assert "dino_head is fresh: the weights come without it" in said
+    assert (tmp_path / "run" / "crops.png").exists() and (tmp_path / "run" / "report.html").exists()
+    changes |= {"total_steps": 3, "init_from": tmp_path / "gone"}
+    said = run_command(pictures, tmp_path / "run", **changes)
+    assert "continuing from step 2" in said
+    assert f"config.init_from {tmp_path / 'gone'} is not read: the checkpoint goes on" in said
+
+    refused = subprocess.run(
+        command(pictures, tmp_path / "other", **changes),
+        env=environment(1),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2 and refused.stderr.count("error: no weights at") == 1
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+    stored = read_config(tmp_path / "run")[0]
+    config = ConfigDict(stored)
+    config.init_from, config.crops.global_size = str(tmp_path / "run"), 32
+    _, _, state, notes = start(config)
+    assert "dino_head is that of the weights" in notes
+    assert state.teacher["backbone"]["pos_embed"].shape == (1, 1 + 4 * 4, 24)
+    teacher = dinov2_jax.load(tmp_path / "run").heads["dino_head"]
+    assert all(same(state.student["dino_head"], teacher))

@@ -48,10 +48,10 @@ def random_batch(config: ConfigDict, seed: int) -> dict[str, np.ndarray]:
     """A batch as the loader delivers it, of noise."""
     rng = np.random.default_rng(seed)
     crops, patch = config.crops, config.model.patch_size
-    side = crops.global_size // patch
+    side, channels = crops.global_size // patch, config.model.in_channels
     shapes = {
-        "global_crops": (config.batch_size, 2, crops.global_size, crops.global_size, 3),
-        "local_crops": (config.batch_size, crops.local_number, *(crops.local_size,) * 2, 3),
+        "global_crops": (config.batch_size, 2, *(crops.global_size,) * 2, channels),
+        "local_crops": (config.batch_size, crops.local_number, *(crops.local_size,) * 2, channels),
     }
     batch = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
     drawn = [
