@@ -71,7 +71,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
     _check_prototypes(config)
     _check_images(config)
     _check_colours(config)
-    return _late_schedules(config) + _check_mesh(config, device_count)
+    return _late_schedules(config) + _frozen_noise(config) + _check_mesh(config, device_count)
 
 
 def check_distributed(settings: Mapping[str, Any]) -> None:
@@ -225,6 +225,16 @@ def _late_schedules(config: ml_collections.ConfigDict) -> list[str]:
         f"the run ends before; a tenth would be --config.{name}={max(1, total // 10)}"
         for name in fields
         if leaves(config)[name] >= total
+    ]
+
+
+def _frozen_noise(config: ml_collections.ConfigDict) -> list[str]:
+    steps = config.optimizer.freeze_backbone_steps
+    if not steps or config.init_from:
+        return []
+    return [
+        f"config.optimizer.freeze_backbone_steps {steps:,} keeps random weights for so long, as "
+        "there is no config.init_from"
     ]
 
 

@@ -185,6 +185,11 @@ def small() -> ConfigDict:
         ({"colour.blur_kernel": 8}, "--config.colour.blur_kernel=9"),
         ({"colour.blur_kernel": 33}, "--config.colour.blur_kernel=31 or less"),
         ({"model.interpolate_antialias": True}, "--config.model.interpolate_offset=0.0"),
+        ({"model.in_channels": 1}, r'colour.mean has 3 numbers.*--config.colour.mean="\(0.449,\)"'),
+        (
+            {"model.in_channels": 2, "colour.mean": (0.5, 0.5)},
+            r'colour.std has 3 numbers.*--config.colour.std="\(0.226,0.226\)"',
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_with_a_value_that_can(
@@ -211,6 +216,15 @@ def test_schedules_longer_than_the_run_are_mentioned() -> None:
     config.total_steps = config.optimizer.freeze_last_layer_steps + 1
     (note,) = check_config(config, device_count=8)
     assert "config.optimizer.warmup_steps" in note
+
+
+def test_a_frozen_backbone_of_random_weights_is_mentioned() -> None:
+    config = small()
+    config.optimizer.freeze_backbone_steps = 10
+    (note,) = check_config(config, device_count=1)
+    assert "keeps random weights" in note
+    config.init_from = "dinov2_vits14"
+    assert check_config(config, device_count=1) == []
 
 
 def test_koleo_off_allows_groups_of_one() -> None:

@@ -99,6 +99,12 @@ def test_overrides_in_both_forms_and_any_order() -> None:
     assert config.is_locked
 
 
+def test_means_of_any_number_of_channels() -> None:
+    config = resolve(QUICKSTART, "--config.colour.mean=(0.5,)", "--config.colour.std=(1,1,0.5,1)")
+    assert config.colour.mean == (0.5,)
+    assert config.colour.std == (1, 1, 0.5, 1)
+
+
 def test_the_last_of_two_overrides_counts() -> None:
     assert resolve(QUICKSTART, "--config.seed=1", "--config.seed=2").seed == 2
     scale = resolve(

@@ -49,22 +49,33 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     if not config.init_from:
         return {}, []
     model = run.objective.student.backbone
-    # No file tells the heads of a width like 48: the configured number then.
-    heads = model.heads if model.dim % HEAD_DIM else None
+    # A width like 48 does not tell the number of heads: the configured one, if the file is silent.
+    fallback = model.heads if model.dim % HEAD_DIM else None
     with main_first():  # which downloads what has only a name
-        found = load(config.init_from, heads=heads)
+        found = load(config.init_from, heads=fallback)
     _require_same_model(config, model, found)
-    channels = config.model.in_channels
-    held = in_channels(found.params, model.patch_size)
     backbone = with_image_size(found.params, found.model, model.image_size)
-    backbone = with_channels(backbone, model.patch_size, channels)
+    backbone = with_channels(backbone, model.patch_size, config.model.in_channels)
     heads, notes = _matching_heads(found.heads, run.abstract_state.student)
-    if held != channels:
-        notes.insert(0, f"the patch embedding of {held} channels is spread over {channels}")
-    notes[:0] = [f"student and teacher start from {line}" for line in found.report[:1]]
     given = {"backbone": backbone} | heads
     wanted = {name: run.abstract_state.student[name] for name in given}
-    return jax.tree.map(_place, given, wanted), [*notes, *found.report[1:]]
+    return jax.tree.map(_place, given, wanted), [*_origin(config, found), *notes]
+
+
+def _origin(config: ConfigDict, found: Backbone) -> list[str]:
+    """Where the backbone comes from, and what it may not be used to."""
+    first, *more = found.report
+    notes = [f"student and teacher start from {first}", *more]
+    held, channels = in_channels(found.params, found.model.patch_size), config.model.in_channels
+    if held != channels:
+        notes.append(f"the patch embedding of {held} channels is spread over {channels}")
+    wanted = found.preprocessing
+    if held == channels and (wanted.mean, wanted.std) != (config.colour.mean, config.colour.std):
+        notes.append(
+            f"the weights were made with colour.mean {wanted.mean} and colour.std {wanted.std}, "
+            f"which are {config.colour.mean} and {config.colour.std} here"
+        )
+    return notes
 
 
 def _place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

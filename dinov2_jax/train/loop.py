@@ -230,4 +230,7 @@ def _describe(config: ConfigDict, source: Source, mesh: Mesh, start: int) -> lis
         f"{len(source):,} pictures from {config.data.source} {config.data.path}; "
         f"{config.total_steps:,} steps of {config.batch_size} are {passes:.1f} passes; {devices}"
     ]
+    frozen = config.optimizer.freeze_backbone_steps
+    if start < frozen:
+        lines.append(f"only the heads train until step {frozen:,}")
     return lines + ([f"continuing from step {start}"] if start else [])

@@ -118,6 +118,8 @@ def test_all_but_positions_is_bit_for_bit_the_weights_and_stays_so(bundles):
     assert not all(same(after.student["backbone"], before["backbone"]))
     assert notes[0].startswith("student and teacher start from 36 of 36 tensors")
     assert "dino_head is fresh: the weights come without it" in notes
+    config.colour.mean = (0.5, 0.5, 0.5)
+    assert "made with colour.mean (0.485, 0.456, 0.406)" in initial_params(config, run)[1][1]
 
 
 def test_sharded_over_eight_devices_it_is_the_same(bundles):
@@ -256,6 +258,7 @@ def test_gray_pictures_with_weights_of_colour(bundles):
     model, params = dinov2_jax.load(bundles["plain"])
     run, mesh, state, notes = start(config)
     assert "the patch embedding of 3 channels is spread over 1" in notes
+    assert not any("colour.mean" in note for note in notes)
     gray = np.random.default_rng(0).standard_normal((2, RUN_PX, RUN_PX, 1)).astype(np.float32)
     wanted = jax.jit(model.apply)({"params": params}, np.repeat(gray, 3, axis=-1))["cls"]
     backbone = run.objective.teacher.backbone
