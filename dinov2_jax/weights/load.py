@@ -22,6 +22,7 @@ from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
 from dinov2_jax.weights.files import Tensors, WeightsError, read_tensors
 from dinov2_jax.weights.hub import RELEASED, find
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
+from dinov2_jax.weights.linear_head import linear_head
 
 # What training programs wrap a module in.
 _WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
@@ -35,7 +36,7 @@ class Backbone:
       model: the module; `model.apply({"params": params}, images)` gives features.
       params: fp32 parameters.
       preprocessing: what the weights expect of a picture.
-      heads: parameters of projection heads that came along, by name.
+      heads: what came along, by name: parameters of projection heads, a `LinearHead` "classifier".
       source: file, directory or run.
       layout: "reference", "huggingface", "timm", "bundle" or "run".
       report: lines that account for the tensors.
@@ -142,7 +143,10 @@ def _from_tensors(
     except ValueError as error:
         raise WeightsError(f"{stored.path}: {error}") from error
     report = _account(model, params, str(stored.path), f"{layout} layout")
-    own_heads = {name: from_reference(head) for name, head in parts.items()}
+    own_heads: dict[str, Any] = {}
+    if "classifier" in parts:
+        own_heads["classifier"] = linear_head(parts.pop("classifier"), model.dim, str(stored.path))
+    own_heads |= {name: from_reference(head) for name, head in parts.items()}
     return Backbone(
         model,
         params,
@@ -155,10 +159,10 @@ def _from_tensors(
 
 
 def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """{"backbone": ..., "dino_head": ...}: the modules of a training checkpoint."""
+    """{"backbone": ..., "dino_head": ...}: the modules of a training checkpoint or a classifier."""
     parts: dict[str, dict[str, np.ndarray]] = {"backbone": {}}
     for name, value in tensors.items():
-        found = re.match(r"(backbone|dino_head|ibot_head)\.(.+)", name)
+        found = re.match(r"(backbone|dino_head|ibot_head|classifier)\.(.+)", name)
         module, rest = (found[1], found[2]) if found else ("backbone", name)
         parts.setdefault(module, {})[rest] = value
     return parts

@@ -45,6 +45,25 @@ def test_transformers_in_and_out(size, registers, tmp_path):
     assert type(again) is type(theirs)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_classifier_of_transformers(registers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    options = peers.SIZES["large"] | {"image_size": 126, "patch_size": 14, "num_labels": 7}
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **options)
+        theirs = transformers.Dinov2WithRegistersForImageClassification(config)
+    else:
+        theirs = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**options))
+    peers.randomize(theirs, 3).save_pretrained(tmp_path)
+    loaded = dinov2_jax.load(tmp_path)
+    (images,) = peers.random_images((126, 126))
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    got = loaded.heads["classifier"].logits(*loaded, images)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
 def test_pth_in_and_out(tmp_path):
     torch = pytest.importorskip("torch")
     source = reference_tensors(tiny_backbone(4))
