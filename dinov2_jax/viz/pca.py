@@ -1,17 +1,88 @@
 """Patch features as colours: the first three principal components as red, green and blue."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 MIN_SIDE_PX = 64
+SIDES = ("auto", "high", "low")
+DARKEST = 45  # of 255: foreground patches never look like the black background
+
+
+class PcaPictures(NamedTuple):
+    """Colours and foreground of some pictures, one pixel a patch.
+
+    Attributes:
+      colours: uint8 [h, w, 3] a picture, of all patches.
+      foreground: bool [h, w] a picture.
+      foreground_colours: uint8 [h, w, 3] a picture, of the foreground's own PCA; black elsewhere.
+    """
+
+    colours: list[np.ndarray]
+    foreground: list[np.ndarray]
+    foreground_colours: list[np.ndarray]
+
+
+def pca_pictures(
+    features: Sequence[np.ndarray], threshold: float = 0.0, side: str = "auto"
+) -> PcaPictures:
+    """Colours patches of several pictures by PCA, with and without their background.
+
+    As in the paper's figure 1 (section 7.6): the first component of a joint PCA, thresholded, tells
+    foreground from background; the three components of a second joint PCA, of foreground patches
+    alone, are red, green and blue. Equal colours are similar features, across pictures too.
+
+    Args:
+      features: [h, w, D] of each picture; grids may differ. Non-finite values count as 0.
+      threshold: in standard deviations of the first component from its mean.
+      side: of the threshold that is foreground, see `foreground_masks`.
+
+    Raises:
+      ValueError: no pictures, not of one width D, or an unknown side.
+    """
+    masks = foreground_masks(features, threshold, side)
+    rows, shapes = _rows(features), [f.shape[:2] for f in features]
+    inside = np.concatenate([mask.ravel() for mask in masks])
+    colours = np.zeros((len(rows), 3), np.uint8)
+    if inside.any():
+        colours[inside] = _colours(rows[inside], DARKEST)
+    everything = _unflatten(_colours(rows), shapes)
+    return PcaPictures(everything, masks, _unflatten(colours, shapes))
+
+
+def foreground_masks(
+    features: Sequence[np.ndarray], threshold: float = 0.0, side: str = "auto"
+) -> list[np.ndarray]:
+    """Which patches are foreground: bool [h, w] of each picture's features [h, w, D].
+
+    Args:
+      threshold: of the first component of the joint PCA, in its standard deviations.
+      side: "high": above the threshold; "low": below it after its sign has changed; "auto": the
+        sign for which the outermost patches of the pictures lie lower than the others, because a
+        component's own sign means nothing and pictures rarely show their subject at the edge.
+
+    Raises:
+      ValueError: no pictures, not of one width D, or an unknown side.
+    """
+    if side not in SIDES:
+        raise ValueError(f"side {side!r} is unknown; choose one of {', '.join(SIDES)}")
+    rows, shapes = _rows(features), [f.shape[:2] for f in features]
+    scores = project(rows, principal_directions(rows, 1))[:, 0]
+    spread = scores.std()
+    if spread <= 1e-6 * max(np.abs(rows).max(), 1e-30):  # nothing but rounding
+        return [np.zeros(shape, bool) for shape in shapes]
+    maps = _unflatten(scores / spread, shapes)
+    down = side == "low" or (side == "auto" and np.mean([_edge_excess(m) for m in maps]) > 0)
+    return [(-m if down else m) > threshold for m in maps]
 
 
 def pca_rgb(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Colours every patch by its three leading components, computed over all pictures jointly.
 
-    Equal colours therefore mean similar features across pictures (DINOv2, section 7.6 and
-    figure 1, without the removal of the background).
+    Equal colours therefore mean similar features across pictures; see `pca_pictures` for the
+    removal of the background.
 
     Args:
         patches: [n, P, D] float features, row-major over the grid. Non-finite values count as 0.
@@ -31,11 +102,7 @@ def pca_rgb(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             "pass [n, rows * columns, D] without the cls and register tokens."
         )
     n, _, dim = patches.shape
-    features = np.nan_to_num(patches.astype(np.float64), posinf=0.0, neginf=0.0).reshape(-1, dim)
-    scores = project(features, principal_directions(features))
-    colours = np.full((len(features), 3), 0.5)
-    colours[:, : scores.shape[1]] = scale_robust(scores)
-    pixels = np.rint(255 * colours).astype(np.uint8).reshape(n, rows, columns, 3)
+    pixels = _colours(_finite(patches).reshape(-1, dim)).reshape(n, rows, columns, 3)
     return enlarge(pixels, math.ceil(MIN_SIDE_PX / min(grid)))
 
 
@@ -73,3 +140,41 @@ def scale_robust(scores: np.ndarray) -> np.ndarray:
 def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
     """[..., H, W, 3] -> [..., H*factor, W*factor, 3], nearest neighbour."""
     return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def _colours(features: np.ndarray, darkest: int = 0) -> np.ndarray:
+    """[N, D] -> uint8 [N, 3], from `darkest`; a component that the features lack is neutral."""
+    scores = project(features, principal_directions(features))
+    colours = np.full((len(features), 3), 0.5)
+    colours[:, : scores.shape[1]] = scale_robust(scores)
+    return np.rint(darkest + (255 - darkest) * colours).astype(np.uint8)
+
+
+def _rows(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Maps [h, w, D] of all pictures -> float64 [N, D]."""
+    if not len(features) or any(f.ndim != 3 or f.size == 0 for f in features):
+        shapes = ", ".join(str(f.shape) for f in features) or "no pictures"
+        raise ValueError(f"PCA needs maps [h, w, D] of one or more pictures, but got {shapes}")
+    dims = sorted({f.shape[-1] for f in features})
+    if len(dims) > 1:
+        raise ValueError(f"features of widths {dims} cannot share one PCA; use one model")
+    return np.concatenate([_finite(f).reshape(-1, dims[0]) for f in features])
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(features.astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _unflatten(rows: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    ends = np.cumsum([h * w for h, w in shapes])[:-1]
+    parts = np.split(rows, ends)
+    return [p.reshape(*shape, *rows.shape[1:]) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def _edge_excess(scores: np.ndarray) -> float:
+    """Mean of the outermost patches of [h, w] above that of the others; 0 where there are none."""
+    inner = scores[1:-1, 1:-1]
+    if not inner.size:
+        return 0.0
+    edge = (scores.sum() - inner.sum()) / (scores.size - inner.size)
+    return float(edge - inner.mean())
