@@ -13,7 +13,9 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "train"  # what python -m dinov2_jax.main does: train | knn | plan. Ours
+    config.task = (
+        "train"  # what python -m dinov2_jax.main does: train | knn | plan | visualize. Ours
+    )
     # The one seed of weights, data order, crops, masks and drop path. Reference train.seed
     config.seed = 0
     config.total_steps = 125_000  # optimizer steps. Reference: 100 epochs x 1250

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "knn", "plan", "export"),
+    "task": ("train", "knn", "plan", "export", "visualize"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "model.ffn": ("mlp", "swiglu"),
@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.labels": ("auto", "folders", "none"),
     "which": ("teacher", "student"),
     "format": ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx"),
+    "pca.side": ("auto", "high", "low"),
 }
 
 

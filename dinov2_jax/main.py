@@ -74,6 +74,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         from dinov2_jax.weights import export
 
         export.run(config, workdir)
+    elif config.task == "visualize":
+        check_config(config, device_count=1)
+        from dinov2_jax.viz import visualize
+
+        visualize.visualize(config, workdir)
     else:
         tasks = CHOICES["task"]
         raise ConfigError(
@@ -90,8 +95,10 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.train.nonfinite import NonFiniteLoss
     from dinov2_jax.weights.files import WeightsError
 
-    ours = (ConfigError, CheckpointError, SourceError, TooManyBadRecords, NonFiniteLoss, MeshError)
-    ours = (*ours, WeightsError)
+    ours = (
+        *(ConfigError, CheckpointError, SourceError, WeightsError),
+        *(TooManyBadRecords, NonFiniteLoss, MeshError),
+    )
     # ImportError: an optional package that a source needs; the message names the pip install.
     return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 

@@ -22,7 +22,9 @@ from dinov2_jax.configuration import (
 )
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-OVERLAYS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__")
+# Tasks with fields of their own, as those in configs/eval.
+TASKS = ["visualize"]
+OVERLAYS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", *TASKS))
 
 # Reference values, facebookresearch/dinov2: ssl_default_config.yaml, its epochs in steps of 1,250.
 DEFAULTS: dict[str, Any] = {
@@ -111,7 +113,7 @@ def test_large_recipes_fit_their_machines(name: str, devices: int) -> None:
     assert check_config(load(name), device_count=devices) == []
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", OVERLAYS + TASKS)
 def test_every_overlay_opens_with_command_hardware_time_and_result(name: str) -> None:
     text = (CONFIGS / f"{name}.py").read_text()
     opening = text[: text.index('"""', 3)]
@@ -120,8 +122,9 @@ def test_every_overlay_opens_with_command_hardware_time_and_result(name: str) ->
     assert f"--config=configs/{name}.py" in opening
 
 
-def test_every_field_of_the_default_has_a_comment() -> None:
-    lines = (CONFIGS / "default.py").read_text().splitlines()
+@pytest.mark.parametrize("name", ["default", *TASKS])
+def test_every_field_has_a_comment(name: str) -> None:
+    lines = (CONFIGS / f"{name}.py").read_text().splitlines()
     bare = [
         line
         for before, line in itertools.pairwise(lines)

@@ -21,7 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": set(),
     "checkpoint": {"configuration", "sharding"},
     "data": set(),
-    "viz": {"data", "models", "sharding", "configuration", "checkpoint", "monitor"},
+    "viz": {
+        "data", "models", "sharding", "checkpoint", "monitor", "configuration", "weights",
+    },
     "weights": {"models", "sharding", "checkpoint", "configuration", "data"},
     "eval": {
         "data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor",

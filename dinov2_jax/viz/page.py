@@ -39,6 +39,8 @@ img { display: block; image-rendering: pixelated; }
   outline: 1px solid var(--rule); }
 .pair img { width: 100%; height: auto; }
 .sheet { overflow-x: auto; } .sheet img { min-width: min(40rem, 100vw * 2); width: 100%; }
+.plates { display: grid; gap: 1.5rem; } .plate img { width: 100%; height: auto;
+  image-rendering: auto; } .plate figcaption { margin-top: .25rem; max-width: 44rem; }
 ul { padding-left: 1.2rem; } .warning { color: var(--warning); }
 .lines { white-space: pre-line; }
 details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; font-size: 1.1rem; }

@@ -7,10 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.models.attention_maps import attention_maps, attention_rows
+from dinov2_jax.models import attention_maps as module
+from dinov2_jax.models.attention_maps import attention_rows
+from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 
 DEPTH, HEADS, PATCHES = 3, 2, 6
+
+
+def attention_maps(*args: Any) -> Any:
+    """Compiled: run op by op, each of them would be compiled on its own."""
+    model, params, images, *rest = args
+    return jax.jit(lambda p, x: module.attention_maps(model, p, x, *rest))(params, images)
 
 
 def tiny(registers: int, **changes: Any) -> tuple[VisionTransformer, Any, jax.Array]:
@@ -20,19 +28,18 @@ def tiny(registers: int, **changes: Any) -> tuple[VisionTransformer, Any, jax.Ar
         **{"layerscale": 1.0, "registers": registers},
     }
     model = VisionTransformer(**options | changes)
-    images = jax.random.normal(jax.random.key(1), (2, 14, 21, 3))
-    params = model.init(jax.random.key(0), images)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return model, jax.tree.unflatten(tree, noisy), images
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.normal(size=(2, 14, 21, 3)), jnp.float32)
+    shapes = jax.eval_shape(model.clone(attention="xla").init, jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
+    return model, params, images
 
 
 def by_hand(model: VisionTransformer, params: Any, images: jax.Array, block: int) -> np.ndarray:
     """Softmax of q k^T in float64, [B, H, N, N]; only the block's input comes from the model."""
     if block:
-        kept = model.apply({"params": params}, images, intermediate=(block - 1,))["blocks"]
-        tokens = np.asarray(kept[0][0], np.float64)
+        forward = jax.jit(lambda p, x: model.apply({"params": p}, x, intermediate=(block - 1,)))
+        tokens = np.asarray(forward(params, images)["blocks"][0][0], np.float64)
     else:
         tokens = np.asarray(embedded(model, params, images), np.float64)
     layer = jax.tree.map(lambda p: np.asarray(p[block], np.float64), params["blocks"])
@@ -58,8 +65,6 @@ def embedded(model: VisionTransformer, params: Any, images: jax.Array) -> np.nda
     x = np.asarray(images).reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
     embed = jax.tree.map(np.asarray, params["patch_embed"])
     patches = x.reshape(b, -1, p * p * c) @ embed["kernel"] + embed["bias"]
-    from dinov2_jax.models.positions import resize_positions
-
     table = resize_positions(params["pos_embed"], (h // p, w // p), model.interpolate_offset, False)
     table = np.asarray(table)
     first = [params["cls_token"] + table[:, :1]]
@@ -73,7 +78,8 @@ def embedded(model: VisionTransformer, params: Any, images: jax.Array) -> np.nda
 def test_equal_to_numpy(registers: int, block: int) -> None:
     model, params, images = tiny(registers)
     want, first = by_hand(model, params, images, block % DEPTH), 1 + registers
-    rows = attention_rows(model, params, images, range(first + PATCHES), block)
+    every = range(first + PATCHES)
+    rows = jax.jit(lambda p, x: attention_rows(model, p, x, every, block))(params, images)
     np.testing.assert_allclose(rows, want, atol=2e-6)
     np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
     maps = attention_maps(model, params, images, block)
@@ -93,7 +99,7 @@ def test_the_same_of_stacked_unrolled_and_apart(block: int) -> None:
     unrolled = model.clone(scan_blocks=False)
     apart = unstack_blocks(params)
     for other, weights in ((unrolled, params), (model, apart), (unrolled, apart)):
-        found = jax.jit(attention_maps, static_argnums=(0, 3))(other, weights, images, block)
+        found = attention_maps(other, weights, images, block)
         np.testing.assert_allclose(found, want, atol=1e-6)
 
 
@@ -117,10 +123,12 @@ def test_other_layers_keep_their_kernel(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bf16_stays_close_and_sums_to_one() -> None:
     model, params, images = tiny(1)
     half = model.clone(dtype=jnp.bfloat16)
-    rows = attention_rows(half, params, images, [0, 3])
+    rows, want = jax.jit(lambda p, x: [attention_rows(m, p, x, [0, 3]) for m in (half, model)])(
+        params, images
+    )
     assert rows.dtype == jnp.float32
     np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
-    np.testing.assert_allclose(rows, attention_rows(model, params, images, [0, 3]), atol=0.1)
+    np.testing.assert_allclose(rows, want, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +144,4 @@ def test_bf16_stays_close_and_sums_to_one() -> None:
 def test_what_does_not_exist_is_refused(changes: dict[str, Any], message: str) -> None:
     model, params, images = tiny(0)
     with pytest.raises(ValueError, match=message):
-        attention_maps(model, params, images, **changes)
+        module.attention_maps(model, params, images, **changes)

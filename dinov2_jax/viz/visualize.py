@@ -1,0 +1,194 @@
+"""Task "visualize": what a backbone sees in some pictures, as PNG files and one page."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dinov2_jax.configuration import ConfigError, leaves
+from dinov2_jax.configuration import nearest as nearest_name
+from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.viz.figures import (
+    attention_figures,
+    match_figures,
+    neighbour_figure,
+    pca_figure,
+    plane_figure,
+)
+from dinov2_jax.viz.gallery import Figure, write_gallery
+from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
+from dinov2_jax.viz.pca import pca_pictures
+from dinov2_jax.weights.load import Backbone, load
+
+# Least value of each number; what is 0 is not drawn.
+LEAST = {
+    **{"pictures": 1, "image_px": 1, "folder_pictures": 0, "batch_size": 1},
+    **{"matching.pairs": 0, "matching.lines": 1, "matching.spacing": 1},
+    **{"attention.pictures": 0, "neighbours.k": 1},
+}
+
+
+def visualize(config: ConfigDict, workdir: str) -> Path:
+    """Draws what `config.weights` see in the pictures of `config.data`.
+
+    Args:
+      config: configs/visualize.py.
+      workdir: where the PNG files and pictures.html go.
+
+    Returns:
+      the page's path.
+
+    Raises:
+      ConfigError: a setting that cannot be used.
+      WeightsError, CheckpointError: weights that cannot be read.
+      SourceError: no pictures, or none that can be decoded.
+    """
+    started = time.monotonic()
+    _check(config, workdir)
+    backbone = load(config.weights, which=config.which, dtype=_dtype(config.compute_dtype))
+    _check_model(config, backbone)
+    data = config.data
+    source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
+    chosen = choose(source, config.pictures, config.names)
+    patch_px = backbone.model.patch_size
+    pictures, notes = read_pictures(source, chosen, config.image_px, patch_px, data.max_pixels)
+    if not pictures:
+        raise SourceError(f"none of the {len(chosen)} pictures can be used: {notes[0]}")
+    block = config.block % backbone.model.depth
+    views = look(backbone.model, backbone.params, backbone.preprocessing, pictures, block)
+    seen = list(tqdm(views, total=len(pictures), desc="pictures", unit="picture"))
+    figures, more = _few(config, pictures, seen, block)
+    whole, others = _many(config, backbone, source, pictures)
+    page = write_gallery(
+        Path(workdir).expanduser(),
+        "What the model sees",
+        _facts(config, backbone, pictures),
+        figures + whole,
+        [*notes, *more, *others],
+        [(name, str(value)) for name, value in leaves(config).items()],
+    )
+    print(f"{len(figures + whole)} pictures in {time.monotonic() - started:.0f} s: {page}")
+    return page
+
+
+def choose(source: Source, count: int, names: str = "") -> list[int]:
+    """Records of the pictures named, or of `count` evenly spread ones.
+
+    Raises:
+      ConfigError: a name that the source does not have, with the nearest one.
+    """
+    if not names.strip():
+        return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
+    known = {source.name(record): record for record in range(len(source))}
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"config.names has {name!r}, which is not among the {len(known):,} pictures; did "
+                f"you mean {nearest_name(name, list(known))!r}?"
+            )
+    return [known[name] for name in wanted]
+
+
+def _few(
+    config: ConfigDict, pictures: list[Picture], seen: list[Seen], block: int
+) -> tuple[list[Figure], list[str]]:
+    """Figures of the chosen pictures, and what could not be drawn."""
+    threshold, side = config.pca.threshold, config.pca.side
+    pca = pca_pictures([view.patches for view in seen], threshold, side)
+    figures, notes = [pca_figure(pictures, pca, threshold, side)], []
+    if config.matching.pairs and len(pictures) < 2:
+        notes.append("no matches: they need two pictures")
+    elif config.matching.pairs:
+        figures += match_figures(
+            pictures,
+            seen,
+            pca.foreground if config.matching.foreground else None,
+            pairs=config.matching.pairs,
+            lines=config.matching.lines,
+            spacing=config.matching.spacing,
+        )
+    few = config.attention.pictures
+    return figures + attention_figures(pictures[:few], seen[:few], block), notes
+
+
+def _many(
+    config: ConfigDict, backbone: Backbone, source: Source, pictures: list[Picture]
+) -> tuple[list[Figure], list[str]]:
+    """Figures of the whole folder, and what could not be drawn."""
+    if not config.folder_pictures:
+        return [], []
+    few = [picture.record for picture in pictures]
+    records = sorted({*choose(source, config.folder_pictures), *few})
+    if len(records) < 3:
+        return [], ["no neighbours and no plane: they need three pictures"]
+    album = leaf_through(
+        backbone.model,
+        backbone.params,
+        backbone.preprocessing,
+        source,
+        records,
+        config.batch_size,
+        config.data.max_pixels,
+    )
+    lost = len(records) - len(album.records)
+    notes = [f"warning: {lost} pictures of the folder cannot be decoded"] if lost else []
+    return [neighbour_figure(pictures, album, config.neighbours.k), plane_figure(album)], notes
+
+
+def _facts(config: ConfigDict, backbone: Backbone, pictures: list[Picture]) -> list[str]:
+    """What the page says under its title."""
+    model = backbone.model
+    facts = [
+        f"Weights: {backbone.source}, width {model.dim}, {model.depth} blocks, {model.heads} "
+        f"heads, patches of {model.patch_size} px, {model.registers} registers",
+        f"Pictures: {config.data.source} {config.data.path}, {len(pictures)} looked at closely, "
+        f"shorter side {config.image_px} px",
+    ]
+    if config.data.source == "openmoji":
+        from dinov2_jax.data.samples import attribution
+
+        facts.append(attribution())
+    return facts
+
+
+def _check(config: ConfigDict, workdir: str) -> None:
+    """Refuses what cannot be drawn before anything is read."""
+    if not workdir:
+        raise ConfigError("pictures need a folder to go to; add --workdir=runs/pictures")
+    if not config.weights:
+        raise ConfigError(
+            "config.weights is empty; add --config.weights=dinov2_vits14, or a path of weights, "
+            "such as runs/quickstart"
+        )
+    fields: dict[str, Any] = leaves(config)
+    for name, least in LEAST.items():
+        if fields[name] < least:
+            raise ConfigError(f"config.{name} is {fields[name]}, but must be at least {least}")
+
+
+def _check_model(config: ConfigDict, backbone: Backbone) -> None:
+    """Refuses what does not fit the weights."""
+    patch, depth = backbone.model.patch_size, backbone.model.depth
+    if config.image_px % patch:
+        near = max(1, round(config.image_px / patch)) * patch
+        raise ConfigError(
+            f"config.image_px {config.image_px} is no multiple of the weights' patch of {patch} "
+            f"px; nearest valid: --config.image_px={near}"
+        )
+    if not -depth <= config.block < depth:
+        raise ConfigError(
+            f"config.block is {config.block}, but the weights have {depth} blocks; choose 0 to "
+            f"{depth - 1}, or -1 for the last"
+        )
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)
