@@ -115,7 +115,7 @@ class BadRecords:
             self._path.unlink(missing_ok=True)
             return
         lines = [
-            f"{_one_line(self._source.name(index))}\t{reason}\n"
+            f"{one_line(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())
         ]
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,6 @@ class BadRecords:
         )
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """File names may hold tabs and line ends."""
     return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

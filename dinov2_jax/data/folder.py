@@ -21,11 +21,11 @@ _NOT_PICTURES = frozenset(
         *("sh", "js", "css", "svg", "ico", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z"),
         *("rar", "db", "sqlite", "mp4", "m4v", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac"),
         *("npy", "npz", "pt", "pth", "mat", "pkl", "h5", "hdf5", "parquet", "array_record"),
-        *("tfrecord", "xmp", "thm", "aae", "part", "tmp"),
+        *("tfrecord", "xmp", "thm", "aae", "part", "tmp", "cls"),
     )
 )
 # A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
-_MAX_FILE_BYTES = 1 << 29
+MAX_FILE_BYTES = 1 << 29
 # What the folders of a split are called, torchvision's and others' ways.
 _SPLIT_FOLDERS = {
     "train": ("train",),
@@ -34,7 +34,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class _Names:
+class Names:
     """Many strings in one block of bytes: 14 million paths cost their characters, not objects."""
 
     def __init__(self, names: Sequence[bytes]) -> None:
@@ -77,15 +77,15 @@ class Folder:
             check_name("split", split, SPLITS)
             names, folders = _take_split(names, folders, split, path)
             self.class_names, self.labels = folders
-        self._names = _Names(names)
+        self._names = Names(names)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> bytes:
         with open(os.path.join(self._root, self._names[index]), "rb") as file:
-            if os.fstat(file.fileno()).st_size > _MAX_FILE_BYTES:
-                raise OSError(f"more than {_MAX_FILE_BYTES} bytes, too large for a picture")
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
             return file.read()
 
     def name(self, index: int) -> str:
@@ -118,11 +118,11 @@ def _walk(root: str) -> Iterator[bytes]:
                 continue
             if is_folder:
                 pending.append(name)
-            elif is_file and _may_be_picture(entry.name):
+            elif is_file and may_be_picture(entry.name):
                 yield name
 
 
-def _may_be_picture(name: bytes) -> bool:
+def may_be_picture(name: bytes) -> bool:
     return os.path.splitext(os.fsdecode(name))[1].lower() not in _NOT_PICTURES
 
 

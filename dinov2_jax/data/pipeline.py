@@ -176,7 +176,7 @@ class TrainLoader:
         share = range(groups) if share is None else share
         self._groups, self._next = len(share), start_batch
         source_of_groups = _GroupsOfBatches(dataset, groups, tuple(share), start_batch)
-        self._reader = _Reader(grain.MapDataset.source(source_of_groups), workers)
+        self._reader = Reader(grain.MapDataset.source(source_of_groups), workers)
         # Also at the end of a program that does not close: grain's own tidying comes too late then.
         self._close = weakref.finalize(self, self._reader.close)
 
@@ -215,7 +215,8 @@ class _GroupsOfBatches:
         return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
 
 
-def _copy(batch: Batch) -> Batch:
+def copy_batch(batch: Batch) -> Batch:
+    """The batch in memory of its own, see `_join`."""
     return {name: _join([value]) for name, value in batch.items()}
 
 
@@ -227,7 +228,7 @@ def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([part.view(np.ndarray) for part in parts])
 
 
-class _Reader:
+class Reader:
     """A dataset's elements in order, read ahead in `workers` processes, or on a thread if 0."""
 
     def __init__(self, dataset: grain.MapDataset, workers: int) -> None:
@@ -306,9 +307,9 @@ def eval_batches(
         .batch(batch_size)
     )
     # closing: also where the consumer stops before the last batch
-    with contextlib.closing(_Reader(dataset, workers)) as reader:
+    with contextlib.closing(Reader(dataset, workers)) as reader:
         # map gives grain's own arrays no name, under which they would outlive close().
-        yield from map(_copy, reader)
+        yield from map(copy_batch, reader)
 
 
 @dataclasses.dataclass(frozen=True)

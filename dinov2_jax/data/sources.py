@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, ArrayRecord files, TFDS and the embedded drawings.
+"""Where pictures come from: folders, tar and ArrayRecord files, TFDS, the embedded drawings.
 
 A source is a random-access list. A record is either encoded bytes or uint8 [H, W, 3]; sources
 are pickled once into every worker process and open their files there.
@@ -16,7 +16,7 @@ import numpy as np
 
 from dinov2_jax.data import samples
 
-KINDS = ("folder", "array_record", "tfds", "openmoji")
+KINDS = ("folder", "tar", "array_record", "tfds", "openmoji")
 LABELS = ("auto", "folders", "none")
 
 
@@ -52,9 +52,9 @@ def open_source(
     """Opens a source by its config values.
 
     Args:
-      kind: "folder", "array_record", "tfds" or "openmoji".
-      path: a folder or a text file with one path a line; ArrayRecord file, glob or folder; TFDS
-        name, name@data_dir or folder of a prepared data set; unused for openmoji.
+      kind: "folder", "tar", "array_record", "tfds" or "openmoji".
+      path: a folder or a text file with one path a line; tar or ArrayRecord file, glob or folder;
+        TFDS name, name@data_dir or folder of a prepared data set; unused for openmoji.
       split: "train", "test" or "all"; any TFDS split expression for tfds.
       labels: where a folder gets its classes from: "folders" (the first directory under `path`),
         "auto" (so, if every picture lies in one of two or more directories) or "none". openmoji
@@ -77,6 +77,10 @@ def open_source(
         from dinov2_jax.data.folder import Folder  # which builds on this module
 
         return Folder(path, split, labels)
+    if kind == "tar":
+        from dinov2_jax.data.tar import Tar
+
+        return Tar(path)
     if kind == "array_record":
         return ArrayRecord(path)
     return Tfds(path, split)

@@ -1,0 +1,95 @@
+"""Pictures of any size brought to whole patches, in few sizes: each is compiled once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data.crops import center_crop
+
+POLICIES = ("center_crop", "resize", "pad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What becomes of a picture of any size before the backbone sees it; bicubic throughout.
+
+    "center_crop": shorter side to `resize_px`, then the central square: one size, the evaluation
+    transform of the reference. "resize" with two sides: exactly these, the aspect ratio is lost:
+    one size. "resize" with one side S: shorter side to S, longer side in proportion, to the nearest
+    whole patch; of a picture longer than 2:1 the middle: at most 2 S / patch + 1 sizes. "pad":
+    longer side to S, shorter side in proportion, then filled at the right or the bottom up to a
+    whole patch: at most 2 S / patch - 1 sizes.
+
+    Attributes:
+      policy: one of POLICIES.
+      size: sides in px, multiples of the patch size: (S,), or (H, W) of "resize".
+      resize_px: of "center_crop".
+      patch_size: px.
+      fill: colour of the padding, uint8 RGB.
+    """
+
+    policy: str
+    size: tuple[int, ...]
+    resize_px: int
+    patch_size: int
+    fill: tuple[int, ...] = (0, 0, 0)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all pictures come out equally large."""
+        return self.policy == "center_crop" or len(self.size) == 2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The most rows and columns of patches that can come out."""
+        height, width = (2 * self.size[0],) * 2 if self._keeps_aspect else self._square
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def decode_px(self) -> int:
+        """The shorter side that a JPEG must keep when it is decoded smaller."""
+        return 2 * max(self.resize_px if self.policy == "center_crop" else 0, *self.size)
+
+    @property
+    def _keeps_aspect(self) -> bool:
+        return self.policy == "resize" and len(self.size) == 1
+
+    @property
+    def _square(self) -> tuple[int, int]:
+        return self.size[0], self.size[-1]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [h, w, 3], h and w multiples of the patch size."""
+        if self.policy == "center_crop":
+            return center_crop(image, self.resize_px, self.size[0])
+        if self.policy == "pad":
+            return self._pad(image)
+        return self._resize_shorter(image) if self._keeps_aspect else _resize(image, *self._square)
+
+    def _pad(self, image: np.ndarray) -> np.ndarray:
+        scale = self.size[0] / max(image.shape[:2])
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        rows, cols = -(-height // self.patch_size), -(-width // self.patch_size)
+        shape = rows * self.patch_size, cols * self.patch_size, 3
+        padded = np.broadcast_to(np.array(self.fill, np.uint8), shape).copy()
+        padded[:height, :width] = _resize(image, height, width)
+        return padded
+
+    def _resize_shorter(self, image: np.ndarray) -> np.ndarray:
+        shorter = min(image.shape[:2])
+        height, width = (min(side, 2 * shorter) for side in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        image = image[top : top + height, left : left + width]
+        patches = self.size[0] / self.patch_size / shorter
+        rows, cols = (round(side * patches) for side in (height, width))
+        return _resize(image, rows * self.patch_size, cols * self.patch_size)
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,76 @@
+"""Tar files: random access, and sentences about those that do not allow it."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dinov2_jax.data.decode import decode
+from dinov2_jax.data.sources import SourceError, open_source
+
+
+def write_tar(path: Path, names: list[str], mode: str = "w") -> dict[str, bytes]:
+    """Members whose red says their number."""
+    contents = {}
+    with tarfile.open(path, mode) as archive:
+        for number, name in enumerate(names):
+            file = io.BytesIO()
+            Image.new("RGB", (9, 7), (number, 0, 0)).save(file, "PNG")
+            contents[name] = file.getvalue()
+            member = tarfile.TarInfo(name)
+            member.size = len(contents[name])
+            archive.addfile(member, io.BytesIO(contents[name]))
+    return contents
+
+
+def test_members_in_order_by_random_access(tmp_path):
+    long = "deep/" * 40 + "ünïcødé.png"  # more than a header has room for
+    contents = write_tar(tmp_path / "a.tar", ["b.png", "a.json", "x/a.jpg", ".hidden.png", long])
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "b.png"
+        archive.addfile(link)
+    source = open_source("tar", str(tmp_path / "a.tar"))
+    assert [source.name(i) for i in range(len(source))] == [
+        f"a.tar:{name}" for name in ("b.png", "x/a.jpg", long)
+    ]
+    again = pickle.loads(pickle.dumps(source))
+    assert [again[i] for i in (2, 0, 1)] == [contents[n] for n in (long, "b.png", "x/a.jpg")]
+    assert decode(source[1])[0, 0, 0] == 2
+
+
+def test_a_folder_of_tars_is_one_source(tmp_path):
+    write_tar(tmp_path / "1.tar", ["a.png", "b.png"])
+    write_tar(tmp_path / "0.tar", ["c.png"])
+    for path in (tmp_path, tmp_path / "*.tar"):
+        source = open_source("tar", str(path))
+        assert [source.name(i) for i in range(3)] == ["0.tar:c.png", "1.tar:a.png", "1.tar:b.png"]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_is_refused(tmp_path, kind):
+    write_tar(tmp_path / "a.tar", ["a.png"], f"w:{kind}")
+    with pytest.raises(SourceError, match=r"compressed by .*decompress it first"):
+        open_source("tar", str(tmp_path / "a.tar"))
+
+
+def test_what_is_no_tar(tmp_path):
+    contents = write_tar(tmp_path / "a.tar", ["a.png", "b.png"])
+    raw = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(raw[: 1024 + len(contents["a.png"]) // 512 * 512])
+    (tmp_path / "text.tar").write_text("no tar " * 200)
+    write_tar(tmp_path / "none.tar", ["a.json"])
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("cut.tar", "too early"),
+        ("text.tar", "no tar file"),
+        ("none.tar", "holds no picture"),
+        ("empty", r"holds no \*.tar file"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            open_source("tar", str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*a\.tar"):
+        open_source("tar", str(tmp_path / "aa.tar"))
