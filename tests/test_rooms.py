@@ -25,6 +25,10 @@ ALLOWED: dict[str, set[str]] = {
         "data", "models", "sharding", "checkpoint", "monitor", "configuration", "weights",
     },
     "weights": {"models", "sharding", "checkpoint", "configuration", "data"},
+    "features": {
+        "weights", "models", "sharding", "data", "configuration", "distributed", "monitor",
+        "checkpoint",
+    },
     "eval": {
         "data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor",
         "distributed",
@@ -51,6 +55,7 @@ LAZY = (
         "jax2onnx",
         "onnx",
         "onnxruntime",
+        "pyarrow",
         "tensorflow_datasets",
         "array_record",
         "tensorboardX",

@@ -1,0 +1,1 @@
+"""Features of any number of pictures: the function `extract` and the task "embed"."""

@@ -1,0 +1,125 @@
+"""What is wanted of a backbone, checked against it before anything is compiled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from dinov2_jax.configuration import ConfigError, nearest
+from dinov2_jax.data.fit import POLICIES, Fit
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights.load import Backbone
+
+KINDS = ("cls", "registers", "mean_patch", "patches")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which features of which blocks, and how pictures come to whole patches.
+
+    Attributes:
+      kinds: some of KINDS.
+      layers: block numbers 0..depth - 1, ascending.
+      norm: with the final norm of the backbone (whatever the block), or before it.
+      fit: the policy of sizes.
+    """
+
+    kinds: tuple[str, ...]
+    layers: tuple[int, ...]
+    norm: bool
+    fit: Fit
+
+    @property
+    def columns(self) -> list[tuple[str, str, int]]:
+        """(name, kind, block) of every feature: "cls", or "cls_block_5" if there are several."""
+        several = len(self.layers) > 1
+        return [
+            (f"{kind}_block_{layer}" if several else kind, kind, layer)
+            for layer in self.layers
+            for kind in self.kinds
+        ]
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some pictures have fewer patches than others, and patches are wanted."""
+        return "patches" in self.kinds and not self.fit.one_size
+
+    def shape(self, kind: str, model: VisionTransformer) -> tuple[int, ...]:
+        """Of the features of one picture."""
+        rows, cols = self.fit.grid
+        tokens = {"registers": (model.registers,), "patches": (rows * cols,)}
+        return (*tokens.get(kind, ()), model.dim)
+
+
+def make_request(
+    backbone: Backbone,
+    features: Sequence[str],
+    layers: Sequence[int],
+    norm: bool,
+    policy: str,
+    size: Sequence[int],
+) -> Request:
+    """Checks all and fills in what the weights say.
+
+    Args:
+      features: some of KINDS.
+      layers: block numbers, from the end if negative.
+      norm: see `Request`.
+      policy: one of POLICIES.
+      size: px, () for what the weights say; see `Fit`.
+
+    Raises:
+      ConfigError: in one sentence.
+    """
+    model = backbone.model
+    kinds = (features,) if isinstance(features, str) else tuple(features)
+    _require_known("features", kinds, KINDS)
+    _require_known("policy", (policy,), POLICIES)
+    if "registers" in kinds and not model.registers:
+        raise ConfigError(f"{backbone.source} has no register tokens; leave out 'registers'")
+    channels = _channels(backbone.params, model.patch_size)
+    if channels != 3:
+        raise ConfigError(f"{backbone.source} takes {channels} channels; pictures have 3, RGB")
+    fit = _fit(backbone.preprocessing, policy, tuple(size), model.patch_size)
+    ordered = tuple(kind for kind in KINDS if kind in kinds)
+    return Request(ordered, _blocks(tuple(layers), model.depth), bool(norm), fit)
+
+
+def _require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for value in values or ("",):
+        if value not in known:
+            raise ConfigError(
+                f"{field} has {value!r}; did you mean {nearest(str(value), known)!r}? "
+                f"(of {', '.join(known)})"
+            )
+
+
+def _channels(params: Any, patch_size: int) -> int:
+    return params["patch_embed"]["kernel"].shape[0] // patch_size**2
+
+
+def _blocks(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    wrong = [layer for layer in layers if not -depth <= layer < depth]
+    if wrong or not layers:
+        raise ConfigError(
+            f"layers={layers} are not all blocks of a backbone of depth {depth}; valid: 0 to "
+            f"{depth - 1}, or -1 (the last) to -{depth}"
+        )
+    return tuple(sorted({layer % depth for layer in layers}))
+
+
+def _fit(weights: Preprocessing, policy: str, size: tuple[int, ...], patch_size: int) -> Fit:
+    size = size or ((weights.image_px,) * (2 if policy == "resize" else 1))
+    most = 2 if policy == "resize" else 1
+    if len(size) > most:
+        sides = "one or two sides" if most == 2 else "one side"
+        raise ConfigError(f"size={size}: policy {policy!r} takes {sides} in px")
+    wrong = [side for side in size if side < patch_size or side % patch_size]
+    if wrong:
+        near = tuple(max(1, round(side / patch_size)) * patch_size for side in size)
+        raise ConfigError(
+            f"size={size} is not whole patches of {patch_size} px; nearest valid: size={near}"
+        )
+    resize_px = round(weights.resize_px * size[0] / weights.image_px)
+    fill = tuple(round(255 * value) for value in weights.mean)
+    return Fit(policy, size, resize_px, patch_size, fill)
