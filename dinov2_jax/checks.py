@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.clip_norm": (1e-9, math.inf),
     "optimizer.freeze_last_layer_steps": (0, math.inf),
     "optimizer.freeze_backbone_steps": (0, math.inf),
+    "store.shard_rows": (0, math.inf),
     "plan.mfu": (0.01, 1),
     "plan.trials": (0, math.inf),
 }
@@ -62,9 +63,9 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
                 f"config.{name} is {value!r}; did you mean "
                 f"{nearest(str(value), CHOICES[name])!r}? (one of {options})"
             )
+    _check_ranges(config)
     if config.task not in ("train", "plan"):
         return []
-    _check_ranges(config)
     if config.task == "train":
         _check_source(config)
     _check_batch(config)
@@ -110,10 +111,10 @@ def check_distributed(settings: Mapping[str, Any]) -> None:
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
     fields = leaves(config)
     for name, (low, high) in RANGES.items():
-        if not low <= fields[name] <= high:
+        if name in fields and not low <= fields[name] <= high:
             reason = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise ConfigError(f"config.{name} is {fields[name]}, but must be {reason}")
-    for name in ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio"):
+    for name in {"crops.global_scale", "crops.local_scale", "ibot.mask_ratio"} & fields.keys():
         low, high = fields[name]
         if not 0 <= low <= high <= 1:
             raise ConfigError(

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "knn", "plan", "export", "visualize"),
+    "task": ("train", "knn", "plan", "export", "embed", "visualize"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "model.ffn": ("mlp", "swiglu"),
@@ -25,12 +25,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "pointwise", "blocks"),
     "centering": ("centering", "sinkhorn_knopp"),
     "optimizer.lr_scaling": ("sqrt_wrt_1024", "none"),
-    "data.source": ("folder", "array_record", "tfds", "openmoji"),
+    "data.source": ("folder", "tar", "array_record", "tfds", "openmoji"),
     "eval.labels": ("auto", "folders", "none"),
     "data.labels": ("auto", "folders", "none"),
     "which": ("teacher", "student"),
     "format": ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx"),
     "pca.side": ("auto", "high", "low"),
+    "policy": ("center_crop", "resize", "pad"),
+    "store.format": ("parquet", "npy"),
+    "store.dtype": ("float32", "float16"),
 }
 
 

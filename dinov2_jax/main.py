@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from dinov2_jax.arguments import Arguments, parse_arguments, validate_overrides
+from dinov2_jax.arguments import Arguments, parse_arguments, spelled, validate_overrides
 from dinov2_jax.checks import check_config
 from dinov2_jax.configuration import (
     CHOICES,
@@ -38,7 +38,9 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
     """
     config = load_config(arguments.config_path)
     validate_overrides(arguments.overrides, config)
-    argv = ["main", *(f"--config.{name}={text}" for name, text in arguments.overrides)]
+    fields = leaves(config)
+    given = {name: spelled(text, fields[name]) for name, text in arguments.overrides}
+    argv = ["main", *(f"--config.{name}={text}" for name, text in given.items())]
     # The file is run once, above: DEFINE_config_file would run it again, through a loader that
     # Python has deprecated.
     flag_values = flags.FlagValues()
@@ -66,6 +68,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         from dinov2_jax.eval import checkpoint_knn
 
         checkpoint_knn.evaluate(config, workdir)
+    elif config.task == "embed":
+        check_config(config, device_count=1)
+        distributed.start(config.distributed)
+        from dinov2_jax.features import task
+
+        task.embed(config, workdir)
     elif config.task == "plan":
         from dinov2_jax.plan import plan
 
@@ -91,12 +99,13 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.checkpoint import CheckpointError
     from dinov2_jax.data.bad_records import TooManyBadRecords
     from dinov2_jax.data.sources import SourceError
+    from dinov2_jax.features.shards import ShardsError
     from dinov2_jax.sharding import MeshError
     from dinov2_jax.train.nonfinite import NonFiniteLoss
     from dinov2_jax.weights.files import WeightsError
 
     ours = (
-        *(ConfigError, CheckpointError, SourceError, WeightsError),
+        *(ConfigError, CheckpointError, SourceError, WeightsError, ShardsError),
         *(TooManyBadRecords, NonFiniteLoss, MeshError),
     )
     # ImportError: an optional package that a source needs; the message names the pip install.

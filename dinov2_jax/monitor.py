@@ -143,15 +143,16 @@ class Progress:
         start_step: int = 0,
         interval_s: float = 30.0,
         stream: IO[str] | None = None,
+        unit: str = "step",
     ) -> None:
-        self._stream = stream or sys.stderr
+        self._stream, self._unit = stream or sys.stderr, unit
         self._total, self._step, self._start = total_steps, start_step, start_step
         self._began = self._last_line = time.monotonic()
         self._interval_s = interval_s
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm(
-                total=total_steps, initial=start_step, file=self._stream, unit="step",
+                total=total_steps, initial=start_step, file=self._stream, unit=unit,
                 smoothing=0.1, dynamic_ncols=True,
             )  # fmt: skip
 
@@ -163,7 +164,7 @@ class Progress:
         elif time.monotonic() - self._last_line >= self._interval_s:
             self._last_line = time.monotonic()
             numbers = "".join(f"  {name} {value:.4g}" for name, value in shown.items())
-            self.write(f"step {step}/{self._total}  ETA {self._eta(step)}{numbers}")
+            self.write(f"{self._unit} {step}/{self._total}  ETA {self._eta(step)}{numbers}")
         self._step = step
 
     def write(self, line: str) -> None:

@@ -7,6 +7,7 @@ compared and what came of it. It appears under its name only when all comparison
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def run(config: ConfigDict, workdir: str) -> Path:
         config.checkpoint, which=config.which, heads=config.heads or None, allow=config.allow
     )
     print("\n".join(backbone.report))
-    programs = Programs(config.image_sizes, config.batch_sizes, config.bake_positions)
+    sizes = [_size(text, backbone.model.patch_size) for text in config.image_sizes]
+    programs = Programs(sizes, config.batch_sizes, config.bake_positions)
     folder = export(backbone, config.format, workdir or "exports", programs)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for name, size in report["files_bytes"].items():
@@ -72,6 +74,18 @@ def run(config: ConfigDict, workdir: str) -> Path:
         f"{report['greatest_difference']:.2g}: {folder / 'report.json'}"
     )
     return folder
+
+
+def _size(text: str, patch: int) -> tuple[int, int]:
+    """ "224x336" -> (224, 336)."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not found or height % patch or width % patch or not height * width:
+        raise ConfigError(
+            f"config.image_sizes has {text!r}; a size is height x width in multiples of {patch} px, "
+            f"such as {16 * patch}x{16 * patch}"
+        )
+    return height, width
 
 
 def export(
