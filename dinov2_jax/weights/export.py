@@ -82,8 +82,8 @@ def _size(text: str, patch: int) -> tuple[int, int]:
     height, width = (int(found[1]), int(found[2])) if found else (0, 0)
     if not found or height % patch or width % patch or not height * width:
         raise ConfigError(
-            f"config.image_sizes has {text!r}; a size is height x width in multiples of {patch} px, "
-            f"such as {16 * patch}x{16 * patch}"
+            f"config.image_sizes has {text!r}; a size is height x width in multiples of {patch} "
+            f"px, such as {16 * patch}x{16 * patch}"
         )
     return height, width
 
