@@ -19,7 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.which = "teacher"  # teacher | student, of a training checkpoint
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx
     config.heads = 0  # attention heads, where the width does not tell; 0: it does
-    config.allow = ("none",)  # tensors that may be left over, mask_token, float16, bfloat16
+    config.allow = (
+        ""  # with commas between: tensors that may be left over, mask_token, float16, bfloat16
+    )
 
     # stablehlo and onnx only.
     config.image_sizes = ("224x224",)  # px, height x width; a program each

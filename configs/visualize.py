@@ -3,7 +3,7 @@
 Command:   python -m dinov2_jax.main --config=configs/visualize.py --config.weights=runs/quickstart
            --config.data.path=/pictures --workdir=runs/pictures
 Hardware:  any; a ViT-S or B on 2 CPU cores, larger ones better on a GPU
-Time:      not yet measured
+Time:      six photographs of 224 px with the quick start's model: 7 s on 2 CPU cores
 Expected:  pictures.html in the run directory, one file that needs no network, and the same pictures
            as PNG; parts of one object have like colours in all pictures of the PCA if the weights
            are good

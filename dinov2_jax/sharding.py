@@ -45,7 +45,8 @@ def make_mesh(
       devices: all of this run by default; or those of a topology that is only compiled for.
 
     Raises:
-      MeshError: when there are not enough devices, or some process would have none of them.
+      MeshError: when there are not enough devices, some process would have none of them, or a TPU's
+        torus does not divide so.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -63,7 +64,15 @@ def make_mesh(
             f"{count} devices, which only one process alone can do; use --config.mesh.data=-1"
         )
     axis_types = (AxisType.Auto,) * 3
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=axis_types, devices=devices[:used])
+    shape = data, fsdp, tensor
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:used])
+    except NotImplementedError as error:
+        raise MeshError(
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} is not made of whole axes of "
+            f"this TPU's torus; give each a product of some of its axes (of 4x4x8: 4, 8, 16, 32, "
+            "128)"
+        ) from error
 
 
 def constrain_batch(x: Array) -> Array:

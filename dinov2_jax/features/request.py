@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from dinov2_jax.configuration import ConfigError, nearest
 from dinov2_jax.data.fit import POLICIES, Fit
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
@@ -77,7 +77,7 @@ def make_request(
     _require_known("policy", (policy,), POLICIES)
     if "registers" in kinds and not model.registers:
         raise ConfigError(f"{backbone.source} has no register tokens; leave out 'registers'")
-    channels = _channels(backbone.params, model.patch_size)
+    channels = in_channels(backbone.params, model.patch_size)
     if channels != 3:
         raise ConfigError(f"{backbone.source} takes {channels} channels; pictures have 3, RGB")
     fit = _fit(backbone.preprocessing, policy, tuple(size), model.patch_size)
@@ -92,10 +92,6 @@ def _require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) 
                 f"{field} has {value!r}; did you mean {nearest(str(value), known)!r}? "
                 f"(of {', '.join(known)})"
             )
-
-
-def _channels(params: Any, patch_size: int) -> int:
-    return params["patch_embed"]["kernel"].shape[0] // patch_size**2
 
 
 def _blocks(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:

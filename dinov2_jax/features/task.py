@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +34,7 @@ from dinov2_jax.features.shards import (
     Writer,
     rows_of_shards,
 )
+from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.monitor import Progress
 from dinov2_jax.weights.load import Backbone, load
 
@@ -51,7 +51,7 @@ def embed(config: ConfigDict, workdir: str) -> None:
         raise ConfigError(
             "no weights given; add --config.weights=<name, file, directory, run or bundle>"
         )
-    dtype = _dtype(config.compute_dtype)
+    dtype = compute_dtype(config.compute_dtype)
     allow = tuple(filter(None, config.allow.split(",")))
     backbone = load(config.weights, which=config.which, allow=allow, dtype=dtype)
     request = make_request(
@@ -74,12 +74,6 @@ def embed(config: ConfigDict, workdir: str) -> None:
 def share(shards: int, process: int, processes: int) -> range:
     """The shards of one process: a run, as long as the others' or one longer."""
     return range(shards * process // processes, shards * (process + 1) // processes)
-
-
-def _dtype(name: str) -> Any:
-    if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(name)
 
 
 def _source(config: ConfigDict) -> Source:
@@ -116,7 +110,7 @@ def _ledger(
         "features": request.kinds,
         "layers": request.layers,
         "norm": request.norm,
-        "compute_dtype": jnp.dtype(_dtype(config.compute_dtype)).name,
+        "compute_dtype": jnp.dtype(compute_dtype(config.compute_dtype)).name,
         "store": {"format": config.store.format, "dtype": config.store.dtype, "rows": shard_rows},
     }
     origin = {"weights": backbone.source, "source": config.data.source, "path": config.data.path}

@@ -6,6 +6,7 @@ so it is an ordinary normal here, not `jax.nn.initializers.truncated_normal` (+-
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,14 @@ from dinov2_jax.ops.attention import attention
 
 linear_init = nn.initializers.normal(0.02)
 LAYER_NORM_EPS = 1e-6
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
+    # DINOv2: bf16 needs no gradient scaler; the reference computes in fp16 with one.
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
 def swiglu_hidden_dim(dim: int, mlp_ratio: float = 4.0) -> int:

@@ -114,18 +114,22 @@ def _scatters(body: Mapping[str, Instruction]) -> bool:
 
 def _as_reduce_scatter(found: Iterator[Collective]) -> Iterator[Collective]:
     for collective in found:
-        reduces = collective.kind == "all-reduce"
+        reduces = collective.kind == "all-reduce" and not collective.gathers
         kind = "reduce-scatter" if reduces else collective.kind
         yield dataclasses.replace(collective, kind=kind)
 
 
 # ------------------------------------------------------------------------------- meaning
-# A reduce-scatter's share is padded to whole tiles: a dimension may have grown by less than this.
-_TILE = 128
+# A reduce-scatter's shares are padded as the chip likes: a dimension may have grown by less than a
+# tile, or by a small part of itself (131,072 prototypes in 32 shares by 1,280 rows).
+_TILE, _PADDING = 128, 1 / 64
 # The sums over the batch that the method itself asks for.
 PROTOTYPE_SUMS = "centre and Sinkhorn sums"
 SCALARS = "losses and norms"
 OTHER_SUMS = "sums of vectors"
+# Shares that are passed on from chip to chip beside the products they belong to: a gather, or the
+# sum of a gradient; a TPU's compiler writes both alike.
+RINGS = "weights and gradients"
 
 
 class Shapes(NamedTuple):
@@ -149,7 +153,7 @@ def by_purpose(collective: Collective, shapes: Shapes) -> dict[str, Collective]:
 
 
 def _purpose(collective: Collective, shape: tuple[int, ...], shapes: Shapes) -> str:
-    """ "weights", "gradients", a sum of the method or "activations", judged by the shape alone.
+    """Weights, gradients, either, a sum of the method or activations, by the shape alone.
 
     What happens to have as many elements as a weight is not told from it: the covariance of the
     features, [D, D], counts as a gradient, and the gradient of the prototypes' gains, [K], as sums
@@ -165,6 +169,8 @@ def _purpose(collective: Collective, shape: tuple[int, ...], shapes: Shapes) -> 
         # A GPU's compiler packs gradients into one vector.
         return "gradients" if shape in shapes.weights or shape[0] > longest else OTHER_SUMS
     padded = collective.kind == "reduce-scatter"
+    if collective.kind == "collective-permute" and _is_weight(shape, shapes.weights, padded):
+        return RINGS
     if not _is_weight(shape, shapes.weights, padded):
         return "activations"
     return "gradients" if reduces else "weights"
@@ -173,8 +179,8 @@ def _purpose(collective: Collective, shape: tuple[int, ...], shapes: Shapes) -> 
 def _is_weight(shape: tuple[int, ...], weights: Collection[tuple[int, ...]], padded: bool) -> bool:
     if any(math.prod(shape) == math.prod(weight) for weight in weights):
         return True
-    grown = (w for w in weights if padded and len(w) == len(shape))
-    return any(all(0 <= s - n < _TILE for s, n in zip(shape, w, strict=True)) for w in grown)
+    grown = [zip(shape, w, strict=True) for w in weights if padded and len(w) == len(shape)]
+    return any(all(0 <= s - n < max(_TILE, n * _PADDING) for s, n in pairs) for pairs in grown)
 
 
 def squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:

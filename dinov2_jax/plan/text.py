@@ -156,19 +156,20 @@ def collective_lines(target: Target, trial: Trial) -> list[str]:
     lines = ["collectives of a step (bytes that each device sends)"]
     for name, row in rows.items():
         times = f"{row['times']:,} in {row['instructions']} places"
-        lines.append(f"  {name:<40}{size(row['bytes']):>12}  {times}")
-    together = f"  {'together':<40}{size(total):>12}"
+        lines.append(f"  {name:<44}{size(row['bytes']):>12}  {times}")
+    together = f"  {'together':<44}{size(total):>12}"
     if target.chip is not None:
         together += f"  {total / target.chip.link_bandwidth * 1e3:,.0f} ms at the link's full rate"
-    return [*lines, together, *_gathers_by_sums(trial), *_verdict(trial, total)]
+    return [*lines, together, *_gathers_by_sums(trial, total), *_verdict(trial, total)]
 
 
-def _gathers_by_sums(trial: Trial) -> list[str]:
-    if not any(collective.gathers for collective in trial.collectives or []):
+def _gathers_by_sums(trial: Trial, total: int) -> list[str]:
+    found = sum(c.wire_bytes for c in trial.collectives or [] if c.gathers)
+    if found < NEGLIGIBLE * total:
         return []
     return [
         "  weights by all-reduce: shares amid zeros are summed, about twice the bytes of an "
-        "all-gather; this befalls shares narrower than the chip's tiles: fewer fsdp ways avoid it"
+        "all-gather; seen where fsdp spans a whole v5p slice: fewer ways, and more data, avoid it"
     ]
 
 

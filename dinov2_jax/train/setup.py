@@ -17,6 +17,7 @@ from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.data.pipeline import CropSpec, MaskSpec
 from dinov2_jax.models.head import DINOHead
+from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.sharding import batch_sharding, state_shardings
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
@@ -41,14 +42,6 @@ class Run(NamedTuple):
     abstract_state: Any
     init: Callable[[], Any]
     step: Callable[..., Any]
-
-
-def compute_dtype(name: str) -> Any:
-    """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
-    # DINOv2: bf16 needs no gradient scaler; the reference computes in fp16 with one.
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
 def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:

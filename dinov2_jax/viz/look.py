@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.pipeline import eval_batches, load_record
 from dinov2_jax.data.preprocess import Preprocessing
@@ -17,7 +18,6 @@ from dinov2_jax.models.attention_maps import attention_maps
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.canvas import resize
 
-MAX_ASPECT = 2.0  # longer pictures lose their ends, so that one panorama does not fill the memory
 THUMB_PX = 128
 
 
@@ -80,13 +80,7 @@ def fit_to_patches(image: np.ndarray, side_px: int, patch_px: int) -> np.ndarray
 
     Nothing is cut, but for the ends of pictures more than twice as long as wide.
     """
-    height, width = image.shape[:2]
-    most = int(MAX_ASPECT * min(height, width))
-    top, left = max(0, height - most) // 2, max(0, width - most) // 2
-    image = image[top : top + most, left : left + most]
-    factor = side_px / min(image.shape[:2])
-    sides = [max(1, round(side * factor / patch_px)) * patch_px for side in image.shape[:2]]
-    return resize(image, sides[0], sides[1])
+    return Fit("resize", (side_px,), 0, patch_px)(image)
 
 
 def look(

@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -13,6 +11,7 @@ from tqdm import tqdm
 from dinov2_jax.configuration import ConfigError, leaves
 from dinov2_jax.configuration import nearest as nearest_name
 from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.viz.figures import (
     attention_figures,
     match_figures,
@@ -23,6 +22,7 @@ from dinov2_jax.viz.figures import (
 from dinov2_jax.viz.gallery import Figure, write_gallery
 from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
 from dinov2_jax.viz.pca import pca_pictures
+from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone, load
 
 # Least value of each number; what is 0 is not drawn.
@@ -50,7 +50,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     """
     started = time.monotonic()
     _check(config, workdir)
-    backbone = load(config.weights, which=config.which, dtype=_dtype(config.compute_dtype))
+    backbone = load(config.weights, which=config.which, dtype=compute_dtype(config.compute_dtype))
     _check_model(config, backbone)
     data = config.data
     source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
@@ -175,6 +175,9 @@ def _check(config: ConfigDict, workdir: str) -> None:
 def _check_model(config: ConfigDict, backbone: Backbone) -> None:
     """Refuses what does not fit the weights."""
     patch, depth = backbone.model.patch_size, backbone.model.depth
+    channels = in_channels(backbone.params, patch)
+    if channels != 3:
+        raise ConfigError(f"{backbone.source} takes {channels} channels; pictures have 3, RGB")
     if config.image_px % patch:
         near = max(1, round(config.image_px / patch)) * patch
         raise ConfigError(
@@ -186,9 +189,3 @@ def _check_model(config: ConfigDict, backbone: Backbone) -> None:
             f"config.block is {config.block}, but the weights have {depth} blocks; choose 0 to "
             f"{depth - 1}, or -1 for the last"
         )
-
-
-def _dtype(name: str) -> Any:
-    if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(name)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,11 @@ from dinov2_jax.weights.convert import flatten, to_reference
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.layouts import from_reference_names
 from dinov2_jax.weights.load import Backbone, load
+from dinov2_jax.weights.stablehlo import Programs
 
 FORMATS = ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx")
 # timm adds the position of the cls token to the cls token, which rounds once.
 MAX_DIFFERENCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """What the formats that hold a program (stablehlo, onnx) are made for.
-
-    Attributes:
-      image_sizes: (height, width) in px, one program each.
-      batch_sizes: a program each; 0: one program for any number of images.
-      bake_positions: the table is resampled once and stored, instead of in every call.
-    """
-
-    image_sizes: Sequence[tuple[int, int]] = ((224, 224),)
-    batch_sizes: Sequence[int] = (0,)
-    bake_positions: bool = True
 
 
 def run(config: ConfigDict, workdir: str) -> Path:
@@ -60,7 +46,10 @@ def run(config: ConfigDict, workdir: str) -> Path:
         if not config[field]:
             raise ConfigError(f"no {field} given; add --config.{field}={example}")
     backbone = load(
-        config.checkpoint, which=config.which, heads=config.heads or None, allow=config.allow
+        config.checkpoint,
+        which=config.which,
+        heads=config.heads or None,
+        allow=config.allow.split(","),
     )
     print("\n".join(backbone.report))
     sizes = [_size(text, backbone.model.patch_size) for text in config.image_sizes]
@@ -123,7 +112,7 @@ def _write(backbone: Backbone, form: str, folder: Path, programs: Programs) -> d
     """Writes the files; returns the greatest difference of everything that was compared."""
     if form in ("stablehlo", "onnx"):
         module = stablehlo if form == "stablehlo" else onnx
-        compared = module.write(backbone, folder, **dataclasses.asdict(programs))
+        compared = module.write(backbone, folder, programs)
     else:
         path = _WRITERS[form](backbone, folder)
         compared = _compare(backbone, path)

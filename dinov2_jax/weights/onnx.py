@@ -6,7 +6,6 @@ traced program: of our modules it would try to draw the parameters anew.
 """
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,19 @@ from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.convert import flatten
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import Backbone
-from dinov2_jax.weights.stablehlo import features_at
+from dinov2_jax.weights.stablehlo import Programs, features_at
 
 OUTPUTS = ("cls", "patches")
 
 
-def write(
-    backbone: Backbone,
-    folder: Path,
-    *,
-    image_sizes: Sequence[tuple[int, int]],
-    batch_sizes: Sequence[int],
-    bake_positions: bool,
-) -> dict[str, float]:
+def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
     """One file a size and number of images; returns the differences of onnxruntime from the model.
 
     Raises:
       WeightsError: without jax2onnx or onnxruntime, or for a batch size of 0 (any).
     """
     jax2onnx, onnx, runtime = (_require(name) for name in ("jax2onnx", "onnx", "onnxruntime"))
-    if not all(batch_sizes):
+    if not all(programs.batch_sizes):
         raise WeightsError(
             "an ONNX file is made for a fixed number of images: --config.batch_sizes=(1,)"
         )
@@ -44,9 +36,9 @@ def write(
     channels, rng = in_channels(backbone.params, model.patch_size), np.random.default_rng(0)
     weights = {name: np.asarray(x) for name, x in flatten(backbone.params).items()}
     compared = {}
-    for height, width in image_sizes:
-        features = features_at(model, weights, (height, width), bake_positions)
-        for batch in batch_sizes:
+    for height, width in programs.image_sizes:
+        features = features_at(model, weights, (height, width), programs.bake_positions)
+        for batch in programs.batch_sizes:
             images = rng.standard_normal((batch, height, width, channels)).astype(np.float32)
             program, want = _traced(features, weights, images)
             path = folder / f"{height}x{width}_b{batch}.onnx"

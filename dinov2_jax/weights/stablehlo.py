@@ -5,6 +5,7 @@
 <folder>/example.py              how to call it
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,31 @@ print({{name: x.shape for name, x in features.items()}})
 '''
 
 
-def write(
-    backbone: Backbone,
-    folder: Path,
-    *,
-    image_sizes: Sequence[tuple[int, int]],
-    batch_sizes: Sequence[int],
-    bake_positions: bool,
-) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What the formats that hold a program (stablehlo, onnx) are made for.
+
+    Attributes:
+      image_sizes: (height, width) in px, one program each.
+      batch_sizes: a program each; 0: one program for any number of images.
+      bake_positions: the table is resampled once and stored, instead of in every call.
+    """
+
+    image_sizes: Sequence[tuple[int, int]] = ((224, 224),)
+    batch_sizes: Sequence[int] = (0,)
+    bake_positions: bool = True
+
+
+def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
     """Writes weights, programs and example; returns the differences from the model itself."""
     model = backbone.model.clone(attention="xla", scan_blocks=True)
     channels = in_channels(backbone.params, model.patch_size)
     weights = {name: np.asarray(x) for name, x in flatten(backbone.params).items()}
     np.savez(folder / "weights.npz", **weights)
     compared, rng = {}, np.random.default_rng(0)
-    for height, width in image_sizes:
-        features = features_at(model, weights, (height, width), bake_positions)
-        for batch in batch_sizes:
+    for height, width in programs.image_sizes:
+        features = features_at(model, weights, (height, width), programs.bake_positions)
+        for batch in programs.batch_sizes:
             name = f"{height}x{width}{f'_b{batch}' if batch else ''}.bin"
             (folder / name).write_bytes(
                 _program(features, weights, batch, (height, width), channels)

@@ -1,5 +1,7 @@
 """Collectives of compiled programs whose messages are known, and of texts of other chips."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -128,7 +130,7 @@ def test_the_forms_of_tpu_and_gpu():
     assert (fused.kind, fused.wire_bytes) == ("reduce-scatter", 64 * 8 * 4)
 
 
-# As a TPU's compiler gathers shares narrower than a tile, in one message with a gradient.
+# As a TPU's compiler gathers over all of 128 chips, in one message with a gradient.
 BY_ALL_REDUCE = """
 HloModule jit_step, is_scheduled=true
 
@@ -194,9 +196,10 @@ SHAPES = Shapes(frozenset({squeeze((48, 144)), (144,)}), frozenset({64}))
         ("all-gather", (144, 48), "weights"),
         ("all-gather", (1, 48, 144), "weights"),
         ("all-gather", (4, 12, 144), "weights"),
-        ("collective-permute", (48, 144), "weights"),
+        ("collective-permute", (48, 144), "weights and gradients"),
         ("reduce-scatter", (48, 144), "gradients"),
         ("reduce-scatter", (64, 144), "gradients"),  # a TPU pads shares to tiles
+        ("reduce-scatter", (48, 144 + 128), "activations"),
         ("all-reduce", (64, 144), "activations"),
         ("all-reduce", (144,), "gradients"),
         ("all-gather", (144,), "weights"),
@@ -212,6 +215,16 @@ SHAPES = Shapes(frozenset({squeeze((48, 144)), (144,)}), frozenset({64}))
 def test_purposes(kind, shape, meaning):
     found = by_purpose(Collective(kind, (Part("f32", shape),), 1, ""), SHAPES)
     assert list(found) == [meaning]
+
+
+def test_padding_of_many_shares():
+    """131,072 prototypes in 32 shares: a TPU's compiler reduced 132,352 rows."""
+    shapes = Shapes(frozenset({squeeze((131_072, 256))}))
+    padded = Collective("reduce-scatter", (Part("f32", (132_352, 256)),), 1, "")
+    assert list(by_purpose(padded, shapes)) == ["gradients"]
+    assert list(by_purpose(dataclasses.replace(padded, kind="all-gather"), shapes)) == [
+        "activations"
+    ]
 
 
 def test_one_message_of_several_purposes():

@@ -1,5 +1,6 @@
 """Plans for eight virtual CPU devices; topologies, searches and errors without any compiler."""
 
+import dataclasses
 import importlib.util
 import json
 from typing import Any, NamedTuple
@@ -12,10 +13,12 @@ from dinov2_jax.configuration import ConfigError
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
+from dinov2_jax.plan.collectives import Collective, Shapes
+from dinov2_jax.plan.hlo import Part
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.text import fit_words, rate, stray
+from dinov2_jax.plan.text import collective_lines, fit_words, rate, stray
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.sharding import make_mesh
+from dinov2_jax.sharding import MeshError, make_mesh
 from dinov2_jax.train.setup import abstract_batch, make_run
 from tests.plan.toy import CHIP, plan_config, toy_trial
 from tests.train.tiny import random_batch
@@ -113,6 +116,19 @@ def test_no_activation_travels(changes):
     assert trial.collectives and stray(trial) == []
 
 
+def test_what_a_gather_by_all_reduce_costs_is_said():
+    target, shapes = Target("toy", jax.devices(), CHIP), Shapes(frozenset({(48, 144)}))
+    sums = Collective("all-reduce", (Part("f32", (48, 144)),), 4, "", gathers=True)
+    trial = dataclasses.replace(toy_trial(900, fits=True), collectives=[sums], shapes=shapes)
+    text = "\n".join(collective_lines(target, trial))
+    assert "all-reduce of weights" in text and "about twice the bytes of an all-gather" in text
+    assert "weight gathers and gradient reductions only" in text
+    plain = dataclasses.replace(sums, gathers=False)
+    trial = dataclasses.replace(trial, collectives=[plain])
+    text = "\n".join(collective_lines(target, trial))
+    assert "all-reduce of gradients" in text and "twice the bytes" not in text
+
+
 def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):
     trial = toy_trial(700, state=600, batch=40, mesh=(1, 8, 1), fits=True)
     monkeypatch.setattr(plan, "try_setting", lambda *_: trial)
@@ -203,6 +219,15 @@ def test_tpu_topologies():
     assert len(open_target("v5p:4x4x8").devices) == 128
     with pytest.raises(ConfigError, match="no shape that libtpu knows"):
         open_target("v5e:3x5")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.filterwarnings("ignore")
+def test_a_mesh_that_the_torus_does_not_give_is_refused():
+    devices = open_target("v5p:4x4x8").devices
+    assert make_mesh(4, 32, devices=devices).shape["fsdp"] == 32
+    with pytest.raises(MeshError, match=r"fsdp=64.* whole axes of this TPU's torus"):
+        make_mesh(2, 64, devices=devices)
 
 
 # ---------------------------------------------------------------------------------- memory

@@ -245,6 +245,8 @@ def test_import_is_light():
     program = (
         "import sys, dinov2_jax; "
         "heavy = {'jax', 'torch', 'tensorflow', 'flax', 'numpy'} & sys.modules.keys(); "
-        "assert not heavy, heavy"
+        "print(sorted(heavy))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
