@@ -28,7 +28,7 @@ class Fit:
       size: sides in px, multiples of the patch size: (S,), or (H, W) of "resize".
       resize_px: of "center_crop".
       patch_size: px.
-      fill: colour of the padding, uint8 RGB.
+      fill: colour of the padding, uint8, one value a channel.
     """
 
     policy: str
@@ -62,7 +62,7 @@ class Fit:
         return self.size[0], self.size[-1]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] -> uint8 [h, w, 3], h and w multiples of the patch size."""
+        """uint8 [H, W, C] -> uint8 [h, w, C], h and w multiples of the patch size."""
         if self.policy == "center_crop":
             return center_crop(image, self.resize_px, self.size[0])
         if self.policy == "pad":
@@ -73,7 +73,7 @@ class Fit:
         scale = self.size[0] / max(image.shape[:2])
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
         rows, cols = -(-height // self.patch_size), -(-width // self.patch_size)
-        shape = rows * self.patch_size, cols * self.patch_size, 3
+        shape = rows * self.patch_size, cols * self.patch_size, image.shape[2]
         padded = np.broadcast_to(np.array(self.fill, np.uint8), shape).copy()
         padded[:height, :width] = _resize(image, height, width)
         return padded
@@ -91,5 +91,11 @@ class Fit:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    if image.shape[2] != 3:  # plane by plane: Pillow has no mode for most numbers of channels
+        planes = (Image.fromarray(np.ascontiguousarray(x)) for x in np.moveaxis(image, 2, 0))
+        return np.stack([_bicubic(plane, height, width) for plane in planes], axis=2)
+    return _bicubic(Image.fromarray(np.ascontiguousarray(image)), height, width)
+
+
+def _bicubic(picture: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))

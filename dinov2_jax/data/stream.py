@@ -21,7 +21,13 @@ Picture = tuple[int, np.ndarray | None]
 
 
 def stream_pictures(
-    source: Source, rows: np.ndarray, fit: Fit, *, max_pixels: int, workers: int
+    source: Source,
+    rows: np.ndarray,
+    fit: Fit,
+    *,
+    max_pixels: int,
+    workers: int,
+    channels: int = 3,
 ) -> Iterator[Picture]:
     """The pictures `rows` of `source`, in this order.
 
@@ -31,14 +37,17 @@ def stream_pictures(
       fit: brings them to whole patches.
       max_pixels: larger pictures are unreadable.
       workers: loader processes; 0 works on a thread of this process.
+      channels: of the pictures, see `dinov2_jax.data.decode.decode`.
 
     Yields:
-      (row, uint8 [h, w, 3]); None instead of pixels where the picture cannot be read.
+      (row, uint8 [h, w, channels]); None instead of pixels where the picture cannot be read.
     """
-    dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, max_pixels))
+    dataset = grain.MapDataset.source(_Chunks(rows)).map(
+        _LoadChunk(source, fit, max_pixels, channels)
+    )
     with contextlib.closing(Reader(dataset, workers)) as reader:
         for chunk in map(copy_batch, reader):
-            yield from _apart(chunk)
+            yield from _apart(chunk, channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +68,7 @@ class _LoadChunk(grain.transforms.Map):
     source: Source
     fit: Fit
     max_pixels: int
+    channels: int
 
     def map(self, element: np.ndarray) -> Batch:
         images = [self._load(int(row)) for row in element]
@@ -72,25 +82,26 @@ class _LoadChunk(grain.transforms.Map):
 
     def _load(self, row: int) -> np.ndarray:
         try:
-            image = load_record(self.source, row, self.max_pixels, self.fit.decode_px)
+            how = self.max_pixels, self.fit.decode_px, self.channels
+            image = load_record(self.source, row, *how)
         except BadImage:
-            return np.zeros((0, 0, 3), np.uint8)
+            return np.zeros((0, 0, self.channels), np.uint8)
         return self.fit(image)
 
 
-def _apart(chunk: Batch) -> Iterator[Picture]:
+def _apart(chunk: Batch, channels: int) -> Iterator[Picture]:
     start = 0
     for row, (height, width) in zip(chunk["rows"], chunk["shapes"], strict=True):
-        stop = start + height * width * 3
-        image = chunk["pixels"][start:stop].reshape(height, width, 3)
+        stop = start + height * width * channels
+        image = chunk["pixels"][start:stop].reshape(height, width, channels)
         yield int(row), (image if height else None)
         start = stop
 
 
-def why_unreadable(source: Source, row: int, max_pixels: int) -> str:
+def why_unreadable(source: Source, row: int, max_pixels: int, channels: int = 3) -> str:
     """The reason, found by reading the picture again."""
     try:
-        load_record(source, row, max_pixels, None)
+        load_record(source, row, max_pixels, None, channels)
     except BadImage as error:
         return str(error)
     return "unreadable at an earlier time"

@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """Pictures of one size; those behind `len(rows)` are padding."""
 
     rows: list[int]
-    images: np.ndarray  # uint8 [B, h, w, 3]
+    images: np.ndarray  # uint8 [B, h, w, C]
 
 
 def batches_of(pictures: Iterator[Picture], lengths: tuple[int, int]) -> Iterator[Batch]:

@@ -96,14 +96,19 @@ def extract(
     extractor = Extractor(backbone, request, batch_size=batch_size, dtype=dtype, devices=devices)
     arrays = extractor.empty(len(source))
     stream = stream_pictures(
-        source, np.arange(len(source)), request.fit, max_pixels=max_pixels, workers=workers
+        source,
+        np.arange(len(source)),
+        request.fit,
+        max_pixels=max_pixels,
+        workers=workers,
+        channels=request.channels,
     )
     with contextlib.closing(stream):
         lost = extractor.fill(arrays, stream)
     return Features(
         arrays,
         [source.name(row) for row in range(len(source))],
-        {row: why_unreadable(source, row, max_pixels) for row in lost},
+        {row: why_unreadable(source, row, max_pixels, request.channels) for row in lost},
         request.fit.grid,
     )
 

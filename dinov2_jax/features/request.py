@@ -18,26 +18,27 @@ class Request:
     """Which features of which blocks, and how pictures come to whole patches.
 
     Attributes:
-      kinds: some of KINDS.
-      layers: block numbers 0..depth - 1, ascending.
+      columns: (name, one of KINDS, block 0..depth - 1) of every feature, blocks ascending.
       norm: with the final norm of the backbone (whatever the block), or before it.
       fit: the policy of sizes.
+      channels: of the pictures.
     """
 
-    kinds: tuple[str, ...]
-    layers: tuple[int, ...]
+    columns: tuple[tuple[str, str, int], ...]
     norm: bool
     fit: Fit
+    channels: int = 3
 
     @property
-    def columns(self) -> list[tuple[str, str, int]]:
-        """(name, kind, block) of every feature: "cls", or "cls_block_5" if there are several."""
-        several = len(self.layers) > 1
-        return [
-            (f"{kind}_block_{layer}" if several else kind, kind, layer)
-            for layer in self.layers
-            for kind in self.kinds
-        ]
+    def kinds(self) -> tuple[str, ...]:
+        """Of the columns, in the order of KINDS."""
+        wanted = {kind for _, kind, _ in self.columns}
+        return tuple(kind for kind in KINDS if kind in wanted)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Of the columns, ascending."""
+        return tuple(sorted({layer for *_, layer in self.columns}))
 
     @property
     def has_mask(self) -> bool:
@@ -78,11 +79,15 @@ def make_request(
     if "registers" in kinds and not model.registers:
         raise ConfigError(f"{backbone.source} has no register tokens; leave out 'registers'")
     channels = in_channels(backbone.params, model.patch_size)
-    if channels != 3:
-        raise ConfigError(f"{backbone.source} takes {channels} channels; pictures have 3, RGB")
     fit = _fit(backbone.preprocessing, policy, tuple(size), model.patch_size)
-    ordered = tuple(kind for kind in KINDS if kind in kinds)
-    return Request(ordered, _blocks(tuple(layers), model.depth), bool(norm), fit)
+    blocks = _blocks(tuple(layers), model.depth)
+    columns = tuple(
+        (f"{kind}_block_{block}" if len(blocks) > 1 else kind, kind, block)
+        for block in blocks
+        for kind in KINDS
+        if kind in kinds
+    )
+    return Request(columns, bool(norm), fit, channels)
 
 
 def _require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:

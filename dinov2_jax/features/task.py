@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,17 +58,45 @@ def embed(config: ConfigDict, workdir: str) -> None:
         backbone, config.features, config.layers, config.norm, config.policy, config.size
     )
     source = _source(config)
+    origin = {"weights": backbone.source, "source": config.data.source, "path": config.data.path}
+    folder = Path(workdir).expanduser()
+    if not embed_pictures(config, folder, backbone, request, source, origin):
+        print(f"{folder} is complete: {len(source):,} pictures; nothing is left to do")
+
+
+def embed_pictures(
+    config: ConfigDict,
+    folder: Path,
+    backbone: Backbone,
+    request: Request,
+    source: Source,
+    origin: Mapping[str, str],
+) -> bool:
+    """Writes the wanted features of a source to a folder, or continues to.
+
+    Args:
+      config: of configs/embed.py batch_size, compute_dtype, store, data.workers, data.max_pixels.
+      folder: manifest.json, names.txt and the features go there.
+      origin: where weights and pictures came from, for the manifest's reader.
+
+    Returns:
+      Whether anything was left to do.
+
+    Raises:
+      ShardsError: the folder's features were made otherwise.
+    """
+    dtype = compute_dtype(config.compute_dtype)
     extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
     layout = _layout(extractor, config.store.dtype)
-    ledger = _ledger(config, Path(workdir).expanduser(), backbone, request, source, layout)
+    ledger = _ledger(config, folder, backbone, request, source, layout, origin)
     if ledger.is_complete():
-        print(f"{ledger.folder} is complete: {len(source):,} pictures; nothing is left to do")
-        return
+        return False
     writer = _writer(config.store.format, ledger, len(source), layout)
     with main_first():
         if is_main():
             ledger.open(writer)
     _Work(config, extractor, request, source, layout, ledger, writer).run()
+    return True
 
 
 def share(shards: int, process: int, processes: int) -> range:
@@ -96,6 +124,7 @@ def _ledger(
     request: Request,
     source: Source,
     layout: Layout,
+    origin: Mapping[str, str],
 ) -> Ledger:
     fingerprints = {"weights": weights_fingerprint(backbone), "names": names_fingerprint(source)}
     require_same(configuration=_common(config), **fingerprints)
@@ -113,7 +142,6 @@ def _ledger(
         "compute_dtype": jnp.dtype(compute_dtype(config.compute_dtype)).name,
         "store": {"format": config.store.format, "dtype": config.store.dtype, "rows": shard_rows},
     }
-    origin = {"weights": backbone.source, "source": config.data.source, "path": config.data.path}
     return Ledger(folder, settings, origin, source, shard_rows, layout)
 
 
@@ -173,6 +201,7 @@ class _Work:
             self._request.fit,
             max_pixels=data.max_pixels,
             workers=data.workers,
+            channels=self._request.channels,
         )
         with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
             pictures = _shown(stream, before, before + len(rows))
@@ -191,8 +220,8 @@ class _Work:
         lost = self._extractor.fill(columns, itertools.islice(pictures, len(rows)), rows.start)
         columns["readable"] = np.ones(len(rows), bool)
         columns["readable"][np.array(lost, int) - rows.start] = False
-        pixels = self._config.data.max_pixels
-        return columns, {row: why_unreadable(self._source, row, pixels) for row in lost}
+        how = self._config.data.max_pixels, self._request.channels
+        return columns, {row: why_unreadable(self._source, row, *how) for row in lost}
 
     def _write(self, shard: int, columns: Columns, unreadable: dict[int, str]) -> None:
         rows = self._ledger.rows(shard)
