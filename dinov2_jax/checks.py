@@ -44,6 +44,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.freeze_last_layer_steps": (0, math.inf),
     "optimizer.freeze_backbone_steps": (0, math.inf),
     "store.shard_rows": (0, math.inf),
+    "data.max_bad": (0, math.inf),
+    "knn.temperature": (1e-3, math.inf),
+    "few_shot.tries": (1, math.inf),
+    "logreg.count": (1, math.inf),
+    "logreg.max_iterations": (1, math.inf),
+    "linear.iterations": (1, math.inf),
+    "linear.batch_size": (1, math.inf),
+    "linear.save_every": (1, math.inf),
     "plan.mfu": (0.01, 1),
     "plan.trials": (0, math.inf),
 }
@@ -56,7 +64,7 @@ def check_config(config: ml_collections.ConfigDict, device_count: int) -> list[s
         ConfigError: naming the field, the reason and a value that works.
     """
     for name, value in leaves(config).items():
-        empty_means_stored = config.task == "knn" and value == ""
+        empty_means_stored = config.task == "eval" and value == ""
         if name in CHOICES and value not in CHOICES[name] and not empty_means_stored:
             options = ", ".join(CHOICES[name])
             raise ConfigError(

@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "knn", "plan", "export", "embed", "visualize"),
+    "task": ("train", "eval", "plan", "export", "embed", "visualize"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "model.ffn": ("mlp", "swiglu"),
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("center_crop", "resize", "pad"),
     "store.format": ("parquet", "npy"),
     "store.dtype": ("float32", "float16"),
+    "linear.rates": ("code", "paper"),
 }
 
 

@@ -62,12 +62,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         from dinov2_jax.train import loop
 
         loop.train(config, workdir)
-    elif config.task == "knn":
+    elif config.task == "eval":
         check_config(config, device_count=1)
         distributed.start(config.distributed)
-        from dinov2_jax.eval import checkpoint_knn
+        from dinov2_jax.eval import runner
 
-        checkpoint_knn.evaluate(config, workdir)
+        runner.evaluate(config, workdir)
     elif config.task == "embed":
         check_config(config, device_count=1)
         distributed.start(config.distributed)

@@ -93,12 +93,11 @@ def cut_from(path: Path, step: int) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a JSON file that is whole or not there, makes its folder, and says where it is."""
+    """Writes a JSON file that is whole or not there, and makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-    print(f"written to {path}")
 
 
 def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:

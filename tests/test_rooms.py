@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "eval": {
         "data", "models", "ops", "sharding", "checkpoint", "configuration", "monitor",
-        "distributed",
+        "distributed", "features", "weights", "viz",
     },
     "train": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "monitor", "configuration",

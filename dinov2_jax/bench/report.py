@@ -200,4 +200,5 @@ def finish(name: str, flags: argparse.Namespace, cases: Sequence[Record]) -> int
     }
     if flags.json:
         write_json(Path(flags.json), record)
+        print(f"written to {flags.json}")
     return int(any("error" in pair for case in cases for pair in case["pairs"]))

@@ -60,5 +60,7 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
         "settings": [summary(config, target, trial, flops) for trial in [first, *others]],
     }
     if workdir:
-        write_json(Path(workdir).expanduser() / "plan.json", results)
+        path = Path(workdir).expanduser() / "plan.json"
+        write_json(path, results)
+        print(f"written to {path}")
     return results

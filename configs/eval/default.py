@@ -1,0 +1,78 @@
+"""All fields of the evaluations; the other files of this folder name a protocol each.
+
+Command:   python -m dinov2_jax.main --config=configs/eval/default.py
+           --config.checkpoint=runs/quickstart --config.protocols=knn,logreg,linear_cached
+Hardware:  any; features go over all devices and processes, and are computed once for all protocols
+Time:      quick start's model and drawings: k-NN and logistic regression in a minute on 2 CPU cores
+Expected:  a table, results.json (numbers, protocol, data, versions) and results.html in the
+           workdir, by default <run>/eval/<step>
+Own data:  --config.data.source=folder --config.data.path=/labelled, which holds train/<class>/ and
+           val/<class>/
+Resume:    the same command; finished features and protocols are not computed again
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "eval"
+    # A run (its newest step), one of its checkpoints, a released name (list_models()), .pth,
+    # Hugging Face directory, timm file or bundle.
+    config.checkpoint = ""
+    config.which = "teacher"  # teacher | student; of training checkpoints
+    config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
+    # knn | few_shot | logreg | linear_cached, with commas between
+    config.protocols = ("knn",)
+    config.batch_size = 256  # pictures a pass over all devices of a process. Reference
+    config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
+    config.resize_size = 0  # px of the shorter side; 0: as the weights say
+    config.image_size = 0  # px of the centre crop; 0: as the weights say
+    # Features of whole splits, kept for the next evaluation; "": <workdir>/features
+    config.feature_cache = ""
+
+    # Of our own runs, empty fields are taken from the run.
+    config.data = ml_collections.ConfigDict()
+    config.data.source = ""  # folder | tar | array_record | tfds | openmoji
+    config.data.path = ""
+    config.data.train_split = ""  # the labelled bank, or what classifiers are trained on
+    config.data.val_split = ""  # where hyper-parameters are chosen; "": a tenth of train
+    config.data.test_split = ""
+    config.data.labels = ""  # auto | folders | none
+    # Label files, for sources without labels: one class (name or number) a line, in the order of
+    # the records, or <name> TAB <class>.
+    config.data.train_labels = ""
+    config.data.val_labels = ""
+    config.data.test_labels = ""
+    config.data.cache_dir = ""  # where openmoji is drawn to
+    config.data.workers = 0  # loader processes; 0: in the main process
+    config.data.max_pixels = 100_000_000  # greater pictures count as unreadable
+    config.data.max_bad = 0  # unreadable pictures a split that are put up with; they are left out
+
+    config.knn = ml_collections.ConfigDict()
+    config.knn.ks = (10, 20, 100, 200)  # neighbours that vote. Reference
+    config.knn.temperature = 0.07  # of the vote. Reference
+    config.knn.leave_one_out = False  # ask the bank about itself, without the asking picture
+
+    config.few_shot = ml_collections.ConfigDict()
+    config.few_shot.per_class = (1, 2, 4, 8, 16)  # examples of each class
+    config.few_shot.tries = 5  # draws that are averaged
+
+    config.logreg = ml_collections.ConfigDict()
+    # Inverse strengths of the penalty: 10^linspace(first, last, count). Reference
+    config.logreg.log10_c = (-6.0, 5.0)
+    config.logreg.count = 45
+    config.logreg.max_iterations = 1000  # Reference
+    config.logreg.tolerance = 1e-12  # Reference
+
+    config.linear = ml_collections.ConfigDict()
+    config.linear.rates = "code"  # code | paper: the reference's two lists of 13 learning rates
+    config.linear.iterations = 12_500  # Reference: 10 times 1250
+    config.linear.batch_size = 1024  # Reference: 8 GPUs of 128
+    config.linear.seed = 0
+    config.linear.save_every = 1250  # iterations
+
+    config.distributed = default.distributed()  # all processes do the same, process 0 writes
+    return config

@@ -1,0 +1,182 @@
+"""Features of whole splits on disk: made once for all protocols, kept for the next evaluation.
+
+<folder>/<split>-<key>/<columns>/   a folder as configs/embed.py makes it, with .npy memory maps
+
+The key is of weights, preprocessing, the names of all pictures and the content of 64 of them, so
+other weights or pictures do not meet a wrong feature; a single picture that was changed under the
+same name may go unnoticed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.data.fit import Fit
+from dinov2_jax.data.sources import Source, SourceError
+from dinov2_jax.distributed import is_main
+from dinov2_jax.features.manifest import names_fingerprint, weights_fingerprint
+from dinov2_jax.features.request import Request
+from dinov2_jax.features.task import embed_pictures
+from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.weights.architecture import in_channels
+from dinov2_jax.weights.load import Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Normed features that a protocol reads.
+
+    Attributes:
+      cls_blocks: cls tokens of so many last blocks.
+      mean_patch: also the mean patch token of the last block.
+      resize_px, image_px: shorter side, then the central square.
+    """
+
+    resize_px: int
+    image_px: int
+    cls_blocks: int = 1
+    mean_patch: bool = False
+
+    def __or__(self, other: "Wanted") -> "Wanted":
+        """Both, of one preprocessing."""
+        blocks = max(self.cls_blocks, other.cls_blocks)
+        both = self.mean_patch or other.mean_patch
+        return dataclasses.replace(self, cls_blocks=blocks, mean_patch=both)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Features and labels of the readable pictures of a split.
+
+    Attributes:
+      cls: [n, D] each of the wanted last blocks, the last block last.
+      mean_patch: [n, D] of the last block, or None.
+      labels: int64 [n].
+      unreadable: pictures that are left out.
+    """
+
+    cls: tuple[np.ndarray, ...]
+    mean_patch: np.ndarray | None
+    labels: np.ndarray
+    unreadable: int
+
+
+class FeatureCache:
+    """The features of a backbone.
+
+    Args:
+      folder: where they are kept.
+      backbone: from `load`.
+      config: batch_size, compute_dtype and data of configs/eval/default.py.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, config: ConfigDict) -> None:
+        self._folder, self._backbone, self._config = folder, backbone, config
+        self._weights = weights_fingerprint(backbone)
+        self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
+
+    def features(self, source: Source, split: str, wanted: Wanted) -> Labelled:
+        """Computes what is missing, or reads what is there.
+
+        Raises:
+          SourceError: more pictures are unreadable than `config.data.max_bad`.
+        """
+        request = self._request(wanted)
+        home = self._folder / f"{split}-{self._key(source, request)}"
+        names = {name for name, *_ in request.columns}
+        folder = _complete_with(home, names)
+        if folder is None:
+            folder = home / "-".join(sorted(names))
+            if is_main():
+                print(f"features of {split}: {len(source):,} pictures", flush=True)
+            origin = {"weights": self._backbone.source, "split": split}
+            how = self._embed_config()
+            embed_pictures(how, folder, self._backbone, request, source, origin)
+        return self._read(folder, source, split, request)
+
+    def _request(self, wanted: Wanted) -> Request:
+        model, preprocessing = self._backbone.model, self._backbone.preprocessing
+        last = model.depth - 1
+        first = max(0, model.depth - wanted.cls_blocks)
+        columns = [(f"cls_block_{block}", "cls", block) for block in range(first, model.depth)]
+        if wanted.mean_patch:
+            columns.append((f"mean_patch_block_{last}", "mean_patch", last))
+        fill = tuple(round(255 * value) for value in preprocessing.mean)
+        size = (wanted.image_px,)
+        fit = Fit("center_crop", size, wanted.resize_px, model.patch_size, fill)
+        channels = in_channels(self._backbone.params, model.patch_size)
+        return Request(tuple(columns), True, fit, channels)
+
+    def _key(self, source: Source, request: Request) -> str:
+        parts: Mapping[str, Any] = {
+            "weights": self._weights,
+            "names": names_fingerprint(source),
+            "content": _content(source),
+            "fit": dataclasses.asdict(request.fit),
+            "preprocessing": dataclasses.asdict(self._backbone.preprocessing),
+            "dtype": self._dtype,
+            "max_pixels": self._config.data.max_pixels,
+        }
+        text = json.dumps(parts, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _embed_config(self) -> ConfigDict:
+        """The fields that `embed_pictures` reads."""
+        data = self._config.data
+        return ConfigDict(
+            {
+                "batch_size": self._config.batch_size,
+                "compute_dtype": self._config.compute_dtype,
+                "store": {"format": "npy", "dtype": "float32", "shard_rows": 0},
+                "data": {"workers": data.workers, "max_pixels": data.max_pixels},
+                "distributed": {},
+            }
+        )
+
+    def _read(self, folder: Path, source: Source, split: str, request: Request) -> Labelled:
+        readable = np.load(folder / "readable.npy")
+        labels = source.labels
+        assert labels is not None
+        lost = int((~readable).sum())
+        if lost > self._config.data.max_bad:
+            row = int(np.flatnonzero(~readable)[0])
+            raise SourceError(
+                f"{lost} of {len(readable):,} pictures of {split} cannot be decoded, such as "
+                f"{source.name(row)} (all are in {folder / 'unreadable.txt'}); replace them, or add"
+                f" --config.data.max_bad={lost} to leave them out of the figures"
+            )
+
+        def column(name: str) -> np.ndarray:
+            whole = np.load(folder / f"{name}.npy", mmap_mode="r")
+            return whole[readable] if lost else whole
+
+        cls = tuple(column(name) for name, kind, _ in request.columns if kind == "cls")
+        means = [column(name) for name, kind, _ in request.columns if kind == "mean_patch"]
+        return Labelled(cls, means[0] if means else None, labels[readable], lost)
+
+
+def _content(source: Source) -> str:
+    """Of 64 records spread over all, or of all if there are fewer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in np.unique(np.linspace(0, len(source) - 1, 64).astype(int)):
+        with contextlib.suppress(OSError):
+            record = source[int(row)]
+            digest.update(record if isinstance(record, bytes) else np.ascontiguousarray(record))
+    return digest.hexdigest()
+
+
+def _complete_with(home: Path, names: set[str]) -> Path | None:
+    """A finished folder that holds at least these columns."""
+    for manifest in sorted(home.glob("*/manifest.json")):
+        stored = json.loads(manifest.read_text(encoding="utf-8"))
+        if stored["complete"] and names <= stored["columns"].keys():
+            return manifest.parent
+    return None

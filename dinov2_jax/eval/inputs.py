@@ -1,0 +1,186 @@
+"""What an evaluation reads: labelled splits of one data set, all checked before any extraction."""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dinov2_jax.checkpoint import read_config
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.data.decode import FORMATS
+from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.data.subset import Labelled, Renumbered, Subset
+from dinov2_jax.weights.load import Backbone
+
+_SPLITS = ("train", "val", "test")
+# Pictures a split whose headers are read before the start: a tenth of a millisecond each.
+MOST_HEADERS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The labelled records of each split; classes mean the same in all.
+
+    Attributes:
+      splits: "train", "test", and "val" where one was named.
+      class_names: of the labels.
+      title: source and path, for the reader.
+    """
+
+    splits: Mapping[str, Source]
+    class_names: tuple[str, ...]
+    title: str
+
+    def describe(self) -> dict[str, Any]:
+        """For results.json: sizes and fingerprints (of names and labels, not of pixels)."""
+        splits = {
+            name: {"pictures": len(source), "fingerprint": fingerprint(source)}
+            for name, source in self.splits.items()
+        }
+        return {"data": self.title, "classes": len(self.class_names), "splits": splits}
+
+
+def fingerprint(source: Source) -> str:
+    """Changes with the names of the records, their order and their labels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in range(len(source)):
+        digest.update(source.name(row).encode("utf-8", "surrogateescape") + b"\n")
+    labels = source.labels
+    digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    return digest.hexdigest()
+
+
+def stored_settings(backbone: Backbone) -> dict[str, Any]:
+    """Data and split names of one of our runs; of other weights nothing."""
+    if backbone.layout != "run":
+        return {}
+    stored, _ = read_config(Path(backbone.source))
+    return {**stored["data"], **stored["eval"]}
+
+
+def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
+    """Opens all splits and checks labels, classes and the pictures' headers.
+
+    Args:
+      config: `config.data` of configs/eval/default.py.
+      stored: what fills its empty fields, see `stored_settings`.
+
+    Raises:
+      ConfigError: no data, or no labels.
+      SourceError, FileNotFoundError: in one sentence, before anything is computed.
+    """
+    data = _settings(config, stored)
+    splits: dict[str, Source] = {}
+    class_names: tuple[str, ...] | None = None
+    for name in _SPLITS:
+        if name == "val" and not data["val_split"]:
+            continue
+        source = _labelled(data, name, class_names)
+        class_names = class_names or source.class_names
+        splits[name] = _in_classes_of(splits["train"], source, name) if splits else source
+    for name, source in splits.items():
+        require_readable(source, data["max_pixels"], data["max_bad"], name)
+    title = f"{data['source']} {data['path']}".strip()
+    return Data(splits, tuple(class_names or ()), title)
+
+
+def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of the configuration, each empty field filled from the run's."""
+    given = {name: value for name, value in config.items() if value not in ("", None)}
+    own = bool(config.source or config.path)
+    if not own and not stored:
+        raise ConfigError(
+            "these weights do not say which pictures to evaluate on; add --config.data.source=... "
+            "and --config.data.path=..."
+        )
+    defaults = {name: "" for name in config}
+    defaults |= {"labels": "auto", "train_split": "train", "test_split": "test"}
+    if own:
+        defaults |= {"source": "folder"}
+        return defaults | given
+    return defaults | {k: v for k, v in stored.items() if k in config} | given
+
+
+def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None) -> Source:
+    file = data[f"{name}_labels"]
+    source = open_source(
+        data["source"],
+        data["path"],
+        split=data[f"{name}_split"],
+        labels="none" if file else data["labels"],
+        cache_dir=data["cache_dir"] or None,
+    )
+    if file:
+        source = Labelled(source, file, class_names)
+    if source.labels is None:
+        raise ConfigError(
+            f"data source {data['source']!r} has no labels for {name}; use "
+            "--config.data.labels=folders if the folders' names are the classes, or name a label "
+            f"file with --config.data.{name}_labels, or another data set with "
+            "--config.data.source and --config.data.path"
+        )
+    known = np.flatnonzero(source.labels >= 0)
+    if not len(known):
+        raise SourceError(f"no picture of the split {name} has a label; check its label file")
+    return source if len(known) == len(source) else Subset(source, known)
+
+
+def _in_classes_of(train: Source, source: Source, name: str) -> Source:
+    """With the class numbers of the training set, which must show all that is asked for.
+
+    Raises:
+      SourceError: a class that train does not have, or of which it has no picture.
+    """
+    if source.class_names != train.class_names and train.class_names and source.class_names:
+        try:
+            source = Renumbered(source, train.class_names)
+        except SourceError as error:
+            raise SourceError(f"the split {name}: {error}") from error
+    assert train.labels is not None and source.labels is not None
+    lost = np.setdiff1d(source.labels, train.labels)
+    if len(lost):
+        which = train.class_names[lost[0]] if train.class_names else lost[0]
+        raise SourceError(
+            f"{name} has pictures of class {which!r}, of which train has none ({len(lost)} such "
+            "classes); add some, or leave the class out"
+        )
+    return source
+
+
+def require_readable(source: Source, max_pixels: int, most_bad: int, name: str) -> None:
+    """Reads the headers of all pictures, or of MOST_HEADERS spread over all.
+
+    Raises:
+      SourceError: more than `most_bad` of them are no pictures.
+    """
+    rows = np.linspace(0, len(source) - 1, min(len(source), MOST_HEADERS)).astype(int)
+    bad = [(row, why) for row in rows if (why := _header_error(source, int(row), max_pixels))]
+    if len(bad) > most_bad:
+        row, why = bad[0]
+        raise SourceError(
+            f"{len(bad)} of {len(rows):,} pictures of {name} cannot be read, such as "
+            f"{source.name(int(row))} ({why}); remove them, or add --config.data.max_bad="
+            f"{len(bad)} to leave them out of the figures"
+        )
+
+
+def _header_error(source: Source, row: int, max_pixels: int) -> str:
+    """Why a record cannot be a picture, judged by its first bytes; "" if it can."""
+    try:
+        record = source[row]
+    except OSError as error:
+        return error.strerror or str(error)
+    if isinstance(record, np.ndarray) or record.startswith(b"\x93NUMPY"):
+        return ""
+    try:
+        with Image.open(io.BytesIO(record), formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:  # Pillow's plugins raise nearly any type on broken files
+        return "not a picture in a known format" if record else "the file is empty"
+    return f"{width} x {height} px" if width * height > 64 * max_pixels else ""

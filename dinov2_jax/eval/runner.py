@@ -1,0 +1,147 @@
+"""Task "eval": any protocols on any weights, one pass of features, one results file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dinov2_jax.configuration import ConfigError, to_dict
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.distributed import is_main, main_first
+from dinov2_jax.eval.feature_cache import FeatureCache, Wanted
+from dinov2_jax.eval.inputs import Data, open_data, stored_settings
+from dinov2_jax.eval.protocols import Protocol, Splits, chosen, require_finite
+from dinov2_jax.eval.published import published
+from dinov2_jax.eval.results import Results
+from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.weights.bundle import architecture_fields
+from dinov2_jax.weights.load import Backbone, load
+
+
+def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
+    """Runs `config.protocols`, prints a table and writes results.json.
+
+    Args:
+      config: configs/eval/default.py.
+      workdir: where results and features go; by default <run>/eval/<step> of one of our runs.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      ConfigError, SourceError, WeightsError, CheckpointError: in one sentence, before any
+        extraction starts where that can be known.
+    """
+    protocols = chosen(config.protocols)
+    backbone = _backbone(config)
+    folder = _folder(workdir, backbone)
+    with main_first():
+        data = open_data(config.data, stored_settings(backbone))
+    results = Results(folder / "results.json", _about(config, backbone, data))
+    cache = FeatureCache(
+        Path(config.feature_cache or folder / "features").expanduser(), backbone, config
+    )
+    todo = {
+        name: protocol
+        for name, protocol in protocols.items()
+        if not results.finished(name, _settings(config, name))
+    }
+    wanted = _shared(todo, backbone.preprocessing)
+    for name, protocol in todo.items():
+        splits = _splits(cache, data, wanted[name])
+        require_finite(splits, backbone.source)
+        _run(name, protocol, splits, config, folder, results, backbone, data)
+    if is_main():
+        print(results.table())
+        print(f"written to {results.path}")
+    return results.as_dict()
+
+
+def _run(
+    name: str,
+    protocol: Protocol,
+    splits: Splits,
+    config: ConfigDict,
+    folder: Path,
+    results: Results,
+    backbone: Backbone,
+    data: Data,
+) -> None:
+    outcome = protocol.run(splits, config, folder / name)
+    source = data.title.split()[0]
+    kind = name.removesuffix("_cached")
+    paper = {figure: published(backbone.model, kind, source) for figure in outcome.headline}
+    results.add(name, _settings(config, name), outcome, paper)
+    if is_main():
+        results.write()
+
+
+def _backbone(config: ConfigDict) -> Backbone:
+    if not config.checkpoint:
+        raise ConfigError(
+            "no checkpoint given; add --config.checkpoint=<run, bundle, released name or file>"
+        )
+    dtype = compute_dtype(config.compute_dtype)
+    allow = tuple(filter(None, config.allow.split(",")))
+    backbone = load(config.checkpoint, which=config.which, allow=allow, dtype=dtype)
+    given = backbone.preprocessing
+    sizes = {
+        "resize_px": config.resize_size or given.resize_px,
+        "image_px": config.image_size or given.image_px,
+    }
+    patch = backbone.model.patch_size
+    if sizes["image_px"] % patch:
+        near = max(1, round(sizes["image_px"] / patch)) * patch
+        raise ConfigError(
+            f"config.image_size {sizes['image_px']} px is no multiple of the checkpoint's patch "
+            f"size {patch}; nearest valid: --config.image_size={near}"
+        )
+    return dataclasses.replace(backbone, preprocessing=dataclasses.replace(given, **sizes))
+
+
+def _folder(workdir: str, backbone: Backbone) -> Path:
+    if workdir:
+        return Path(workdir).expanduser()
+    if backbone.layout != "run":
+        raise ConfigError("results of these weights need a place; add --workdir=evals/<name>")
+    step = Path(backbone.source)
+    return step.parent.parent / "eval" / step.name
+
+
+def _about(config: ConfigDict, backbone: Backbone, data: Data) -> dict[str, Any]:
+    """All that every figure depends on."""
+    return {
+        "weights": {
+            "source": backbone.source,
+            "layout": backbone.layout,
+            "which": config.which,
+            "fingerprint": weights_fingerprint(backbone),
+            "architecture": architecture_fields(backbone.model),
+        },
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "compute_dtype": config.compute_dtype,
+        **data.describe(),
+    }
+
+
+def _settings(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The fields that a protocol depends on."""
+    whole = to_dict(config)
+    section = {"linear_cached": ("linear",), "few_shot": ("few_shot", "knn")}.get(name, (name,))
+    return {part: whole[part] for part in section}
+
+
+def _shared(protocols: dict[str, Protocol], preprocessing: Preprocessing) -> dict[str, Wanted]:
+    """What each protocol reads, widened to all of the same preprocessing: one pass for them."""
+    own = {name: protocol.wanted(preprocessing) for name, protocol in protocols.items()}
+    widest: dict[tuple[int, int], Wanted] = {}
+    for wanted in own.values():
+        size = wanted.resize_px, wanted.image_px
+        widest[size] = widest[size] | wanted if size in widest else wanted
+    return {name: widest[wanted.resize_px, wanted.image_px] for name, wanted in own.items()}
+
+
+def _splits(cache: FeatureCache, data: Data, wanted: Wanted) -> Splits:
+    return {name: cache.features(source, name, wanted) for name, source in data.splits.items()}
