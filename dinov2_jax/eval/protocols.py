@@ -1,7 +1,7 @@
 """The protocols of one evaluation: what each reads, and its configuration turned into arguments."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class Outcome:
       headline: name of the figure that the paper reports -> value, one or more.
       numbers: all figures, JSON values.
       protocol: how they came about, JSON values.
+      curves: title -> points (x ascending, percent), for results.html.
     """
 
     headline: Mapping[str, float]
     numbers: Mapping[str, Any]
     protocol: Mapping[str, Any]
+    curves: Mapping[str, Sequence[tuple[float, float]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,10 @@ def _run_knn(splits: Splits, config: ConfigDict, folder: Path) -> Outcome:
         "temperature": config.knn.temperature,
         "ks_beyond_bank": [k for k in config.knn.ks if k > len(train.labels)],
     }
-    return Outcome({f"top-1, k={k}": found[k]["top1"] for k in found}, {"k": found}, protocol)
+    top1 = {k: value["top1"] for k, value in found.items()}
+    headline = {f"top-1, k={k}": value for k, value in top1.items()}
+    curves = {"k-NN, top-1 by k": sorted(top1.items())}
+    return Outcome(headline, {"k": found}, protocol, curves)
 
 
 def _run_few_shot(splits: Splits, config: ConfigDict, folder: Path) -> Outcome:
@@ -82,7 +87,8 @@ def _run_few_shot(splits: Splits, config: ConfigDict, folder: Path) -> Outcome:
     }
     best = {n: max(ks.values(), key=lambda value: value["top1"])["top1"] for n, ks in found.items()}
     headline = {f"top-1, {n} per class": value for n, value in best.items()}
-    return Outcome(headline, {"per_class": found}, {"tries": settings.tries})
+    curves = {"Few-shot k-NN, top-1 by examples a class": sorted(best.items())}
+    return Outcome(headline, {"per_class": found}, {"tries": settings.tries}, curves)
 
 
 PROTOCOLS = {

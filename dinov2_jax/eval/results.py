@@ -48,6 +48,9 @@ class Results:
             "paper": dict(paper),
             "numbers": outcome.numbers,
             "protocol": outcome.protocol,
+            "curves": {
+                title: [list(p) for p in points] for title, points in outcome.curves.items()
+            },
             "settings": settings,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

@@ -11,6 +11,7 @@ from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.distributed import is_main, main_first
 from dinov2_jax.eval.feature_cache import FeatureCache, Wanted
 from dinov2_jax.eval.inputs import Data, open_data, stored_settings
+from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.protocols import Protocol, Splits, chosen, require_finite
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
@@ -76,6 +77,7 @@ def _run(
     results.add(name, _settings(config, name), outcome, paper)
     if is_main():
         results.write()
+        write_page(results.path.with_suffix(".html"), results.as_dict())
 
 
 def _backbone(config: ConfigDict) -> Backbone:
