@@ -24,7 +24,7 @@ class Outcome:
       headline: name of the figure that the paper reports -> value, one or more.
       numbers: all figures, JSON values.
       protocol: how they came about, JSON values.
-      curves: title -> points (x ascending, percent), for results.html.
+      curves: "title by x" -> points (x ascending, percent), for results.html.
     """
 
     headline: Mapping[str, float]
@@ -87,7 +87,7 @@ def _run_few_shot(splits: Splits, config: ConfigDict, folder: Path) -> Outcome:
     }
     best = {n: max(ks.values(), key=lambda value: value["top1"])["top1"] for n, ks in found.items()}
     headline = {f"top-1, {n} per class": value for n, value in best.items()}
-    curves = {"Few-shot k-NN, top-1 by examples a class": sorted(best.items())}
+    curves = {"Few-shot k-NN, top-1 by examples of a class": sorted(best.items())}
     return Outcome(headline, {"per_class": found}, {"tries": settings.tries}, curves)
 
 

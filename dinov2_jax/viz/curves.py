@@ -21,7 +21,7 @@ def series(rows: Sequence[dict[str, Any]], name: str) -> Points:
 
 
 def curve(
-    title: str, points: Points, *, unit: str = "", min_span: float = 0.0, mark_points: bool = False
+    title: str, points: Points, *, unit: str = "", min_span: float = 0.0, mark_points: bool = False, x_name: str = "step"
 ) -> str:
     """A figure with one curve: axes, ticks, values on hover; breaks where a value is None.
 
@@ -30,6 +30,7 @@ def curve(
         points: steps ascending; at least one value that is not None.
         unit: written after the values on hover, e.g. " %".
         min_span: the least height of the y axis, so that noise is not shown as a trend.
+        x_name: of the horizontal axis.
         mark_points: dots on the measurements, and a line at the level of the first.
     """
     points = thin(points, MAX_POINTS)
@@ -41,10 +42,11 @@ def curve(
     placed = [
         (_x(step, x_span), None if value is None else _y(value, y_span)) for step, value in points
     ]
-    marks = [_hover(at, point, unit, mark_points) for at, point in zip(placed, points, strict=True)]
+    pairs = zip(placed, points, strict=True)
+    marks = [_hover(at, point, unit, mark_points, x_name) for at, point in pairs]
     start = _y(known[0], y_span)
     parts = [
-        _x_axis([t for t in x_ticks if x_span[0] <= t <= x_span[1] and t == int(t)], x_span),
+        _x_axis([t for t in x_ticks if x_span[0] <= t <= x_span[1] and t == int(t)], x_span, x_name),
         _y_axis(y_ticks, y_span),
         _line("start", LEFT, start, WIDTH - RIGHT, start) if mark_points else "",
         "".join(_path(run) for run in _runs(placed)),
@@ -122,13 +124,17 @@ def _path(run: list[tuple[float, float]]) -> str:
 
 
 def _hover(
-    at: tuple[float, float | None], point: tuple[float, float | None], unit: str, visible: bool
+    at: tuple[float, float | None],
+    point: tuple[float, float | None],
+    unit: str,
+    visible: bool,
+    x_name: str,
 ) -> str:
     """A dot, or an unseen one, that shows its step and value under the pointer."""
     (x, y), (step, value) = at, point
     if y is None or value is None:
         return ""
-    text = html.escape(f"step {step:,.0f}: {number(value)}{unit}")
+    text = html.escape(f"{x_name} {number(step)}: {number(value)}{unit}")
     dot = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' if visible else ""
     target = f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="7"><title>{text}</title></circle>'
     return dot + target
@@ -138,7 +144,7 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _x_axis(values: list[float], span: tuple[float, float]) -> str:
+def _x_axis(values: list[float], span: tuple[float, float], name: str) -> str:
     base = HEIGHT - BOTTOM
     parts = [_line("axis", LEFT, base, WIDTH - RIGHT, base)]
     for value in values:
@@ -148,7 +154,8 @@ def _x_axis(values: list[float], span: tuple[float, float]) -> str:
             f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{number(value)}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
+    label = html.escape(name)
+    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{label}</text>')
     return "".join(parts)
 
 
