@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dinov2_jax.eval.metrics import top_accuracy
+
 Accuracies = dict[int, dict[str, float]]
 
 
@@ -96,12 +98,6 @@ def vote(
         np.add.at(total, (rows, nearest[:, :k].ravel()), weights[:, :k].ravel())
         scores[k] = total
     return scores
-
-
-def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
-    """Percentage of rows whose label is among the `top` best classes; ties by class number."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-    return float(100 * np.mean((best == labels[:, None]).any(axis=1)))
 
 
 def knn_accuracy(
