@@ -55,6 +55,7 @@ setup(
         "samples": SAMPLES,  # the drawings of the quick start
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "faiss": ["faiss-cpu>=1.8"],  # retrieval by an index, in place of exact search
         "hub": HUB,  # released weights by name
         "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # that export
         "parquet": PARQUET,  # features in Parquet files, config.store.format

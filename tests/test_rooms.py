@@ -51,11 +51,14 @@ LAZY = (
     PEERS
     | COMPILERS
     | {
+        "av",
+        "faiss",
         "huggingface_hub",
         "jax2onnx",
         "onnx",
         "onnxruntime",
         "pyarrow",
+        "scipy",
         "tensorflow_datasets",
         "array_record",
         "tensorboardX",
