@@ -175,7 +175,7 @@ class TrainLoader:
         groups = batch_size // group_size
         share = range(groups) if share is None else share
         self._groups, self._next = len(share), start_batch
-        source_of_groups = _GroupsOfBatches(dataset, groups, tuple(share), start_batch)
+        source_of_groups = GroupsOfBatches(dataset, groups, tuple(share), start_batch)
         self._reader = Reader(grain.MapDataset.source(source_of_groups), workers)
         # Also at the end of a program that does not close: grain's own tidying comes too late then.
         self._close = weakref.finalize(self, self._reader.close)
@@ -199,7 +199,7 @@ class TrainLoader:
 
 
 @dataclasses.dataclass(frozen=True)
-class _GroupsOfBatches:
+class GroupsOfBatches:
     """The groups `share` of every batch from `start_batch` on, in order, by random access."""
 
     dataset: grain.MapDataset

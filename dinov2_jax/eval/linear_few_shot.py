@@ -1,0 +1,50 @@
+"""Linear probe on a few pictures of every class, from cached features."""
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dinov2_jax.eval.heads import Columns, accuracies
+from dinov2_jax.eval.linear import Settings, train_cached
+from dinov2_jax.eval.training_set import check_training
+
+
+def few_shot(
+    columns: Columns,
+    labels: np.ndarray,
+    val_columns: Columns,
+    val_labels: np.ndarray,
+    classes: int,
+    settings: Settings,
+    *,
+    n_per_class: int,
+    n_tries: int = 1,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:
+    """The probe on `n_per_class` random pictures of every class, averaged over tries.
+
+    Try t draws its pictures from seed t, as few-shot k-NN does. A class with fewer gives all.
+
+    Returns:
+      Top-1 on `val_columns`, in percent: the mean over tries of every head, by its name, and
+      "best": the mean of the best head of each try.
+    """
+    check_training(columns, labels, classes, settings.grid)
+    tries: list[dict[str, float]] = []
+    for seed in range(n_tries):
+        rows = np.sort(draw_shots(labels, n_per_class, seed))
+        shots = [np.asarray(column[rows], np.float32) for column in columns]
+        heads = train_cached(shots, labels[rows], classes, settings, mesh=mesh)
+        found = accuracies(heads, val_columns, val_labels)
+        tries.append(found | {"best": max(found.values())})
+    return {name: float(np.mean([found[name] for found in tries])) for name in tries[0]}
+
+
+def draw_shots(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
+    """Rows of `n_per_class` random pictures of every class, class after class."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [
+            rng.permutation(np.flatnonzero(labels == label))[:n_per_class]
+            for label in np.unique(labels)
+        ]
+    )

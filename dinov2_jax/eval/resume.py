@@ -1,0 +1,89 @@
+"""The state of a long evaluation in one file, so that a killed one continues."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from dinov2_jax.sharding import path_name
+
+Fingerprint = Mapping[str, Any]
+
+
+class StateFile:
+    """A tree of arrays and the number of the next iteration, written whole or not at all.
+
+    Args:
+      path: of the file; its folder is made. None stores nothing.
+      fingerprint: plain values that say what is computed; a file with others is refused.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: Fingerprint) -> None:
+        self._path, self._fingerprint = path, json.loads(json.dumps(dict(fingerprint)))
+
+    def load(self, like: Any) -> tuple[Any, int]:
+        """The stored tree (numpy arrays) and iteration, or `like` and 0 if there is no file.
+
+        Raises:
+          ValueError: when the file is of other settings or data.
+        """
+        if self._path is None or not self._path.exists():
+            return like, 0
+        with safe_open(self._path, "numpy") as file:
+            stored = file.metadata()
+            self._require_same(json.loads(stored["fingerprint"]))
+            names = list(_named(like))
+            leaves = [file.get_tensor(name) for name in names]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(stored["iteration"])
+
+    def _require_same(self, stored: dict[str, Any]) -> None:
+        wanted = self._fingerprint
+        for name in sorted({*stored, *wanted}):
+            if stored.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{self._path} continues other work: its {name} is {stored.get(name)}, now "
+                    f"{wanted.get(name)}; delete it or use another folder"
+                )
+
+    def save(self, tree: Any, iteration: int) -> None:
+        """Replaces the file. Of several processes all must call it; the first one writes."""
+        if self._path is None:
+            return
+        tensors = {name: to_host(x) for name, x in _named(tree).items()}
+        if jax.process_index() == 0:
+            about = {
+                "fingerprint": json.dumps(self._fingerprint),
+                "iteration": str(iteration),
+            }
+            write_tensors(self._path, tensors, about)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def to_host(x: Any) -> np.ndarray:
+    """The whole array on this process, wherever its parts are."""
+    if isinstance(x, Array) and not x.is_fully_addressable:
+        sharding = x.sharding
+        assert isinstance(sharding, NamedSharding)
+        x = jax.jit(lambda y: y, out_shardings=NamedSharding(sharding.mesh, P()))(x)
+    return np.asarray(x)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
+    """A safetensors file that is whole or not there; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+    save_file(contiguous, temporary, about)
+    os.replace(temporary, path)
