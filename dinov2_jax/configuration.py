@@ -35,6 +35,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "store.format": ("parquet", "npy"),
     "store.dtype": ("float32", "float16"),
     "linear.rates": ("code", "paper"),
+    "data.set": (
+        *("", "imagenet", "imagenet_tfds", "food101", "cifar10", "cifar100", "sun397", "cars"),
+        *("aircraft", "voc2007", "dtd", "pets", "caltech101", "flowers102", "cub200"),
+    ),
+    "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
 }
 
 

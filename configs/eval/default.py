@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
     config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
-    # knn | few_shot | logreg | linear_cached, with commas between
+    # knn | few_shot | logreg | linear | linear_cached | robustness | retrieval, with commas between
     config.protocols = ("knn",)
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
@@ -35,6 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Of our own runs, empty fields are taken from the run.
     config.data = ml_collections.ConfigDict()
+    # A published set in its official layout below data.path, in place of a source: imagenet |
+    # imagenet_tfds | food101 | cifar10 | cifar100 | sun397 | cars | aircraft | voc2007 | dtd | pets
+    # | caltech101 | flowers102 | cub200
+    config.data.set = ""
     config.data.source = ""  # folder | tar | array_record | tfds | openmoji
     config.data.path = ""
     config.data.train_split = ""  # the labelled bank, or what classifiers are trained on
@@ -73,6 +77,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear.batch_size = 1024  # Reference: 8 GPUs of 128
     config.linear.seed = 0
     config.linear.save_every = 1250  # iterations
+
+    # Paths of ImageNet's variants, for the linear classifier that was trained on ImageNet.
+    config.robustness = ml_collections.ConfigDict()
+    config.robustness.imagenet_v2 = ""
+    config.robustness.imagenet_real = ""  # real.json
+    config.robustness.imagenet_a = ""
+    config.robustness.imagenet_r = ""
+    config.robustness.imagenet_sketch = ""
+    config.robustness.imagenet_c = ""
+    config.robustness.head = ""  # head.safetensors; "": of linear or linear_cached in the workdir
+
+    config.retrieval = ml_collections.ConfigDict()
+    config.retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
+    config.retrieval.path = ""
 
     config.distributed = default.distributed()  # all processes do the same, process 0 writes
     return config

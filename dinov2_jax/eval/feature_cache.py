@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.sources import Source, SourceError
 from dinov2_jax.distributed import is_main
+from dinov2_jax.eval.inputs import truth_of
 from dinov2_jax.features.manifest import names_fingerprint, weights_fingerprint
 from dinov2_jax.features.request import Request
 from dinov2_jax.features.task import embed_pictures
@@ -59,7 +60,8 @@ class Labelled:
     Attributes:
       cls: [n, D] each of the wanted last blocks, the last block last.
       mean_patch: [n, D] of the last block, or None.
-      labels: int64 [n].
+      labels: int64 [n], or of sets with several classes a picture [n, classes]; [n] of -1 where
+        there are none.
       unreadable: pictures that are left out.
     """
 
@@ -143,8 +145,7 @@ class FeatureCache:
 
     def _read(self, folder: Path, source: Source, split: str, request: Request) -> Labelled:
         readable = np.load(folder / "readable.npy")
-        labels = source.labels
-        assert labels is not None
+        labels = truth_of(source)
         lost = int((~readable).sum())
         if lost > self._config.data.max_bad:
             row = int(np.flatnonzero(~readable)[0])

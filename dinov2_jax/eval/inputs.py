@@ -16,6 +16,8 @@ from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.decode import FORMATS
 from dinov2_jax.data.sources import Source, SourceError, open_source
 from dinov2_jax.data.subset import Labelled, Renumbered, Subset
+from dinov2_jax.eval.datasets.imagenet import imagenet, imagenet_tfds
+from dinov2_jax.eval.datasets.transfer import transfer_set
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
@@ -28,14 +30,16 @@ class Data:
     """The labelled records of each split; classes mean the same in all.
 
     Attributes:
-      splits: "train", "test", and "val" where one was named.
+      splits: "train", "test", and "val" where there is one.
       class_names: of the labels.
-      title: source and path, for the reader.
+      title: set or source, and path.
+      metric: "top1", "mean_per_class" or "map11", what the set is reported in.
     """
 
     splits: Mapping[str, Source]
     class_names: tuple[str, ...]
     title: str
+    metric: str = "top1"
 
     def describe(self) -> dict[str, Any]:
         """For results.json: sizes and fingerprints (of names and labels, not of pixels)."""
@@ -51,9 +55,15 @@ def fingerprint(source: Source) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for row in range(len(source)):
         digest.update(source.name(row).encode("utf-8", "surrogateescape") + b"\n")
-    labels = source.labels
-    digest.update(b"" if labels is None else np.ascontiguousarray(labels).tobytes())
+    digest.update(np.ascontiguousarray(truth_of(source)).tobytes())
     return digest.hexdigest()
+
+
+def truth_of(source: Source) -> np.ndarray:
+    """Labels [n], -1 where there are none; of sets with several classes a picture [n, classes]."""
+    truth = getattr(source, "targets", None)
+    truth = source.labels if truth is None else truth
+    return np.full(len(source), -1, np.int64) if truth is None else truth
 
 
 def stored_settings(backbone: Backbone) -> dict[str, Any]:
@@ -75,7 +85,31 @@ def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
       ConfigError: no data, or no labels.
       SourceError, FileNotFoundError: in one sentence, before anything is computed.
     """
-    data = _settings(config, stored)
+    if config.set:
+        data = _open_set(config)
+        for name, source in data.splits.items():
+            require_readable(source, config.max_pixels, config.max_bad, name)
+        return data
+    return _open_source(_settings(config, stored))
+
+
+def _open_set(config: ConfigDict) -> Data:
+    """A published set in its official layout."""
+    name, path = config.set, config.path
+    if not path:
+        raise ConfigError(f"config.data.set={name!r} needs --config.data.path=<where it lies>")
+    if name in ("imagenet", "imagenet_tfds"):
+        opened = imagenet if name == "imagenet" else imagenet_tfds
+        splits = {"train": opened(path, "train"), "test": opened(path, "val")}
+        metric = "top1"
+    else:
+        train, val, test, metric = transfer_set(name, path)
+        splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
+    class_names = tuple(splits["train"].class_names or ())
+    return Data(splits, class_names, f"{name.removesuffix('_tfds')} {path}", metric)
+
+
+def _open_source(data: Mapping[str, Any]) -> Data:
     splits: dict[str, Source] = {}
     class_names: tuple[str, ...] | None = None
     for name in _SPLITS:

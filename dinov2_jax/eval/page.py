@@ -48,7 +48,12 @@ def _figures(protocols: Mapping[str, Any]) -> str:
 def _curves(protocols: Mapping[str, Any]) -> str:
     figures = [
         curve(
-            title, [(x, y) for x, y in points], unit=" %", min_span=_SPAN_POINTS, mark_points=True
+            title,
+            [(x, y) for x, y in points],
+            unit=" %",
+            min_span=_SPAN_POINTS,
+            mark_points=True,
+            x_name=title.rpartition(" by ")[2],
         )
         for found in protocols.values()
         for title, points in found["curves"].items()

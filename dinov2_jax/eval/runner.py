@@ -7,18 +7,35 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax.configuration import ConfigError, to_dict
-from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.distributed import is_main, main_first
 from dinov2_jax.eval.feature_cache import FeatureCache, Wanted
 from dinov2_jax.eval.inputs import Data, open_data, stored_settings
 from dinov2_jax.eval.page import write_page
-from dinov2_jax.eval.protocols import Protocol, Splits, chosen, require_finite
+from dinov2_jax.eval.protocols import (
+    Inputs,
+    Protocol,
+    chosen,
+    cls_as_evaluated,
+    probe_features,
+)
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
+from dinov2_jax.eval.run_frozen import run_few_shot, run_knn, run_linear, run_linear_cached
+from dinov2_jax.eval.run_retrieval import run_retrieval
+from dinov2_jax.eval.run_robustness import run_robustness
 from dinov2_jax.features.manifest import weights_fingerprint
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
+
+PROTOCOLS = {
+    "knn": Protocol(cls_as_evaluated, run_knn, ("knn",)),
+    "few_shot": Protocol(cls_as_evaluated, run_few_shot, ("few_shot", "knn")),
+    "linear": Protocol(probe_features, run_linear, ("linear",)),
+    "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",)),
+    "robustness": Protocol(probe_features, run_robustness, ("robustness", "linear")),
+    "retrieval": Protocol(cls_as_evaluated, run_retrieval, ("retrieval",), needs_data=False),
+}
 
 
 def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
@@ -35,46 +52,40 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
       ConfigError, SourceError, WeightsError, CheckpointError: in one sentence, before any
         extraction starts where that can be known.
     """
-    protocols = chosen(config.protocols)
+    protocols = chosen(config.protocols, PROTOCOLS)
     backbone = _backbone(config)
     folder = _folder(workdir, backbone)
-    with main_first():
-        data = open_data(config.data, stored_settings(backbone))
+    data = None
+    if any(protocol.needs_data for protocol in protocols.values()):
+        with main_first():
+            data = open_data(config.data, stored_settings(backbone))
     results = Results(folder / "results.json", _about(config, backbone, data))
-    cache = FeatureCache(
-        Path(config.feature_cache or folder / "features").expanduser(), backbone, config
-    )
+    cache_folder = Path(config.feature_cache or folder / "features").expanduser()
+    cache = FeatureCache(cache_folder, backbone, config)
     todo = {
         name: protocol
         for name, protocol in protocols.items()
-        if not results.finished(name, _settings(config, name))
+        if not results.finished(name, _settings(config, protocol))
     }
-    wanted = _shared(todo, backbone.preprocessing)
+    wanted = _shared(todo, backbone)
     for name, protocol in todo.items():
-        splits = _splits(cache, data, wanted[name])
-        require_finite(splits, backbone.source)
-        _run(name, protocol, splits, config, folder, results, backbone, data)
+        inputs = Inputs(backbone, data, config, cache, wanted[name], folder / name, folder)
+        _run(name, protocol, inputs, results)
     if is_main():
         print(results.table())
         print(f"written to {results.path}")
     return results.as_dict()
 
 
-def _run(
-    name: str,
-    protocol: Protocol,
-    splits: Splits,
-    config: ConfigDict,
-    folder: Path,
-    results: Results,
-    backbone: Backbone,
-    data: Data,
-) -> None:
-    outcome = protocol.run(splits, config, folder / name)
-    source = data.title.split()[0]
-    kind = name.removesuffix("_cached")
-    paper = {figure: published(backbone.model, kind, source) for figure in outcome.headline}
-    results.add(name, _settings(config, name), outcome, paper)
+def _run(name: str, protocol: Protocol, inputs: Inputs, results: Results) -> None:
+    outcome = protocol.run(inputs)
+    source = inputs.data.title.split()[0] if inputs.data else ""
+    own = (name.removesuffix("_cached"), source)
+    paper = {
+        figure: published(inputs.backbone.model, *outcome.published.get(figure, own))
+        for figure in outcome.headline
+    }
+    results.add(name, _settings(inputs.config, protocol), outcome, paper)
     if is_main():
         results.write()
         write_page(results.path.with_suffix(".html"), results.as_dict())
@@ -112,7 +123,7 @@ def _folder(workdir: str, backbone: Backbone) -> Path:
     return step.parent.parent / "eval" / step.name
 
 
-def _about(config: ConfigDict, backbone: Backbone, data: Data) -> dict[str, Any]:
+def _about(config: ConfigDict, backbone: Backbone, data: Data | None) -> dict[str, Any]:
     """All that every figure depends on."""
     return {
         "weights": {
@@ -124,26 +135,21 @@ def _about(config: ConfigDict, backbone: Backbone, data: Data) -> dict[str, Any]
         },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "compute_dtype": config.compute_dtype,
-        **data.describe(),
+        **(data.describe() if data else {"data": "of each protocol"}),
     }
 
 
-def _settings(config: ConfigDict, name: str) -> dict[str, Any]:
+def _settings(config: ConfigDict, protocol: Protocol) -> dict[str, Any]:
     """The fields that a protocol depends on."""
     whole = to_dict(config)
-    section = {"linear_cached": ("linear",), "few_shot": ("few_shot", "knn")}.get(name, (name,))
-    return {part: whole[part] for part in section}
+    return {section: whole[section] for section in protocol.sections}
 
 
-def _shared(protocols: dict[str, Protocol], preprocessing: Preprocessing) -> dict[str, Wanted]:
+def _shared(protocols: dict[str, Protocol], backbone: Backbone) -> dict[str, Wanted]:
     """What each protocol reads, widened to all of the same preprocessing: one pass for them."""
-    own = {name: protocol.wanted(preprocessing) for name, protocol in protocols.items()}
+    own = {name: protocol.wanted(backbone) for name, protocol in protocols.items()}
     widest: dict[tuple[int, int], Wanted] = {}
     for wanted in own.values():
         size = wanted.resize_px, wanted.image_px
         widest[size] = widest[size] | wanted if size in widest else wanted
     return {name: widest[wanted.resize_px, wanted.image_px] for name, wanted in own.items()}
-
-
-def _splits(cache: FeatureCache, data: Data, wanted: Wanted) -> Splits:
-    return {name: cache.features(source, name, wanted) for name, source in data.splits.items()}

@@ -21,7 +21,13 @@ def series(rows: Sequence[dict[str, Any]], name: str) -> Points:
 
 
 def curve(
-    title: str, points: Points, *, unit: str = "", min_span: float = 0.0, mark_points: bool = False, x_name: str = "step"
+    title: str,
+    points: Points,
+    *,
+    unit: str = "",
+    min_span: float = 0.0,
+    mark_points: bool = False,
+    x_name: str = "step",
 ) -> str:
     """A figure with one curve: axes, ticks, values on hover; breaks where a value is None.
 
@@ -46,7 +52,9 @@ def curve(
     marks = [_hover(at, point, unit, mark_points, x_name) for at, point in pairs]
     start = _y(known[0], y_span)
     parts = [
-        _x_axis([t for t in x_ticks if x_span[0] <= t <= x_span[1] and t == int(t)], x_span, x_name),
+        _x_axis(
+            [t for t in x_ticks if x_span[0] <= t <= x_span[1] and t == int(t)], x_span, x_name
+        ),
         _y_axis(y_ticks, y_span),
         _line("start", LEFT, start, WIDTH - RIGHT, start) if mark_points else "",
         "".join(_path(run) for run in _runs(placed)),

@@ -1,0 +1,165 @@
+"""k-NN, few-shot and linear classifiers on frozen features: configuration -> functions."""
+
+import numpy as np
+
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.eval.feature_cache import Labelled
+from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
+from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy
+from dinov2_jax.eval.linear import Settings, train_cached
+from dinov2_jax.eval.linear_images import train_images
+from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.eval.protocols import Inputs, Outcome
+from dinov2_jax.features.manifest import weights_fingerprint
+
+HEAD_FILE = "head.safetensors"
+
+
+def one_class_each(split: Labelled, protocol: str) -> np.ndarray:
+    """The labels [n] of a split.
+
+    Raises:
+      ConfigError: pictures that have several classes.
+    """
+    if split.labels.ndim != 1:
+        raise ConfigError(
+            f"{protocol} needs one class a picture, and these have several; use "
+            "--config.protocols=logreg"
+        )
+    return split.labels
+
+
+# --------------------------------------------------------------------------------------- k-NN
+def run_knn(inputs: Inputs) -> Outcome:
+    """Weighted k-NN (reference-facts 8.2)."""
+    train, test = inputs.features("train"), inputs.features("test")
+    settings = inputs.config.knn
+    bank, queries = one_class_each(train, "k-NN"), one_class_each(test, "k-NN")
+    found = knn_accuracy(
+        *(train.cls[-1], bank, test.cls[-1], queries),
+        ks=settings.ks,
+        temperature=settings.temperature,
+    )
+    top1 = {k: value["top1"] for k, value in found.items()}
+    headline = {f"top-1, k={k}": value for k, value in top1.items()}
+    beyond = [k for k in settings.ks if k > len(bank)]
+    protocol = {"temperature": settings.temperature, "ks_beyond_bank": beyond}
+    curves = {"k-NN, top-1 by k": sorted(top1.items())}
+    return Outcome(headline, {"k": found}, protocol, curves)
+
+
+def run_few_shot(inputs: Inputs) -> Outcome:
+    """k-NN with few examples of each class, the best k of each number (reference-facts 8.2)."""
+    train, test = inputs.features("train"), inputs.features("test")
+    settings = inputs.config.few_shot
+    found = {
+        count: few_shot_knn(
+            *(train.cls[-1], one_class_each(train, "k-NN"), test.cls[-1], test.labels),
+            n_per_class=count,
+            n_tries=settings.tries,
+            ks=inputs.config.knn.ks,
+            temperature=inputs.config.knn.temperature,
+        )
+        for count in settings.per_class
+    }
+    top1 = {n: max(value["top1"] for value in ks.values()) for n, ks in found.items()}
+    headline = {f"top-1, {n} per class": value for n, value in top1.items()}
+    curves = {"Few-shot k-NN, top-1 by examples of a class": sorted(top1.items())}
+    return Outcome(headline, {"per_class": found}, {"tries": settings.tries}, curves)
+
+
+# -------------------------------------------------------------------------- linear classifiers
+def run_linear_cached(inputs: Inputs) -> Outcome:
+    """52 linear classifiers on features without augmentation."""
+    train = inputs.features("train")
+    settings, classes = _settings(inputs), len(_class_names(inputs))
+    labels = one_class_each(train, "the linear probe")
+    heads = train_cached(columns_of(train), labels, classes, settings, folder=inputs.folder)
+    return _judge(inputs, heads, settings, "features of whole pictures, no augmentation")
+
+
+def run_linear(inputs: Inputs) -> Outcome:
+    """52 linear classifiers on augmented pictures (reference-facts 8.3)."""
+    assert inputs.data is not None
+    backbone, source, data = inputs.backbone, inputs.data.splits["train"], inputs.config.data
+    if source.labels is None:
+        raise ConfigError(
+            "the linear probe needs one class a picture; use --config.protocols=logreg"
+        )
+    settings = _settings(inputs)
+    heads = train_images(
+        backbone.model,
+        backbone.params,
+        backbone.preprocessing,
+        source,
+        source.labels,
+        len(_class_names(inputs)),
+        settings,
+        workers=data.workers,
+        max_pixels=data.max_pixels,
+        folder=inputs.folder,
+        identity=f"{weights_fingerprint(backbone)} {inputs.data.describe()['splits']}",
+    )
+    return _judge(inputs, heads, settings, "random resized crops and flips")
+
+
+def columns_of(split: Labelled) -> list[np.ndarray]:
+    """Columns as linear classifiers read them."""
+    assert split.mean_patch is not None
+    return [*split.cls, split.mean_patch]
+
+
+def _class_names(inputs: Inputs) -> tuple[str, ...]:
+    assert inputs.data is not None
+    return inputs.data.class_names
+
+
+def _settings(inputs: Inputs) -> Settings:
+    given, depth = inputs.config.linear, inputs.backbone.model.depth
+    blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
+    return Settings(
+        grid=Grid(RATES[given.rates], blocks),
+        batch_size=given.batch_size,
+        iterations=given.iterations,
+        seed=given.seed,
+        save_every=given.save_every,
+    )
+
+
+def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) -> Outcome:
+    """The best classifier of the validation set (or, as the reference, of the test set) on test."""
+    assert inputs.data is not None
+    where = "val" if "val" in inputs.data.splits else "test"
+    val, test = inputs.features(where), inputs.features("test")
+    winner = best(heads, columns_of(val), val.labels)
+    winner.save(inputs.folder / HEAD_FILE)
+    logits = winner.logits(columns_of(test))
+    numbers = {
+        "top1": top_accuracy(logits, test.labels, 1),
+        "top5": top_accuracy(logits, test.labels, 5),
+        "mean_per_class": mean_per_class_accuracy(logits, test.labels),
+        "accuracy_by_classifier": winner.accuracy,
+    }
+    protocol = {
+        "classifier": winner.name,
+        "chosen_on": where,
+        "trained_on": trained_on,
+        "iterations": settings.iterations,
+        "batch_size": settings.batch_size,
+        "rates": inputs.config.linear.rates,
+    }
+    headline = {"top-1": numbers["top1"]}
+    return Outcome(headline, numbers, protocol, _by_rate(settings.grid, winner))
+
+
+def _by_rate(grid: Grid, winner: Chosen) -> dict[str, list[tuple[float, float]]]:
+    """Accuracy on validation of each kind of input, by the place of the rate in its list."""
+    values, rates = list(winner.accuracy.values()), len(grid.rates)
+    return {
+        f"Linear, {kind.blocks} block{'s' * (kind.blocks > 1)}"
+        f"{' and mean patch' if kind.avgpool else ''}, top-1 by number of the learning rate": [
+            (place + 1, value)
+            for place, value in enumerate(values[rates * number : rates * (number + 1)])
+        ]
+        for number, kind in enumerate(grid.kinds)
+    }
