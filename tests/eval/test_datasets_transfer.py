@@ -378,6 +378,13 @@ def test_lines_without_a_label_are_told(tmp_path: Path) -> None:
         transfer_set("aircraft", str(tmp_path))
 
 
+def test_words_in_place_of_numbers_are_told(tmp_path: Path) -> None:
+    build_pets(tmp_path)
+    write(tmp_path / "annotations/test.txt", "Abyssinian_1 one 1 1")
+    with pytest.raises(SourceError, match=r"test\.txt has 'one' where a number belongs"):
+        transfer_set("pets", str(tmp_path))
+
+
 def test_voc_tells_what_is_wrong_with_annotations(tmp_path: Path) -> None:
     build_voc2007(tmp_path)
     file = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"

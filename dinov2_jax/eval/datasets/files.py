@@ -178,6 +178,18 @@ def read_json(path: str) -> Any:
         raise SourceError(f"{path} is no JSON ({error}); download it again") from error
 
 
+def as_number(text: Any, path: str) -> int:
+    """A whole number of a list.
+
+    Raises:
+      SourceError: when it is none.
+    """
+    try:
+        return int(text)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{path} has {text!r} where a number belongs; unpack it again") from error
+
+
 def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -> list[int]:
     """The number of each class name.
 

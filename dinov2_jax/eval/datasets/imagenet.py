@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dinov2_jax.data.sources import Source, SourceError, check_name, open_source
 from dinov2_jax.eval.datasets.files import (
     Files,
+    as_number,
     class_files,
     class_numbers,
     folders_in,
@@ -132,7 +133,7 @@ def _read_val_labels(
     lines = read_lines(path)
     if lines[0].isdigit():  # the devkit
         by_id = _devkit_wnids(os.path.join(os.path.dirname(path), "meta.mat"))
-        numbers = [int(line) for line in lines]
+        numbers = [as_number(line, path) for line in lines]
         if max(numbers) > len(by_id) or min(numbers) < 1:
             raise SourceError(f"{path} holds an id that is none of 1 ... {len(by_id)}")
         order = sorted(by_id)
@@ -155,7 +156,9 @@ def _read_val_labels(
     elif len(lines[0].split()) == 1:
         return _of_length(class_numbers(lines, wnids, path), pictures, path), wnids
     else:
-        found = {os.path.splitext(name)[0]: int(label) for name, label in read_rows(path, 2)}
+        found = {
+            os.path.splitext(name)[0]: as_number(label, path) for name, label in read_rows(path, 2)
+        }
     lost = [name for name in pictures if os.path.splitext(name)[0] not in found]
     if lost:
         raise SourceError(

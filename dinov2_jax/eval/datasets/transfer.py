@@ -12,6 +12,7 @@ from dinov2_jax.data.sources import Source, SourceError, check_name
 from dinov2_jax.eval.datasets.cifar import cifar
 from dinov2_jax.eval.datasets.files import (
     Files,
+    as_number,
     class_numbers,
     folders_in,
     pictures_in,
@@ -175,18 +176,19 @@ def pets(root: str) -> Transfer:
     """Oxford-IIIT Pets: images/*.jpg, annotations/{trainval,test}.txt: name, class from 1, ..."""
     title = "Pets"
 
-    def rows_of(name: str) -> list[list[str]]:
-        rows = read_rows(require(root, f"annotations/{name}.txt", title=title), 4)
-        return [row for row in rows if not row[0].startswith("#")]
+    def rows_of(name: str) -> list[tuple[str, int]]:
+        path = require(root, f"annotations/{name}.txt", title=title)
+        rows = [row for row in read_rows(path, 4) if not row[0].startswith("#")]
+        return [(row[0], as_number(row[1], path)) for row in rows]
 
     # The breed is the file's name up to the number; "american_bulldog_100" is one of class 2.
-    breeds = {int(row[1]): row[0].rpartition("_")[0] for row in rows_of("trainval")}
+    breeds = {number: file.rpartition("_")[0] for file, number in rows_of("trainval")}
     classes = [breeds.get(number, str(number)) for number in range(1, max(breeds) + 1)]
 
     def split(name: str) -> Files:
         rows = rows_of(name)
-        labels = [int(row[1]) - 1 for row in rows]
-        files = [f"{row[0]}.jpg" for row in rows]
+        labels = [number - 1 for _, number in rows]
+        files = [f"{file}.jpg" for file, _ in rows]
         return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("trainval"), None, split("test"), MEAN_PER_CLASS)
@@ -256,8 +258,8 @@ def cub200(root: str) -> Transfer:
     root = os.path.dirname(require(root, "images.txt", "CUB_200_2011/images.txt", title=title))
 
     def table(name: str) -> dict[int, str]:
-        rows = read_rows(require(root, name, title=title), 2)
-        return {int(number): value for number, value in rows}
+        path = require(root, name, title=title)
+        return {as_number(number, path): value for number, value in read_rows(path, 2)}
 
     files, labels = table("images.txt"), table("image_class_labels.txt")
     learn, names = table("train_test_split.txt"), table("classes.txt")
@@ -274,7 +276,7 @@ def cub200(root: str) -> Transfer:
         return Files(
             os.path.join(root, "images"),
             [files[number] for number in chosen],
-            [int(labels[number]) - 1 for number in chosen],
+            [as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen],
             classes,
             title=f"{title} {name}",
         )

@@ -11,6 +11,7 @@ from dinov2_jax.data.sources import SourceError, check_name
 from dinov2_jax.eval.datasets.files import (
     Files,
     absent,
+    as_number,
     class_numbers,
     read_json,
     read_lines,
@@ -37,8 +38,9 @@ def ucf101(root: str, split: str, *, fold: int = 1) -> Files:
     lists = os.path.dirname(
         require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
     )
-    rows = read_rows(os.path.join(lists, "classInd.txt"), 2)
-    classes = [name for _, name in sorted(rows, key=lambda row: int(row[0]))]
+    path = os.path.join(lists, "classInd.txt")
+    numbers = {name: as_number(number, path) for number, name in read_rows(path, 2)}
+    classes = sorted(numbers, key=lambda name: numbers[name])
     path = require(lists, f"{split}list{fold:02d}.txt", title=title)
     names = [line.split()[0] for line in read_lines(path)]  # training lists add the class number
     labels = class_numbers([name.partition("/")[0] for name in names], classes, path)
@@ -89,16 +91,15 @@ def _kinetics_rows(path: str) -> list[tuple[str, str]]:
                 f"{path} has the columns {', '.join(reader.fieldnames or ())}, but needs "
                 f"{', '.join(sorted(wanted))}; take the official list with labels"
             )
-        rows = [
-            (
-                row["label"],
-                f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4",
-            )
-            for row in reader
-        ]
+        rows = [(row["label"], _kinetics_file(row, path)) for row in reader]
     if not rows:
         raise SourceError(f"{path} lists no video; download it again")
     return rows
+
+
+def _kinetics_file(row: dict[str, str], path: str) -> str:
+    start, end = (as_number(row[name], path) for name in ("time_start", "time_end"))
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
 
 
 def _in_folders(folder: str, rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -132,10 +133,11 @@ def ssv2(root: str, split: str) -> Files:
         names = [f"{name}.json", f"something-something-v2-{name}.json"]
         return require(root, *names, *(f"labels/{n}" for n in names), title=title)
 
-    numbers = {name: int(number) for name, number in read_json(listed("labels")).items()}
+    path = listed("labels")
+    numbers = {name: as_number(number, path) for name, number in read_json(path).items()}
     classes = sorted(numbers, key=lambda name: numbers[name])
     if sorted(numbers.values()) != list(range(len(numbers))):
-        raise SourceError(f"{listed('labels')} does not number its classes from 0 on")
+        raise SourceError(f"{path} does not number its classes from 0 on")
     path = listed(split)
     entries = read_json(path)
     if not all(isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries):
