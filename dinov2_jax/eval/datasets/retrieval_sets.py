@@ -21,6 +21,9 @@ _KINDS = ("easy", "hard", "junk")
 class Cropped:
     """The queries of the revisited sets: uint8 [h, w, 3] within the box of the landmark.
 
+    The box belongs to the picture as it is shown, that is, after EXIF rotation, which the published
+    code does not apply; it makes no difference to pictures without such a mark.
+
     Args:
       files: the whole pictures.
       boxes: px [n, 4] left, top, right, bottom; rounded, black where beyond the picture.
