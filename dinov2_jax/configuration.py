@@ -39,6 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("", "imagenet", "imagenet_tfds", "food101", "cifar10", "cifar100", "sun397", "cars"),
         *("aircraft", "voc2007", "dtd", "pets", "caltech101", "flowers102", "cub200"),
     ),
+    "video.set": ("", "ucf101", "kinetics400", "ssv2"),
     "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
 }
 

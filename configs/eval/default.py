@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
     config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
-    # knn | few_shot | logreg | linear | linear_cached | robustness | retrieval, with commas between
+    # knn | few_shot | logreg | linear | linear_cached | robustness | retrieval | video, with commas
     config.protocols = ("knn",)
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
@@ -91,6 +91,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.retrieval = ml_collections.ConfigDict()
     config.retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
     config.retrieval.path = ""
+
+    config.video = ml_collections.ConfigDict()
+    config.video.set = ""  # ucf101 | kinetics400 | ssv2
+    config.video.path = ""
 
     config.distributed = default.distributed()  # all processes do the same, process 0 writes
     return config

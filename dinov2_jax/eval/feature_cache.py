@@ -85,8 +85,15 @@ class FeatureCache:
         self._weights = weights_fingerprint(backbone)
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
 
-    def features(self, source: Source, split: str, wanted: Wanted) -> Labelled:
+    def features(
+        self, source: Source, split: str, wanted: Wanted, *, keep_unreadable: bool = False
+    ) -> Labelled:
         """Computes what is missing, or reads what is there.
+
+        Args:
+          source, split: pictures, and the name of their folder.
+          wanted: which features.
+          keep_unreadable: rows of NaN for unreadable pictures, where rows belong together.
 
         Raises:
           SourceError: more pictures are unreadable than `config.data.max_bad`.
@@ -102,7 +109,16 @@ class FeatureCache:
             origin = {"weights": self._backbone.source, "split": split}
             how = self._embed_config()
             embed_pictures(how, folder, self._backbone, request, source, origin)
-        return self._read(folder, source, split, request)
+        found = self._read(folder, request)
+        labels, readable = truth_of(source), np.load(folder / "readable.npy")
+        lost = int((~readable).sum())
+        if lost > self._config.data.max_bad:
+            raise self._unreadable(source, split, readable, folder)
+        if lost and not keep_unreadable:
+            found = [column[readable] for column in found]
+            labels = labels[readable]
+        *cls, mean = found if wanted.mean_patch else (*found, None)
+        return Labelled(tuple(cls), mean, labels, lost)
 
     def _request(self, wanted: Wanted) -> Request:
         model, preprocessing = self._backbone.model, self._backbone.preprocessing
@@ -143,25 +159,19 @@ class FeatureCache:
             }
         )
 
-    def _read(self, folder: Path, source: Source, split: str, request: Request) -> Labelled:
-        readable = np.load(folder / "readable.npy")
-        labels = truth_of(source)
-        lost = int((~readable).sum())
-        if lost > self._config.data.max_bad:
-            row = int(np.flatnonzero(~readable)[0])
-            raise SourceError(
-                f"{lost} of {len(readable):,} pictures of {split} cannot be decoded, such as "
-                f"{source.name(row)} (all are in {folder / 'unreadable.txt'}); replace them, or add"
-                f" --config.data.max_bad={lost} to leave them out of the figures"
-            )
+    def _read(self, folder: Path, request: Request) -> list[Any]:
+        """Memory maps, in the order of the request."""
+        return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
 
-        def column(name: str) -> np.ndarray:
-            whole = np.load(folder / f"{name}.npy", mmap_mode="r")
-            return whole[readable] if lost else whole
-
-        cls = tuple(column(name) for name, kind, _ in request.columns if kind == "cls")
-        means = [column(name) for name, kind, _ in request.columns if kind == "mean_patch"]
-        return Labelled(cls, means[0] if means else None, labels[readable], lost)
+    def _unreadable(
+        self, source: Source, split: str, readable: np.ndarray, folder: Path
+    ) -> SourceError:
+        lost = np.flatnonzero(~readable)
+        return SourceError(
+            f"{len(lost)} of {len(readable):,} pictures of {split} cannot be decoded, such as "
+            f"{source.name(int(lost[0]))} (all are in {folder / 'unreadable.txt'}); replace them, "
+            f"or add --config.data.max_bad={len(lost)} to leave them out of the figures"
+        )
 
 
 def _content(source: Source) -> str:

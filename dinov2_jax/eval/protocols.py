@@ -60,9 +60,9 @@ class Inputs:
         assert self.data is not None
         return self.cache.features(self.data.splits[split], split, self.wanted)
 
-    def features_of(self, source: Source, title: str) -> Labelled:
+    def features_of(self, source: Source, title: str, *, keep_unreadable: bool = False) -> Labelled:
         """Of other pictures."""
-        return self.cache.features(source, title, self.wanted)
+        return self.cache.features(source, title, self.wanted, keep_unreadable=keep_unreadable)
 
 
 @dataclasses.dataclass(frozen=True)

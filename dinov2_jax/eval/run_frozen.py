@@ -72,7 +72,7 @@ def run_few_shot(inputs: Inputs) -> Outcome:
 def run_linear_cached(inputs: Inputs) -> Outcome:
     """52 linear classifiers on features without augmentation."""
     train = inputs.features("train")
-    settings, classes = _settings(inputs), len(_class_names(inputs))
+    settings, classes = linear_settings(inputs), len(_class_names(inputs))
     labels = one_class_each(train, "the linear probe")
     heads = train_cached(columns_of(train), labels, classes, settings, folder=inputs.folder)
     return _judge(inputs, heads, settings, "features of whole pictures, no augmentation")
@@ -86,7 +86,7 @@ def run_linear(inputs: Inputs) -> Outcome:
         raise ConfigError(
             "the linear probe needs one class a picture; use --config.protocols=logreg"
         )
-    settings = _settings(inputs)
+    settings = linear_settings(inputs)
     heads = train_images(
         backbone.model,
         backbone.params,
@@ -114,7 +114,8 @@ def _class_names(inputs: Inputs) -> tuple[str, ...]:
     return inputs.data.class_names
 
 
-def _settings(inputs: Inputs) -> Settings:
+def linear_settings(inputs: Inputs) -> Settings:
+    """`config.linear`, for a backbone of at least as many blocks."""
     given, depth = inputs.config.linear, inputs.backbone.model.depth
     blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
     return Settings(
@@ -149,10 +150,10 @@ def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) ->
         "rates": inputs.config.linear.rates,
     }
     headline = {"top-1": numbers["top1"]}
-    return Outcome(headline, numbers, protocol, _by_rate(settings.grid, winner))
+    return Outcome(headline, numbers, protocol, accuracy_by_rate(settings.grid, winner))
 
 
-def _by_rate(grid: Grid, winner: Chosen) -> dict[str, list[tuple[float, float]]]:
+def accuracy_by_rate(grid: Grid, winner: Chosen) -> dict[str, list[tuple[float, float]]]:
     """Accuracy on validation of each kind of input, by the place of the rate in its list."""
     values, rates = list(winner.accuracy.values()), len(grid.rates)
     return {

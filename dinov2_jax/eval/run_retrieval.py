@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
+from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.datasets.retrieval_sets import amstertime, met_set, revisited_set
+from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.met import KS, choose_vote, met_scores, vote
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.retrieval import map_at_k, rank_all, revisited_map, search
@@ -26,11 +28,22 @@ def run_retrieval(inputs: Inputs) -> Outcome:
     return _SETS[settings.set](inputs, settings.path)
 
 
+def _whole(inputs: Inputs, source: Source, title: str) -> Labelled:
+    """Features of all pictures: the ground truth counts them."""
+    found = inputs.features_of(source, title)
+    if found.unreadable:
+        raise ConfigError(
+            f"{found.unreadable} pictures of {title} cannot be read, and retrieval needs all; "
+            "unpack the set again"
+        )
+    return found
+
+
 def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
     def run(inputs: Inputs, path: str) -> Outcome:
         found = revisited_set(name, path)
-        database = inputs.features_of(found.database, f"{name}-database").cls[-1]
-        queries = inputs.features_of(found.queries, f"{name}-queries").cls[-1]
+        database = _whole(inputs, found.database, f"{name}-database").cls[-1]
+        queries = _whole(inputs, found.queries, f"{name}-queries").cls[-1]
         numbers = revisited_map(rank_all(database, queries), found.ground_truth)
         headline = {f"{name} {kind}, mAP": numbers[kind]["mAP"] for kind in ("medium", "hard")}
         kinds = zip(headline, ("medium", "hard"), strict=True)
@@ -43,7 +56,7 @@ def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
 def _met(inputs: Inputs, path: str) -> Outcome:
     found = met_set(path)
     parts = {"database": found.database, "val": found.validation, "test": found.test}
-    features = {name: inputs.features_of(source, f"met-{name}") for name, source in parts.items()}
+    features = {name: _whole(inputs, source, f"met-{name}") for name, source in parts.items()}
     bank = features["database"]
     near = {
         name: search(bank.cls[-1], features[name].cls[-1], min(max(KS), len(bank.labels)))
@@ -65,8 +78,8 @@ def _met(inputs: Inputs, path: str) -> Outcome:
 
 def _amstertime(inputs: Inputs, path: str) -> Outcome:
     pairs = amstertime(path)
-    new = inputs.features_of(pairs.new, "amstertime-new").cls[-1]
-    old = inputs.features_of(pairs.old, "amstertime-old").cls[-1]
+    new = _whole(inputs, pairs.new, "amstertime-new").cls[-1]
+    old = _whole(inputs, pairs.old, "amstertime-old").cls[-1]
     partner = list(np.arange(len(new))[:, None])
     both = {
         "old_to_new": map_at_k(rank_all(new, old), partner, len(new)),

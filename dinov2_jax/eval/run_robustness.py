@@ -53,11 +53,12 @@ def _head(inputs: Inputs, path: str) -> Chosen:
     )
 
 
-def _logits(
+def _top1(
     inputs: Inputs, head: Chosen, source: Source, title: str, classes: np.ndarray | None = None
-) -> np.ndarray:
+) -> float:
     features = inputs.features_of(source, title)
-    return head.logits(columns_of(features), None if classes is None else classes.tolist())
+    logits = head.logits(columns_of(features), None if classes is None else classes.tolist())
+    return top_accuracy(logits, features.labels, 1)
 
 
 def _wnids(inputs: Inputs) -> tuple[str, ...]:
@@ -67,22 +68,19 @@ def _wnids(inputs: Inputs) -> tuple[str, ...]:
 
 def _v2(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
     source = imagenet_v2(path, _wnids(inputs))
-    logits = _logits(inputs, head, source, "imagenet_v2")
-    return {"top-1": top_accuracy(logits, source.labels, 1)}
+    return {"top-1": _top1(inputs, head, source, "imagenet_v2")}
 
 
 def _sketch(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
     source = imagenet_sketch(path, _wnids(inputs))
-    logits = _logits(inputs, head, source, "imagenet_sketch")
-    return {"top-1": top_accuracy(logits, source.labels, 1)}
+    return {"top-1": _top1(inputs, head, source, "imagenet_sketch")}
 
 
 def _subset(name: str) -> Callable[[Inputs, Chosen, str], dict[str, float]]:
     def measure(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
         count = min(200, len(_wnids(inputs)))
         source, classes = imagenet_subset(path, _wnids(inputs), count)
-        logits = _logits(inputs, head, source, name, classes)
-        return {"top-1": top_accuracy(logits, source.labels, 1)}
+        return {"top-1": _top1(inputs, head, source, name, classes)}
 
     return measure
 
@@ -91,9 +89,10 @@ def _real(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
     """On the test split, which must be ImageNet's validation set."""
     assert inputs.data is not None
     source = inputs.data.splits["test"]
-    labels = real_labels(path, source)
-    logits = _logits(inputs, head, source, "test")
-    return {"accuracy": real_accuracy(logits, labels)}
+    features = inputs.features_of(source, "test", keep_unreadable=True)
+    readable = np.isfinite(features.cls[-1]).all(axis=1)
+    logits = head.logits([column[readable] for column in columns_of(features)])
+    return {"accuracy": real_accuracy(logits, real_labels(path, source)[readable])}
 
 
 def _corrupted(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
@@ -102,8 +101,8 @@ def _corrupted(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
         found = []
         for severity in SEVERITIES:
             source = imagenet_c(path, corruption, severity, _wnids(inputs))
-            logits = _logits(inputs, head, source, f"imagenet_c-{corruption}-{severity}")
-            found.append(100 - top_accuracy(logits, source.labels, 1))
+            title = f"imagenet_c-{corruption}-{severity}"
+            found.append(100 - _top1(inputs, head, source, title))
         errors[corruption] = np.array(found)
     return corruption_errors(errors)
 

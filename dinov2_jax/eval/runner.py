@@ -23,6 +23,7 @@ from dinov2_jax.eval.results import Results
 from dinov2_jax.eval.run_frozen import run_few_shot, run_knn, run_linear, run_linear_cached
 from dinov2_jax.eval.run_retrieval import run_retrieval
 from dinov2_jax.eval.run_robustness import run_robustness
+from dinov2_jax.eval.run_video import run_video
 from dinov2_jax.features.manifest import weights_fingerprint
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.weights.bundle import architecture_fields
@@ -35,6 +36,7 @@ PROTOCOLS = {
     "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",)),
     "robustness": Protocol(probe_features, run_robustness, ("robustness", "linear")),
     "retrieval": Protocol(cls_as_evaluated, run_retrieval, ("retrieval",), needs_data=False),
+    "video": Protocol(probe_features, run_video, ("video", "linear"), needs_data=False),
 }
 
 

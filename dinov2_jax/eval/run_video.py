@@ -1,0 +1,79 @@
+"""Video classification: a linear probe on the features of eight frames (paper section 7.2)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.eval.datasets.files import Files
+from dinov2_jax.eval.datasets.video_sets import kinetics, ssv2, ucf101
+from dinov2_jax.eval.heads import best
+from dinov2_jax.eval.linear import train_cached
+from dinov2_jax.eval.metrics import top_accuracy
+from dinov2_jax.eval.protocols import Inputs, Outcome
+from dinov2_jax.eval.run_frozen import HEAD_FILE, accuracy_by_rate, columns_of, linear_settings
+from dinov2_jax.eval.video import FRAMES, VideoFrames, pool_frames
+
+
+class _Set(NamedTuple):
+    opened: Callable[[str, str], Files]
+    test: str  # what its test split is called
+    pooling: str
+
+
+_SETS = {
+    "ucf101": _Set(ucf101, "test", "mean"),
+    "kinetics400": _Set(kinetics, "val", "mean"),
+    "ssv2": _Set(ssv2, "validation", "concat"),
+}
+
+
+def run_video(inputs: Inputs) -> Outcome:
+    """52 linear classifiers on the set that `config.video` names.
+
+    Raises:
+      ConfigError: no set, or no path.
+    """
+    settings = inputs.config.video
+    if not settings.set or not settings.path:
+        raise ConfigError(
+            f"video needs --config.video.set (of {', '.join(_SETS)}) and --config.video.path"
+        )
+    which = _SETS[settings.set]
+    videos = {
+        "train": which.opened(settings.path, "train"),
+        "test": which.opened(settings.path, which.test),
+    }
+    classes = len(videos["train"].class_names or ())
+    pooled = {name: _pooled(inputs, videos[name], name, which) for name in videos}
+    probe = linear_settings(inputs)
+    columns, labels = pooled["train"]
+    heads = train_cached(columns, labels, classes, probe, folder=inputs.folder)
+    columns, labels = pooled["test"]
+    winner = best(heads, columns, labels)
+    winner.save(inputs.folder / HEAD_FILE)
+    logits = winner.logits(columns)
+    numbers = {
+        **{f"top{n}": top_accuracy(logits, labels, n) for n in (1, 5)},
+        "accuracy_by_classifier": winner.accuracy,
+        "videos": {name: len(rows) for name, (_, rows) in pooled.items()},
+    }
+    # The paper gives no hyper-parameters; these are those of its linear probe on pictures.
+    protocol = {"frames": FRAMES, "pooling": which.pooling, "classifier": winner.name}
+    figure = f"{settings.set}, top-1"
+    published = {figure: ("video", settings.set)}
+    curves = accuracy_by_rate(probe.grid, winner)
+    return Outcome({figure: numbers["top1"]}, numbers, protocol, curves, published)
+
+
+def _pooled(
+    inputs: Inputs, videos: Files, name: str, which: _Set
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """One row a video of each column, and its label; without videos that cannot be read."""
+    frames = VideoFrames(videos)
+    title = f"{inputs.config.video.set}-{name}"
+    features = inputs.features_of(frames, title, keep_unreadable=True)
+    columns = [pool_frames(np.asarray(c), FRAMES, which.pooling) for c in columns_of(features)]
+    whole = np.isfinite(columns[0]).all(axis=1)
+    return [column[whole] for column in columns], features.labels[::FRAMES][whole]
