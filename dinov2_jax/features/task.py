@@ -71,6 +71,7 @@ def embed_pictures(
     request: Request,
     source: Source,
     origin: Mapping[str, str],
+    extractor: Extractor | None = None,
 ) -> bool:
     """Writes the wanted features of a source to a folder, or continues to.
 
@@ -78,6 +79,7 @@ def embed_pictures(
       config: of configs/embed.py batch_size, compute_dtype, store, data.workers, data.max_pixels.
       folder: manifest.json, names.txt and the features go there.
       origin: where weights and pictures came from, for the manifest's reader.
+      extractor: of this backbone and request, if there is one that is compiled already.
 
     Returns:
       Whether anything was left to do.
@@ -85,8 +87,9 @@ def embed_pictures(
     Raises:
       ShardsError: the folder's features were made otherwise.
     """
-    dtype = compute_dtype(config.compute_dtype)
-    extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
+    if extractor is None:
+        dtype = compute_dtype(config.compute_dtype)
+        extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
     layout = _layout(extractor, config.store.dtype)
     ledger = _ledger(config, folder, backbone, request, source, layout, origin)
     if ledger.is_complete():

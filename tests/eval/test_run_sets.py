@@ -1,0 +1,188 @@
+"""Protocols with data of their own, whole: miniature sets in their official layouts to figures."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.eval import default as eval_config
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.eval.datasets.imagenet_variants import CORRUPTIONS
+from dinov2_jax.eval.heads import load_chosen
+from dinov2_jax.eval.runner import evaluate
+from dinov2_jax.features.extract import extract
+from tests.features.tiny import backbone, write_weights
+
+WNIDS = ["n01440764", "n01443537", "n02119789"]
+RNG = np.random.default_rng(0)
+
+
+def save(path, label=0, noise=60):
+    """A picture whose colours tell its class, more or less."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = np.eye(3)[label % 3] * 90 + 60
+    pixels = base + RNG.integers(-noise, noise + 1, (16, 16, 3))
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, "PNG")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imagenet")
+    for label, wnid in enumerate(WNIDS):
+        for number in range(9):
+            save(root / "train" / wnid / f"{wnid}_{number}.JPEG", label)
+        for number in range(4):
+            name = f"ILSVRC2012_val_{4 * label + number + 1:08d}.JPEG"
+            save(root / "val" / wnid / name, label)
+    return root
+
+
+def ask(weights, protocols, **changes):
+    config = eval_config.get_config()
+    config.update_from_flattened_dict(
+        {
+            "checkpoint": str(weights),
+            "protocols": protocols,
+            "linear.iterations": 60,
+            "linear.batch_size": 32,
+            "knn.ks": (1,),
+        }
+        | changes
+    )
+    return config
+
+
+def features_of(paths):
+    return extract(backbone(), [str(p) for p in paths], layers=(0, 1, 2), features=("cls",))
+
+
+def test_linear_then_robustness_on_every_variant(weights, imagenet, tmp_path):
+    for label, wnid in enumerate(WNIDS):
+        for number in range(2):
+            save(tmp_path / "v2" / str(label) / f"{number}.jpeg", label, noise=90)
+            save(tmp_path / "sketch" / wnid / f"{number}.jpeg", label, noise=90)
+            save(tmp_path / "a" / wnid / f"{number}.jpeg", (label + 1) % 3)
+        for corruption in CORRUPTIONS:
+            for severity in range(1, 6):
+                save(tmp_path / "c" / corruption / str(severity) / wnid / "0.JPEG", label)
+    (tmp_path / "real.json").write_text(str([[0], [0, 1], [], *[[label] for label in [2] * 9]]))
+    variants = {
+        "imagenet_v2": "v2",
+        "imagenet_sketch": "sketch",
+        "imagenet_a": "a",
+        "imagenet_c": "c",
+        "imagenet_real": "real.json",
+    }
+    paths = {f"robustness.{name}": str(tmp_path / path) for name, path in variants.items()}
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    config = ask(weights, ("linear_cached", "robustness"), **data, **paths)
+    found = evaluate(config, str(tmp_path / "out"))["protocols"]
+    linear, robust = found["linear_cached"], found["robustness"]
+    assert linear["headline"]["top-1"] > 60
+    assert linear["protocol"]["chosen_on"] == "test"
+    assert len(linear["numbers"]["accuracy_by_classifier"]) == 52
+    head = load_chosen(tmp_path / "out" / "linear_cached" / "head.safetensors")
+    files = sorted((tmp_path / "v2").rglob("*.jpeg"))
+    features = features_of(files)
+    width = 24 * head.kind.blocks
+    if not head.kind.avgpool:
+        columns = [features[f"cls_block_{b}"] for b in (0, 1, 2)]
+        x = np.concatenate(columns, axis=1)[:, -width:]
+        answers = (x @ head.weight.T + head.bias).argmax(axis=1)
+        right = np.mean(answers == [int(p.parent.name) for p in files])
+        assert robust["headline"]["imagenet_v2, top-1"] == pytest.approx(100 * right)
+    assert robust["headline"]["imagenet_a, top-1"] < robust["headline"]["imagenet_sketch, top-1"]
+    assert set(robust["numbers"]["imagenet_c"]) >= {"mCE", "mean error", *CORRUPTIONS}
+    assert set(robust["headline"]) == {
+        *(f"imagenet_{name}, top-1" for name in ("v2", "a", "sketch")),
+        *("imagenet_c, mCE", "imagenet_real, accuracy"),
+    }
+
+
+def test_robustness_without_a_classifier_or_a_set_is_one_sentence(weights, imagenet, tmp_path):
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    with pytest.raises(ConfigError, match=r"at least one set"):
+        evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
+    data["robustness.imagenet_v2"] = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"no linear classifier.*protocols=linear,robustness"):
+        evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
+
+
+def test_the_probe_on_augmented_pictures_runs_and_learns(weights, imagenet, tmp_path):
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    found = evaluate(ask(weights, ("linear",), **data), str(tmp_path))["protocols"]["linear"]
+    assert found["headline"]["top-1"] > 60
+    assert found["protocol"]["trained_on"] == "random resized crops and flips"
+
+
+def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
+    for number in range(4):
+        save(tmp_path / f"jpg/all_souls_{number:06d}.jpg", number)
+    for query in range(2):
+        save(tmp_path / f"jpg/query_{query}.jpg", query)
+    truth = {
+        "imlist": [f"all_souls_{number:06d}" for number in range(4)],
+        "qimlist": ["query_0", "query_1"],
+        "gnd": [
+            {"bbx": [0, 0, 16, 16], "easy": [0], "hard": [3], "junk": [2]},
+            {"bbx": [0, 0, 16, 16], "easy": [], "hard": [1], "junk": []},
+        ],
+    }
+    (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
+    settings = {"retrieval.set": "roxford5k", "retrieval.path": str(tmp_path)}
+    out = evaluate(ask(weights, ("retrieval",), **settings), str(tmp_path / "out"))
+    found = out["protocols"]["retrieval"]["numbers"]
+    names = [f"all_souls_{n:06d}" for n in range(4)] + ["query_0", "query_1"]
+    features = features_of([tmp_path / f"jpg/{name}.jpg" for name in names])["cls_block_2"]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    ranks = np.argsort(-unit[4:] @ unit[:4].T, axis=1).tolist()
+    place = [row.index(hit) for row, hit in zip(ranks, (3, 1), strict=True)]
+    place[0] -= sum(ranks[0].index(junk) < place[0] for junk in (0, 2))
+    precisions = [(1 / (p + 1) + (p == 0)) / 2 for p in place]  # trapezoids under the curve
+    assert found["hard"]["mAP"] == pytest.approx(100 * np.mean(precisions))
+
+
+def test_amstertime_finds_its_pairs(weights, tmp_path):
+    for number in range(3):
+        for side, ending in (("new", "png"), ("old", "jpg")):
+            save(tmp_path / "t" / side / f"{number:04}.{ending}", number, noise=5)
+    settings = {"retrieval.set": "amstertime", "retrieval.path": str(tmp_path / "t")}
+    out = evaluate(ask(weights, ("retrieval",), **settings), str(tmp_path / "out"))
+    assert out["protocols"]["retrieval"]["headline"] == {"amstertime, mAP": 100.0}
+
+
+def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
+    av = pytest.importorskip("av")
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    classes = ("Archery", "Biking", "Diving")
+    (lists / "classInd.txt").write_text("".join(f"{i + 1} {c}\n" for i, c in enumerate(classes)))
+    rows = {"train": [], "test": []}
+    for label, name in enumerate(classes):
+        for number in range(6):
+            file = f"{name}/v_{name}_{number}.avi"
+            path = tmp_path / "UCF-101" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mpeg4", rate=25)
+                stream.width = stream.height = 32
+                for _ in range(9):
+                    colour = np.eye(3)[label] * 90 + 60 + RNG.integers(-30, 30, 3)
+                    image = np.full((32, 32, 3), colour, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                container.mux(stream.encode())
+            split = "test" if number > 3 else "train"
+            rows[split].append(file + (f" {label + 1}" if split == "train" else ""))
+    for split, lines in rows.items():
+        (lists / f"{split}list01.txt").write_text("\n".join(lines))
+    settings = {"video.set": "ucf101", "video.path": str(tmp_path)}
+    out = evaluate(ask(weights, ("video",), **settings), str(tmp_path / "out"))
+    found = out["protocols"]["video"]
+    assert found["headline"] == {"ucf101, top-1": 100.0}
+    assert found["numbers"]["videos"] == {"train": 12, "test": 6}
