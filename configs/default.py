@@ -13,9 +13,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = (
-        "train"  # what python -m dinov2_jax.main does: train | knn | plan | visualize. Ours
-    )
+    config.task = "train"  # train | plan; the other tasks have configurations of their own
     # The one seed of weights, data order, crops, masks and drop path. Reference train.seed
     config.seed = 0
     config.total_steps = 125_000  # optimizer steps. Reference: 100 epochs x 1250
@@ -226,13 +224,15 @@ def _eval() -> ml_collections.ConfigDict:
     evaluation.every_steps = 12_500
     # auto: if the source has labels | folders: names of the class folders | none. Ours
     evaluation.labels = "auto"
-    # Pictures of each split that are used while training, evenly spread; 0: all. Task "knn" always
+    # Pictures of each split that are used while training, evenly spread; 0: all. Task "eval" always
     # uses all. Ours: ImageNet's 1.28 million would take an hour on 10 workers each time.
     evaluation.max_pictures = 50_000
     evaluation.train_split = "train"  # the labelled bank of the k-NN
     evaluation.test_split = "validation"  # what it is asked
     evaluation.k = 20  # neighbours. Reference eval/knn.py
     evaluation.temperature = 0.07  # of the vote. Reference eval/knn.py
+    # Of a linear probe beside k-NN, 256 pictures each, the best of 13 learning rates; 0: none. Ours
+    evaluation.linear_iterations = 1000
     evaluation.batch_size = 256  # images a forward pass. Reference eval/knn.py
     evaluation.resize_size = 256  # px of the shorter side. Reference
     evaluation.image_size = 224  # px of the centre crop. Reference

@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval.every_steps": (0, math.inf),
     "eval.max_pictures": (0, math.inf),
     "eval.k": (1, math.inf),
+    "eval.linear_iterations": (0, math.inf),
     "eval.batch_size": (1, math.inf),
     "eval.temperature": (1e-3, math.inf),
     "colour.hue": (0, 0.5),

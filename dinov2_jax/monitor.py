@@ -101,13 +101,13 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
-    """One line for the eye: loss first, k-NN if there, then the rest that tells how it goes."""
-    shown = [name for name in metrics if "knn" in name]
+    """One line for the eye: loss first, accuracies if there, then what tells how it goes."""
+    shown = [name for name in metrics if name.endswith("_top1")]
     shown += ["lr", "health/teacher_entropy", "health/effective_rank"]
     parts = [f"step {step}/{total_steps}"]
     for name in ["loss", *shown, "images_per_s"]:
         if name in metrics:
-            value = f"{metrics[name]:.1f}" if "knn" in name else f"{metrics[name]:.4g}"
+            value = f"{metrics[name]:.1f}" if name.endswith("_top1") else f"{metrics[name]:.4g}"
             parts.append(f"{name.removeprefix('health/')} {value}")
     return "  ".join(parts)
 

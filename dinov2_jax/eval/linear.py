@@ -189,6 +189,8 @@ def train(
     settings: Settings,
     file: StateFile,
     mesh: Mesh,
+    *,
+    quiet: bool = False,
 ) -> Heads:
     """All iterations, from where the file's state stands; `feed(i)` gives batches from i on."""
     state, start = file.load(initial_state(settings, dim, classes))
@@ -198,7 +200,7 @@ def train(
     state = jax.device_put(state, _state_shardings(mesh, len(kinds), classes), may_alias=False)
     under_way: deque[Array] = deque()
     progress = None
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not quiet:
         progress = Progress(settings.iterations, start_step=start, unit="iteration")
     with jax.set_mesh(mesh), feed(start) as batches:
         for iteration in range(start, settings.iterations):
@@ -227,6 +229,7 @@ def train_cached(
     folder: Path | None = None,
     mesh: Mesh | None = None,
     device_bytes: int = 2**31,
+    quiet: bool = False,
 ) -> Heads:
     """Trains on features of pictures that were seen once, without augmentation: minutes.
 
@@ -237,6 +240,7 @@ def train_cached(
       folder: where the state is stored; a killed run continues from there, bit for bit.
       mesh: by default over all devices.
       device_bytes: features up to this many are kept on the devices; larger ones stay on the host.
+      quiet: shows no progress.
 
     Raises:
       ValueError: wrong number of columns or labels, a class without pictures, features that are
@@ -268,7 +272,7 @@ def train_cached(
     file = state_file(folder, settings, classes, about)
     dim = columns[0].shape[1]
     read = _read_held if held else _read_given
-    return train(read, constants, feed, dim, classes, settings, file, mesh)
+    return train(read, constants, feed, dim, classes, settings, file, mesh, quiet=quiet)
 
 
 def _read_held(constants: Any, batch: Batch) -> tuple[list[Array], Array]:

@@ -1,22 +1,30 @@
-"""k-NN of the EMA teacher while training, when the source has labels."""
+"""k-NN and a linear probe of the EMA teacher while training, when the source has labels."""
 
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.data.pipeline import eval_batches
 from dinov2_jax.data.sources import Source, SourceError, check_same_classes, open_source
 from dinov2_jax.distributed import is_main
 from dinov2_jax.eval.features import cls_forward, extract_features
+from dinov2_jax.eval.heads import Grid, accuracies
 from dinov2_jax.eval.knn import knn_accuracy
+from dinov2_jax.eval.linear import Settings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.sharding import own_mesh
 
+# One input, the cls token of the last block, with all learning rates: 13 classifiers.
+_GRID = Grid(blocks=(1,), avgpool=(False,))
+_LINEAR_BATCH = 256
 
-class KnnProbe:
-    """Top-1 of the weighted k-NN on the teacher's cls features; bank and queries stay the same.
+
+class Probe:
+    """Top-1 of k-NN and of a linear classifier on the teacher's cls; the pictures stay the same.
 
     Attributes:
       description: how many pictures it reads each time, in a sentence.
@@ -30,6 +38,7 @@ class KnnProbe:
         self.description = (
             f"k-NN every {config.eval.every_steps:,} steps: {query_size:,} pictures of "
             f"{config.eval.test_split} among {bank_size:,} of {config.eval.train_split}"
+            f"{', and 13 linear classifiers' if config.eval.linear_iterations else ''}"
         )
 
     def _features(
@@ -55,18 +64,48 @@ class KnnProbe:
         return features, labels[used]
 
     def __call__(self, teacher: Any) -> dict[str, float]:
-        """{"knn_top1": percent} of the teacher's parameters."""
+        """Of the teacher's parameters {"knn_top1": percent, "linear_top1": percent}.
+
+        And "probe_s": the seconds that training stood still for it.
+        """
+        began = time.monotonic()
         bank, query = (
             self._features(teacher["backbone"], source, chosen)
             for source, chosen in zip(self._sources, self._chosen, strict=True)
         )
         settings = self._config.eval
-        with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
+        mesh = own_mesh(jax.sharding.get_mesh())
+        with jax.set_mesh(mesh):
             found = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
-        return {"knn_top1": found[settings.k]["top1"]}
+            metrics = {"knn_top1": found[settings.k]["top1"]}
+            if settings.linear_iterations and np.isfinite(bank[0]).all():
+                metrics["linear_top1"] = linear_top1(bank, query, settings.linear_iterations, mesh)
+        return metrics | {"probe_s": time.monotonic() - began}
 
 
-def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[KnnProbe | None, str]:
+def linear_top1(
+    bank: tuple[np.ndarray, np.ndarray],
+    query: tuple[np.ndarray, np.ndarray],
+    iterations: int,
+    mesh: Mesh,
+) -> float:
+    """The best of 13 linear classifiers, in percent.
+
+    Args:
+      bank, query: features [n, D] and class numbers [n]; a class that the bank lacks counts as
+        missed.
+      iterations: of SGD, 256 pictures each.
+      mesh: of this process alone.
+    """
+    classes, labels = np.unique(bank[1], return_inverse=True)
+    settings = Settings(_GRID, _LINEAR_BATCH, iterations, save_every=iterations)
+    heads = train_cached([bank[0]], labels, len(classes), settings, mesh=mesh, quiet=True)
+    place = np.searchsorted(classes, query[1]).clip(max=len(classes) - 1)
+    asked = np.where(classes[place] == query[1], place, -1)
+    return max(accuracies(heads, [query[0]], asked).values())
+
+
+def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | None, str]:
     """A probe on the splits that `config.eval` names, or None; and a sentence on which and why.
 
     Raises:
@@ -86,7 +125,7 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[KnnProbe |
         if settings.labels == "auto":
             return None, f"no k-NN: {error}"
         raise
-    probe = KnnProbe(config, model, bank, query)
+    probe = Probe(config, model, bank, query)
     return probe, probe.description
 
 

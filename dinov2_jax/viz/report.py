@@ -133,6 +133,9 @@ def _curves(rows: Sequence[dict[str, Any]]) -> str:
     if knn:
         title = "k-NN top-1, teacher"
         figures.append(curve(title, knn, unit=" %", min_span=KNN_SPAN_POINTS, mark_points=True))
+    if linear := series(rows, "linear_top1"):
+        title = "Linear probe top-1, teacher"
+        figures.append(curve(title, linear, unit=" %", min_span=KNN_SPAN_POINTS, mark_points=True))
     for name, title in LOSSES.items():
         points = series(rows, name)
         if any(value for _, value in points):  # a part that is 0 throughout is switched off
