@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.metrics import top_accuracy
 
 Accuracies = dict[int, dict[str, float]]
@@ -160,15 +161,8 @@ def few_shot_knn(
     """
     used_ks = sorted(k for k in {*ks, n_per_class} if k <= n_per_class)
     tries = []
-    # DINOv2: numpy draws the examples of a try, the reference torch, so single tries differ.
     for seed in range(n_tries):
-        rng = np.random.default_rng(seed)
-        chosen = np.concatenate(
-            [
-                rng.permutation(np.flatnonzero(train_labels == label))[:n_per_class]
-                for label in np.unique(train_labels)
-            ]
-        )
+        chosen = draw_examples(train_labels, n_per_class, seed)
         tries.append(
             knn_accuracy(
                 train_features[chosen],

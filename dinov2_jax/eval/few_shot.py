@@ -1,0 +1,15 @@
+"""The examples of a few-shot evaluation."""
+
+import numpy as np
+
+
+def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
+    """Rows of `n_per_class` random examples of every class, or all of a rarer one.
+
+    Args:
+      labels [n]: class numbers; the classes are those that occur.
+    """
+    # DINOv2: numpy draws the examples of a try, the reference torch, so single tries differ.
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == k))[:n_per_class] for k in np.unique(labels)]
+    return np.concatenate(rows)
