@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.max_bad": (0, math.inf),
     "knn.temperature": (1e-3, math.inf),
     "few_shot.tries": (1, math.inf),
+    "few_shot.linear_iterations": (1, math.inf),
     "logreg.count": (1, math.inf),
     "logreg.max_iterations": (1, math.inf),
     "linear.iterations": (1, math.inf),

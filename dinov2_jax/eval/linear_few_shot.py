@@ -3,6 +3,7 @@
 import numpy as np
 from jax.sharding import Mesh
 
+from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.heads import Columns, accuracies
 from dinov2_jax.eval.linear import Settings, train_cached
 from dinov2_jax.eval.training_set import check_training
@@ -31,20 +32,9 @@ def few_shot(
     check_training(columns, labels, classes, settings.grid)
     tries: list[dict[str, float]] = []
     for seed in range(n_tries):
-        rows = np.sort(draw_shots(labels, n_per_class, seed))
+        rows = np.sort(draw_examples(labels, n_per_class, seed))
         shots = [np.asarray(column[rows], np.float32) for column in columns]
-        heads = train_cached(shots, labels[rows], classes, settings, mesh=mesh)
+        heads = train_cached(shots, labels[rows], classes, settings, mesh=mesh, quiet=True)
         found = accuracies(heads, val_columns, val_labels)
         tries.append(found | {"best": max(found.values())})
     return {name: float(np.mean([found[name] for found in tries])) for name in tries[0]}
-
-
-def draw_shots(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
-    """Rows of `n_per_class` random pictures of every class, class after class."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate(
-        [
-            rng.permutation(np.flatnonzero(labels == label))[:n_per_class]
-            for label in np.unique(labels)
-        ]
-    )

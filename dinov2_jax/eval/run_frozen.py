@@ -1,12 +1,17 @@
 """k-NN, few-shot and linear classifiers on frozen features: configuration -> functions."""
 
+import dataclasses
+
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
+from dinov2_jax.distributed import is_main
+from dinov2_jax.eval import logreg
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
 from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy
 from dinov2_jax.eval.linear import Settings, train_cached
+from dinov2_jax.eval.linear_few_shot import few_shot
 from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
@@ -49,23 +54,79 @@ def run_knn(inputs: Inputs) -> Outcome:
 
 
 def run_few_shot(inputs: Inputs) -> Outcome:
-    """k-NN with few examples of each class, the best k of each number (reference-facts 8.2)."""
+    """k-NN and linear classifiers with few examples of each class, means over tries.
+
+    Of each number of examples the best k, and of each try the best classifier of the grid.
+    """
     train, test = inputs.features("train"), inputs.features("test")
-    settings = inputs.config.few_shot
-    found = {
-        count: few_shot_knn(
-            *(train.cls[-1], one_class_each(train, "k-NN"), test.cls[-1], test.labels),
+    settings, labels = inputs.config.few_shot, one_class_each(train, "few-shot evaluation")
+    probe = dataclasses.replace(
+        linear_settings(inputs), batch_size=256, iterations=settings.linear_iterations
+    )
+    columns, classes = (columns_of(train), columns_of(test)), len(_class_names(inputs))
+    neighbours, linear = {}, {}
+    for count in settings.per_class:
+        neighbours[count] = few_shot_knn(
+            *(train.cls[-1], labels, test.cls[-1], test.labels),
             n_per_class=count,
             n_tries=settings.tries,
             ks=inputs.config.knn.ks,
             temperature=inputs.config.knn.temperature,
         )
-        for count in settings.per_class
+        linear[count] = few_shot(
+            *(columns[0], labels, columns[1], test.labels, classes, probe),
+            n_per_class=count,
+            n_tries=settings.tries,
+        )
+    nearest = {n: max(v["top1"] for v in ks.values()) for n, ks in neighbours.items()}
+    best_heads = {n: found["best"] for n, found in linear.items()}
+    curves = {
+        "Few-shot k-NN, top-1 by examples of a class": sorted(nearest.items()),
+        "Few-shot linear, top-1 by examples of a class": sorted(best_heads.items()),
     }
-    top1 = {n: max(value["top1"] for value in ks.values()) for n, ks in found.items()}
-    headline = {f"top-1, {n} per class": value for n, value in top1.items()}
-    curves = {"Few-shot k-NN, top-1 by examples of a class": sorted(top1.items())}
-    return Outcome(headline, {"per_class": found}, {"tries": settings.tries}, curves)
+    headline = {f"k-NN, {n} per class": value for n, value in nearest.items()}
+    headline |= {f"linear, {n} per class": value for n, value in best_heads.items()}
+    numbers = {"knn": neighbours, "linear": linear}
+    protocol = {"tries": settings.tries, "linear_iterations": settings.linear_iterations}
+    return Outcome(headline, numbers, protocol, curves)
+
+
+# ------------------------------------------------------------------------- logistic regression
+_METRICS = {"top1": "top1", "mean_per_class": "mean_per_class", "map11": "mAP"}
+_NAMES = {"top1": "top-1", "mean_per_class": "mean per class", "mAP": "11-point mAP"}
+
+
+def run_logreg(inputs: Inputs) -> Outcome:
+    """Logistic regression; C from val, or a tenth of train (reference-facts 8.4)."""
+    assert inputs.data is not None
+    settings, metric = inputs.config.logreg, _METRICS[inputs.data.metric]
+    names = [name for name in ("train", "test", "val") if name in inputs.data.splits]
+    splits = [inputs.features(name) for name in names]
+    train, test, *val = ((np.asarray(s.cls[-1], np.float32), s.labels) for s in splits)
+    low, high = settings.log10_c
+    report = logreg.evaluate(
+        train,
+        test,
+        len(_class_names(inputs)),
+        val=val[0] if val else None,
+        values=tuple(10 ** np.linspace(low, high, settings.count)),
+        metric=metric,
+        max_iter=settings.max_iterations,
+        show=is_main(),
+    )
+    numbers = {
+        **report.results,
+        "trials": [dataclasses.asdict(trial) for trial in report.trials],
+    }
+    protocol = {
+        "C": report.C,
+        "chosen_on": "val" if val else "a tenth of train",
+        "metric": metric,
+        "features": "cls, not normalised",
+    }
+    curve = [(float(np.log10(trial.C)), trial.value) for trial in report.trials]
+    curves = {f"Logistic regression, {_NAMES[metric]} on validation by log10 C": curve}
+    return Outcome({_NAMES[metric]: report.results[metric]}, numbers, protocol, curves)
 
 
 # -------------------------------------------------------------------------- linear classifiers

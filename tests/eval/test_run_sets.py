@@ -5,10 +5,12 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from configs.eval import default as eval_config
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.eval.datasets.imagenet_variants import CORRUPTIONS
+from dinov2_jax.eval.datasets.voc import VOC_CLASSES
 from dinov2_jax.eval.heads import load_chosen
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
@@ -119,6 +121,50 @@ def test_the_probe_on_augmented_pictures_runs_and_learns(weights, imagenet, tmp_
     found = evaluate(ask(weights, ("linear",), **data), str(tmp_path))["protocols"]["linear"]
     assert found["headline"]["top-1"] > 60
     assert found["protocol"]["trained_on"] == "random resized crops and flips"
+
+
+def test_logistic_regression_on_several_classes_a_picture(weights, tmp_path):
+    """VOC2007: 20 sigmoids, C by 11-point mAP on val, a fit on train and val."""
+    for split, count in (("train", 40), ("val", 20), ("test", 20)):
+        names = []
+        for number in range(count):
+            name = f"{split}{number:03}"
+            shown = {number % 20, (7 * number) % 20}
+            save(tmp_path / f"JPEGImages/{name}.jpg", number % 20)
+            objects = "".join(
+                f"<object><name>{VOC_CLASSES[c]}</name><difficult>0</difficult></object>"
+                for c in shown
+            )
+            path = tmp_path / f"Annotations/{name}.xml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"<annotation>{objects}</annotation>")
+            names.append(name)
+        path = tmp_path / f"ImageSets/Main/{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(names))
+    data = {"data.set": "voc2007", "data.path": str(tmp_path), "logreg.count": 4}
+    found = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
+    outcome = found["protocols"]["logreg"]
+    assert set(outcome["headline"]) == {"11-point mAP"} and outcome["headline"]["11-point mAP"] > 0
+    assert outcome["protocol"]["chosen_on"] == "val" and len(outcome["numbers"]["trials"]) == 4
+    with pytest.raises(ConfigError, match=r"one class a picture.*protocols=logreg"):
+        evaluate(ask(weights, ("knn",), **data), str(tmp_path / "out"))
+
+
+def test_logistic_regression_equals_scikit_learn_at_the_chosen_strength(
+    weights, imagenet, tmp_path
+):
+    data = {"data.set": "imagenet", "data.path": str(imagenet), "logreg.count": 5}
+    found = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
+    outcome = found["protocols"]["logreg"]
+    splits = {s: sorted((imagenet / s).rglob("*.JPEG")) for s in ("train", "val")}
+    features = {s: features_of(files)["cls_block_2"] for s, files in splits.items()}
+    labels = {s: [WNIDS.index(f.parent.name) for f in files] for s, files in splits.items()}
+    peer = LogisticRegression(C=outcome["protocol"]["C"], tol=1e-10, max_iter=10_000)
+    peer.fit(features["train"], labels["train"])
+    score = 100 * peer.score(features["val"], labels["val"])
+    assert outcome["headline"]["top-1"] == pytest.approx(score)
+    assert outcome["protocol"]["chosen_on"] == "a tenth of train"
 
 
 def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
