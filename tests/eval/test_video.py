@@ -4,6 +4,7 @@ import builtins
 import pickle
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -149,9 +150,10 @@ def test_features_of_frames_become_features_of_videos(tmp_path: Path) -> None:
         write_video(tmp_path / f"{video}.mkv", ramp(20, blue=100 * video))
     (tmp_path / "3.mkv").write_text("no video")
     frames = VideoFrames(files(tmp_path), frames=2)
-    found = extract(backbone(), frames, batch_size=8)
+    one = {"batch_size": 4, "devices": jax.devices()[:1]}
+    found = extract(backbone(), frames, **one)
     pictures = [frames[row] for row in range(6)]
-    expected = extract(backbone(), pictures, batch_size=8)["cls"].reshape(3, 2, -1)
+    expected = extract(backbone(), pictures, **one)["cls"].reshape(3, 2, -1)
     mean, both = (pool_frames(found["cls"], 2, pooling) for pooling in ("mean", "concat"))
     np.testing.assert_allclose(mean[:3], (expected[:, 0] + expected[:, 1]) / 2, rtol=1e-6)
     np.testing.assert_array_equal(both[:3], np.concatenate([expected[:, 0], expected[:, 1]], 1))
