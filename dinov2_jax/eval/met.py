@@ -7,7 +7,7 @@ of the training set, can only do harm; GAP- leaves them out, and ACC looks at th
 
 # DINOv2: the paper names these scores only. The vote and its grid are those of Met's published
 # code; that code whitens features by a PCA of the training set first (unless told not to), which
-# is not done here.
+# is not done here, and where its confidences round to 1 their order is left to chance.
 
 from collections.abc import Sequence
 
@@ -25,7 +25,8 @@ def vote(
 
     An exhibit scores by its nearest picture, at least 0; those without a picture among the k score
     0. The confidence is the softmax of temperature * score over all exhibits of the training set
-    (a temperature that multiplies: large ones sharpen).
+    (a temperature that multiplies: large ones sharpen); its logarithm is returned, because at
+    temperature 100 confidences that differ are 1 in double precision, and GAP needs their order.
 
     Args:
       similarities: [m, k], from `dinov2_jax.eval.retrieval.search`.
@@ -34,7 +35,7 @@ def vote(
       temperature: the factor.
 
     Returns:
-      Exhibits int [m] (the lowest of equal ones) and confidences [m].
+      Exhibits int [m] (the lowest of equal ones) and logarithms of confidences [m].
 
     Raises:
       ValueError: when the neighbours of one query show more exhibits than `classes`.
@@ -47,10 +48,10 @@ def vote(
         scores = np.zeros(len(present))
         np.maximum.at(scores, place, values)
         best = int(scores.argmax())
-        # exp(500) is large; with the greatest score taken out nothing can overflow.
-        total = np.exp(temperature * (scores - scores[best])).sum()
-        total += (classes - len(present)) * np.exp(-temperature * scores[best])
-        exhibits[row], confidences[row] = present[best], 1 / total
+        # Relative to the best, so that nothing overflows and the share of all others stays exact.
+        others = np.exp(temperature * (np.delete(scores, best) - scores[best])).sum()
+        others += (classes - len(present)) * np.exp(-temperature * scores[best])
+        exhibits[row], confidences[row] = present[best], -np.log1p(others)
     return exhibits, confidences
 
 

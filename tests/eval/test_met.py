@@ -40,7 +40,7 @@ def test_vote_by_hand() -> None:
     )
     assert exhibits.tolist() == [7]
     expected = math.exp(1.6) / (math.exp(1.6) + math.exp(1.4) + 2)
-    assert confidences[0] == pytest.approx(expected, rel=1e-14)
+    assert math.exp(confidences[0]) == pytest.approx(expected, rel=1e-14)
 
 
 def test_scores_below_zero_count_as_zero_and_ties_take_the_lowest_exhibit() -> None:
@@ -51,8 +51,9 @@ def test_scores_below_zero_count_as_zero_and_ties_take_the_lowest_exhibit() -> N
         temperature=3.0,
     )
     assert exhibits.tolist() == [4, 2]
-    assert confidences[0] == pytest.approx(1 / 5)
-    assert confidences[1] == pytest.approx(math.exp(1.5) / (2 * math.exp(1.5) + 3))
+    assert math.exp(confidences[0]) == pytest.approx(1 / 5)
+    expected = math.exp(1.5) / (2 * math.exp(1.5) + 3)
+    assert math.exp(confidences[1]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 20.0, 500.0])
@@ -65,7 +66,15 @@ def test_vote_equals_plain_python(temperature: float, k: int) -> None:
     found = vote(similarities, labels[numbers], classes=12, temperature=temperature)
     exhibits, confidences = plain_vote(similarities, labels[numbers], 12, temperature)
     np.testing.assert_array_equal(found[0], exhibits)
-    np.testing.assert_allclose(found[1], confidences, rtol=1e-10)
+    np.testing.assert_allclose(np.exp(found[1]), confidences, rtol=1e-10)
+
+
+def test_confidences_that_round_to_one_keep_their_order() -> None:
+    similarities = np.array([[0.6, 0.3], [0.9, 0.5], [0.8, 0.3]])
+    _, logarithms = vote(similarities, np.array([[1, 2]] * 3), classes=10, temperature=200.0)
+    assert (np.exp(logarithms) == 1).all()
+    # The next exhibit is 0.3, 0.4 and 0.5 away: shares of e^-60, e^-80 and e^-100.
+    assert np.argsort(-logarithms).tolist() == [2, 1, 0]
 
 
 def test_more_exhibits_than_classes_are_refused() -> None:
@@ -124,7 +133,7 @@ def test_the_vote_of_the_greatest_gap_is_chosen() -> None:
     neighbours = rng.integers(0, 6, (50, 10))
     similarities = -np.sort(-rng.random((50, 10)), axis=1)
     labels = np.where(rng.random(50) < 0.5, neighbours[:, 1], -1)
-    ks, temperatures = (1, 3, 99), (0.1, 5.0, 50.0)
+    ks, temperatures = (1, 3, 99), (0.1, 5.0, 20.0)
     scores = {
         (k, t): plain_gap(*plain_vote(similarities[:, :k], neighbours[:, :k], 6, t), labels)
         for k in ks
