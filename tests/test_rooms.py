@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"train", "ssl", "sharding", "configuration", "checks", "monitor"},
     "bench": {
         "data", "models", "ops", "ssl", "sharding", "checkpoint", "configuration", "train",
-        "weights", "monitor",
+        "weights", "monitor", "eval",
     },
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}

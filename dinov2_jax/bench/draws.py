@@ -170,3 +170,26 @@ def draw_rows(seed: int, rows: int, prototypes: int) -> Flat:
         "weights": rng.uniform(0.005, 0.05, rows).astype(np.float32),
         "center": 0.1 * rng.standard_normal(prototypes, dtype=np.float32),
     }
+
+
+class ProbeDraw(NamedTuple):
+    """A set of features, its labels, and what the classifiers begin with."""
+
+    columns: list[np.ndarray]  # [n, D]: cls of four blocks, mean patch
+    labels: np.ndarray  # [n]
+    weights: list[np.ndarray]  # [d, R, K] for inputs of 1, 2, 4 and 5 columns
+    order: np.ndarray  # rows [check_steps, B] of the steps that are compared
+
+
+def draw_probe(
+    seed: int, rows: int, dim: int, classes: int, rates: int, shape: tuple[int, int]
+) -> ProbeDraw:
+    """Features as of a final LayerNorm, weights from N(0, 0.01^2)."""
+    rng = np.random.default_rng(seed)
+    columns = [rng.standard_normal((rows, dim), np.float32) for _ in range(5)]
+    labels = rng.integers(0, classes, rows)
+    weights = [
+        0.01 * rng.standard_normal((count * dim, rates, classes), np.float32)
+        for count in (1, 2, 4, 5)
+    ]
+    return ProbeDraw(columns, labels, weights, rng.integers(0, rows, shape))

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,11 @@ from dinov2_jax.eval.heads import (
     kind_inputs,
     scaled,
 )
-from dinov2_jax.eval.resume import StateFile
+from dinov2_jax.eval.resume import StateFile, run_steps
 from dinov2_jax.eval.training_set import check_finite, check_training, fingerprint
-from dinov2_jax.monitor import Progress
 from dinov2_jax.sharding import BATCH, make_mesh
 
 STATE_FILE = "linear_state.safetensors"
-# Steps that may be under way while the next batch is made; each holds a batch.
-_IN_FLIGHT = 2
 
 Batch = dict[str, Any]
 # (constants, batch) -> (columns [B, D] each, labels [B]), inside the jitted step.
@@ -160,7 +156,7 @@ def _train_step(
 _STATE = ("weights", "biases", "weight_momenta", "bias_momenta")
 
 
-def _state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[NamedSharding]]:
+def state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[NamedSharding]]:
     """Classes, the last axis of all, split over the devices if they divide (`_shard_logits`)."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     split = ("data", "fsdp") if classes % shards == 0 else None
@@ -169,14 +165,14 @@ def _state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[Nam
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
+def compiled_step(
     read: ReadBatch, kinds: tuple[Kind, ...], momentum: float, mesh: Mesh, classes: int
 ) -> Callable[..., tuple[dict[str, list[Array]], Array]]:
     """One program for all learning rates and tries of few-shot."""
     return jax.jit(
         functools.partial(_train_step, read, kinds, momentum),
         donate_argnums=0,
-        out_shardings=(_state_shardings(mesh, len(kinds), classes), NamedSharding(mesh, P())),
+        out_shardings=(state_shardings(mesh, len(kinds), classes), NamedSharding(mesh, P())),
     )
 
 
@@ -195,27 +191,18 @@ def train(
     """All iterations, from where the file's state stands; `feed(i)` gives batches from i on."""
     state, start = file.load(initial_state(settings, dim, classes))
     kinds = tuple(settings.grid.kinds)
-    step = _compiled(read, kinds, settings.momentum, mesh, classes)
+    step = compiled_step(read, kinds, settings.momentum, mesh, classes)
     # A copy: the step's inputs are given away, and on CPU they could be numpy's own memory.
-    state = jax.device_put(state, _state_shardings(mesh, len(kinds), classes), may_alias=False)
-    under_way: deque[Array] = deque()
-    progress = None
-    if jax.process_index() == 0 and not quiet:
-        progress = Progress(settings.iterations, start_step=start, unit="iteration")
+    state = jax.device_put(state, state_shardings(mesh, len(kinds), classes), may_alias=False)
     with jax.set_mesh(mesh), feed(start) as batches:
-        for iteration in range(start, settings.iterations):
-            batch = next(batches)
-            state, losses = step(state, constants, batch, rates_at(settings, iteration))
-            under_way.append(losses)
-            if len(under_way) > _IN_FLIGHT:
-                jax.block_until_ready(under_way.popleft())
-            done = iteration + 1
-            if done % settings.save_every == 0 or done == settings.iterations:
-                file.save(state, done)
-            if progress is not None:
-                progress.update(done)
-    if progress is not None:
-        progress.close()
+        state = run_steps(
+            lambda state, i: step(state, constants, next(batches), rates_at(settings, i)),
+            state,
+            range(start, settings.iterations),
+            file,
+            settings.save_every,
+            quiet=quiet,
+        )
     return Heads(settings.grid, settings.batch_size, state["weights"], state["biases"])
 
 
@@ -271,16 +258,16 @@ def train_cached(
     about = {"feed": "cached", "features": fingerprint(columns), "labels": fingerprint([labels])}
     file = state_file(folder, settings, classes, about)
     dim = columns[0].shape[1]
-    read = _read_held if held else _read_given
+    read = read_held if held else read_given
     return train(read, constants, feed, dim, classes, settings, file, mesh, quiet=quiet)
 
 
-def _read_held(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
+def read_held(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
     columns, labels = constants
     return [column[batch["rows"]] for column in columns], labels[batch["rows"]]
 
 
-def _read_given(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
+def read_given(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
     return batch["columns"], batch["labels"]
 
 

@@ -3,8 +3,7 @@
 # DINOv2: the backbone computes in its own dtype (bf16 on accelerators, fp32 on CPU); the reference
 # in fp16 autocast. Classifiers are fp32 in both.
 
-import contextlib
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov2_jax.data.decode import MAX_PIXELS
-from dinov2_jax.data.labelled import LabelledLoader
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.heads import Heads
+from dinov2_jax.eval.labelled import check_labels, labelled_batches
 from dinov2_jax.eval.linear import Batch, Settings, state_file, train
-from dinov2_jax.eval.training_set import check_classes, fingerprint
+from dinov2_jax.eval.training_set import fingerprint
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
-from dinov2_jax.sharding import local_groups, make_mesh, put_batch
+from dinov2_jax.sharding import make_mesh
 
 
 def train_images(
@@ -58,35 +57,22 @@ def train_images(
     Raises:
       ValueError: as in `train_cached`.
     """
-    if len(labels) != len(source):
-        raise ValueError(
-            f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "
-            "those to leave out"
-        )
-    check_classes(labels[labels >= 0], classes)
+    check_labels(source, labels, classes)
     mesh = mesh or make_mesh()
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = shards if settings.batch_size % shards == 0 else 1
     params = jax.device_put(unstack_blocks(params), NamedSharding(mesh, P()))
 
-    @contextlib.contextmanager
-    def feed(start: int) -> Iterator[Iterator[Batch]]:
-        loader = LabelledLoader(
-            source,
-            labels,
-            batch_size=settings.batch_size,
-            size=preprocessing.image_px,
-            seed=settings.seed,
-            workers=workers,
-            max_pixels=max_pixels,
-            channels=len(preprocessing.mean),
-            start_batch=start,
-            parts=parts,
-            share=local_groups(mesh, parts),
-        )
-        with contextlib.closing(loader):
-            names = "images", "labels"
-            yield (put_batch({name: batch[name] for name in names}, mesh) for batch in loader)
+    feed = functools.partial(
+        labelled_batches,
+        source,
+        labels,
+        mesh,
+        batch_size=settings.batch_size,
+        size=preprocessing.image_px,
+        seed=settings.seed,
+        workers=workers,
+        max_pixels=max_pixels,
+        channels=len(preprocessing.mean),
+    )
 
     def read(params: Any, batch: Batch) -> tuple[list[Array], Array]:
         images = normalize(batch["images"], preprocessing.mean, preprocessing.std)

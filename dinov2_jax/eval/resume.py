@@ -1,8 +1,9 @@
-"""The state of a long evaluation in one file, so that a killed one continues."""
+"""Steps whose state is kept in one file, so that a killed evaluation continues."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from dinov2_jax.monitor import Progress
 from dinov2_jax.sharding import path_name
 
 Fingerprint = Mapping[str, Any]
+
+# Steps that may be under way while the next batch is made; each holds a batch.
+_IN_FLIGHT = 2
 
 
 class StateFile:
@@ -87,3 +92,38 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, s
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     save_file(contiguous, temporary, about)
     os.replace(temporary, path)
+
+
+def run_steps(
+    step: Callable[[Any, int], tuple[Any, Array]],
+    state: Any,
+    iterations: range,
+    file: StateFile,
+    save_every: int,
+    *,
+    quiet: bool = False,
+) -> Any:
+    """Runs all iterations with a bar and saves on the way; returns the state behind the last.
+
+    Args:
+      step: (state, iteration) -> state and losses; it takes its batch itself.
+      save_every: the state is saved behind its multiples, and behind the last iteration.
+      quiet: without the bar.
+    """
+    under_way: deque[Array] = deque()
+    progress = None
+    if jax.process_index() == 0 and len(iterations) and not quiet:
+        progress = Progress(iterations.stop, start_step=iterations.start, unit="iteration")
+    for iteration in iterations:
+        state, losses = step(state, iteration)
+        under_way.append(losses)
+        if len(under_way) > _IN_FLIGHT:
+            jax.block_until_ready(under_way.popleft())
+        done = iteration + 1
+        if done % save_every == 0 or done == iterations.stop:
+            file.save(state, done)
+        if progress is not None:
+            progress.update(done)
+    if progress is not None:
+        progress.close()
+    return state

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinov2_jax.eval import linear
+from dinov2_jax.eval import linear, resume
 from dinov2_jax.eval.heads import RATES, Grid, Kind, accuracies, best, load_chosen, scores
 from dinov2_jax.eval.linear import Settings, epochs, initial_state, train_cached
 from dinov2_jax.eval.linear_few_shot import draw_shots, few_shot
@@ -177,13 +177,13 @@ class Killed(Exception):
 
 
 def kill_at(monkeypatch, iteration, seen):
-    class Progress(linear.Progress):
+    class Progress(resume.Progress):
         def update(self, step, **shown):
             seen.append(step)
             if step == iteration:
                 raise Killed
 
-    monkeypatch.setattr(linear, "Progress", Progress)
+    monkeypatch.setattr(resume, "Progress", Progress)
 
 
 @pytest.mark.parametrize("device_bytes", [2**31, 0])
@@ -311,7 +311,7 @@ def test_best_is_the_first_of_the_highest(trained, tmp_path):
     again = load_chosen(tmp_path / "new" / "head.safetensors")
     np.testing.assert_array_equal(again.logits(test), chosen.logits(test))
     assert (again.name, again.kind, again.accuracy) == (chosen.name, chosen.kind, chosen.accuracy)
-    linear.StateFile(tmp_path / "state", {}).save({"x": np.zeros(2)}, 1)
+    resume.StateFile(tmp_path / "state", {}).save({"x": np.zeros(2)}, 1)
     with pytest.raises(ValueError, match="holds no chosen linear head"):
         load_chosen(tmp_path / "state")
 

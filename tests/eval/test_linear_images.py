@@ -8,7 +8,7 @@ import pytest
 
 from dinov2_jax.data.given import Arrays
 from dinov2_jax.data.labelled import LabelledLoader
-from dinov2_jax.eval import linear
+from dinov2_jax.eval import resume
 from dinov2_jax.eval.heads import Grid
 from dinov2_jax.eval.linear import Settings, initial_state
 from dinov2_jax.eval.linear_images import train_images
@@ -86,13 +86,13 @@ def test_device_count_does_not_matter(data, weights, trained):
 
 
 def test_a_killed_run_continues_bit_for_bit(data, weights, trained, monkeypatch, tmp_path):
-    class Killed(linear.Progress):
+    class Killed(resume.Progress):
         def update(self, step, **shown):
             if step == 5:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(linear, "Progress", Killed)
+        patch.setattr(resume, "Progress", Killed)
         run(data, weights, folder=tmp_path)
     resumed = run(data, weights, folder=tmp_path)
     for a, b in zip(

@@ -1,0 +1,50 @@
+"""Linear probe on cached features: one step of SGD for the reference's 52 classifiers.
+
+Against PyTorch: "torch" trains them together as the reference does (52 modules, the sum of their
+losses, one SGD), "torch-alone" one after another. Same features, weights, order and rates on all
+sides; after some steps all weights must agree to 1e-4 of the largest before any timing.
+"""
+
+import functools
+import sys
+from typing import Any
+
+from dinov2_jax.bench.duel import Contender, run_case
+from dinov2_jax.bench.harness import compare
+from dinov2_jax.bench.report import finish, parser, prepare
+
+PEERS = {"torch": "together", "torch-alone": "alone"}
+
+
+def main() -> int:
+    """Returns the exit status."""
+    flags = parser(__doc__ or "", list(PEERS))
+    flags.add_argument("--rows", type=int, default=10_000, help="pictures")
+    flags.add_argument("--dim", type=int, default=384, help="width of a column")
+    flags.add_argument("--classes", type=int, default=100)
+    flags.add_argument("--batch", type=int, nargs="+", default=[1024], help="images, a case each")
+    flags.add_argument("--iterations", type=int, default=200, help="length of the cosine")
+    flags.add_argument("--check_steps", type=int, default=5, help="steps that are compared")
+    args = flags.parse_args()
+    rules, cases = prepare(args), []
+    for batch in args.batch:
+        settings: dict[str, Any] = vars(args) | {"batch": batch}
+        peers = [
+            Contender(name, f"dinov2_jax.bench.peers.linear:{PEERS[name]}", settings)
+            for name in args.peers
+        ]
+        case = run_case(
+            f"52 heads, {args.rows} x 5 x {args.dim}, {args.classes} classes, B={batch}",
+            Contender("ours", "dinov2_jax.bench.ours.linear:side", settings),
+            peers,
+            functools.partial(compare, max_rel=1e-4),
+            rules,
+            items=1,
+            unit="steps",
+        )
+        cases.append(case)
+    return finish("linear", args, cases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Steps of the linear probe's 52 classifiers."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dinov2_jax.bench.draws import draw_probe
+from dinov2_jax.bench.harness import Arrays, Settings, Side
+from dinov2_jax.bench.ours.runtime import configure, side_of
+from dinov2_jax.eval import linear
+from dinov2_jax.eval.heads import RATES, Grid
+from dinov2_jax.sharding import make_mesh
+
+
+def side(settings: Settings) -> Side:
+    """settings: "rows", "dim", "classes", "batch", "iterations", "check_steps", "seed"."""
+    configure(settings)
+    batch, classes = settings["batch"], settings["classes"]
+    shape = settings["check_steps"], batch
+    how = settings["seed"], settings["rows"], settings["dim"], classes, len(RATES["code"]), shape
+    drawn = draw_probe(*how)
+    probe = linear.Settings(Grid(), batch_size=batch, iterations=settings["iterations"])
+    mesh = make_mesh()
+    kinds = tuple(probe.grid.kinds)
+    step = linear.compiled_step(linear.read_held, kinds, probe.momentum, mesh, classes)
+    constants = jax.device_put((drawn.columns, drawn.labels.astype(np.int32)))
+    placed = linear.state_shardings(mesh, len(kinds), classes)
+
+    def begin() -> Any:
+        biases = [np.zeros(weight.shape[1:], np.float32) for weight in drawn.weights]
+        parts = drawn.weights, biases, [0 * w for w in drawn.weights], [0 * b for b in biases]
+        names = "weights", "biases", "weight_momenta", "bias_momenta"
+        return jax.device_put(dict(zip(names, parts, strict=True)), placed, may_alias=False)
+
+    def check() -> Arrays:
+        state = begin()
+        for iteration, rows in enumerate(drawn.order):
+            rates = linear.rates_at(probe, iteration)
+            state, _ = step(state, constants, {"rows": rows.astype(np.int32)}, rates)
+        found = zip(kinds, state["weights"], state["biases"], strict=True)
+        return {
+            f"{name} {kind.blocks} {kind.avgpool}": np.asarray(x, np.float32)
+            for kind, weight, bias in found
+            for name, x in (("weight", weight), ("bias", bias))
+        }
+
+    order = linear.epochs(settings["rows"], batch, settings["seed"])
+    held = {"state": begin()}
+
+    def run(repetitions: int) -> None:
+        for iteration in range(repetitions):
+            rates = linear.rates_at(probe, iteration % probe.iterations)
+            rows = {"rows": next(order)}
+            held["state"], losses = step(held["state"], constants, rows, rates)
+            losses.block_until_ready()
+
+    return side_of(check, run)
