@@ -10,7 +10,7 @@ from dinov2_jax.eval import logreg
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
 from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy
-from dinov2_jax.eval.linear import Settings, train_cached
+from dinov2_jax.eval.linear import STATE_FILE, Settings, train_cached
 from dinov2_jax.eval.linear_few_shot import few_shot
 from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
@@ -195,6 +195,7 @@ def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) ->
     val, test = inputs.features(where), inputs.features("test")
     winner = best(heads, columns_of(val), val.labels)
     winner.save(inputs.folder / HEAD_FILE)
+    inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)  # other settings may follow
     logits = winner.logits(columns_of(test))
     numbers = {
         "top1": top_accuracy(logits, test.labels, 1),

@@ -9,7 +9,7 @@ from dinov2_jax.configuration import ConfigError
 from dinov2_jax.eval.datasets.files import Files
 from dinov2_jax.eval.datasets.video_sets import kinetics, ssv2, ucf101
 from dinov2_jax.eval.heads import best
-from dinov2_jax.eval.linear import train_cached
+from dinov2_jax.eval.linear import STATE_FILE, train_cached
 from dinov2_jax.eval.metrics import top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import HEAD_FILE, accuracy_by_rate, columns_of, linear_settings
@@ -53,6 +53,7 @@ def run_video(inputs: Inputs) -> Outcome:
     columns, labels = pooled["test"]
     winner = best(heads, columns, labels)
     winner.save(inputs.folder / HEAD_FILE)
+    inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
     logits = winner.logits(columns)
     numbers = {
         **{f"top{n}": top_accuracy(logits, labels, n) for n in (1, 5)},
