@@ -37,6 +37,7 @@ TEST = [
     "pyrefly==1.4.1",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "scikit-learn>=1.5",
     "scipy",

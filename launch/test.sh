@@ -26,4 +26,5 @@ fi
 # XLA compiles more than the tests compute: what one run compiled, the next one finds here.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv-test/jax-cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
-exec "$python" -m pytest "${select[@]}" "$@"
+# Most of the time is XLA compiling on one core: two processes take little more than half of it.
+exec "$python" -m pytest -n 2 --dist loadfile "${select[@]}" "$@"
