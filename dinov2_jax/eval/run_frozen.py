@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
@@ -16,6 +17,7 @@ from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.sharding import make_mesh, own_mesh
 
 HEAD_FILE = "head.safetensors"
 
@@ -104,16 +106,17 @@ def run_logreg(inputs: Inputs) -> Outcome:
     splits = [inputs.features(name) for name in names]
     train, test, *val = ((np.asarray(s.cls[-1], np.float32), s.labels) for s in splits)
     low, high = settings.log10_c
-    report = logreg.evaluate(
-        train,
-        test,
-        len(_class_names(inputs)),
-        val=val[0] if val else None,
-        values=tuple(10 ** np.linspace(low, high, settings.count)),
-        metric=metric,
-        max_iter=settings.max_iterations,
-        show=is_main(),
-    )
+    with jax.set_mesh(own_mesh(make_mesh())):  # several processes do the same, each for itself
+        report = logreg.evaluate(
+            train,
+            test,
+            len(_class_names(inputs)),
+            val=val[0] if val else None,
+            values=tuple(10 ** np.linspace(low, high, settings.count)),
+            metric=metric,
+            max_iter=settings.max_iterations,
+            show=is_main(),
+        )
     numbers = {
         **report.results,
         "trials": [dataclasses.asdict(trial) for trial in report.trials],

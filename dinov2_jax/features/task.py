@@ -236,11 +236,16 @@ class _Work:
         self._ledger.mark_done(shard, unreadable)
 
     def _wait_for_others(self) -> None:
-        """Until their shards are done: a process that leaves early would end the others."""
-        while jax.process_count() > 1 and len(self._ledger.done()) < self._ledger.shards:
-            if not self._ledger.folder.joinpath(".progress").exists():
-                return  # process 0 has completed it
-            time.sleep(0.5)
+        """Process 0 until all shards are done, the others until it has completed the folder.
+
+        A process that leaves early would end the others, or read what is not there yet.
+        """
+        if is_main():
+            while len(self._ledger.done()) < self._ledger.shards:
+                time.sleep(0.5)
+        else:
+            while not self._ledger.is_complete():
+                time.sleep(0.5)
 
     def _summary(self, computed: int, seconds: float, lost: int) -> str:
         rate, waiting, computing = self._extractor.rates()
