@@ -67,6 +67,17 @@ def write_photos(paths: Sequence[str], folder: Path, count: int) -> list[str]:
     return [str(file) for file in files]
 
 
+def shrink_photos(paths: Sequence[str], folder: Path, longer_px: int) -> list[str]:
+    """Paths of the photographs as JPEG files in `folder`, the longer side at most `longer_px`."""
+    files = [folder / f"{Path(path).stem}.jpg" for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+            picture.thumbnail((longer_px, longer_px), Image.Resampling.LANCZOS)
+            picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    return [str(file) for file in files]
+
+
 def read_jpeg(path: str) -> bytes:
     """The file's bytes; other formats are encoded as JPEG."""
     raw = Path(path).read_bytes()

@@ -8,6 +8,7 @@ crops to 0.15 of a standard deviation.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from dinov2_jax.bench.duel import Contender, run_case
 from dinov2_jax.bench.harness import Arrays, BenchError
-from dinov2_jax.bench.photos import find_photos
+from dinov2_jax.bench.photos import find_photos, shrink_photos
 from dinov2_jax.bench.report import finish, parser, prepare
 
 PEERS = {"torchvision-v1": "v1", "torchvision-v2": "v2", "torchvision-v2-tensor": "v2-tensor"}
@@ -46,14 +47,27 @@ def main() -> int:
     flags = parser(__doc__ or "", list(PEERS), threads=1, turn_s=2.0)
     flags.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="of ours")
     flags.add_argument("--photos", default="", help="a folder of JPEG files; '': the packages'")
+    flags.add_argument(
+        "--longer_px", type=int, default=0, help="shrink the photos to it; ImageNet's have 500"
+    )
     flags.add_argument("--batch", type=int, default=16, help="images a repetition")
     flags.add_argument("--check_batches", type=int, default=16, help="batches of the statistics")
     args = flags.parse_args()
-    rules, cases = prepare(args), []
+    rules = prepare(args)
     try:
         photos = find_photos(args.photos)
     except BenchError as error:
         raise SystemExit(f"error: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        if args.longer_px:
+            photos = shrink_photos(photos, Path(folder), args.longer_px)
+        cases = measure(args, photos, rules)
+    return finish("pipeline", args, cases)
+
+
+def measure(args: Any, photos: list[str], rules: Any) -> list[dict[str, Any]]:
+    """A case for each row."""
+    cases = []
     for row in args.rows:
         side, check = ROWS[row]
         settings: dict[str, Any] = vars(args) | {"photos": photos, "box": BOX, "check": check}
@@ -75,7 +89,7 @@ def main() -> int:
             unit="images",
         )
         cases.append(case | {"photos": [Path(photo).name for photo in photos]})
-    return finish("pipeline", args, cases)
+    return cases
 
 
 if __name__ == "__main__":

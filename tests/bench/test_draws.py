@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinov2_jax import bench
 from dinov2_jax.bench import (
@@ -128,6 +129,13 @@ def test_photos_are_written_over_and_over(tmp_path):
     (tmp_path / "out").mkdir()
     files = photos.write_photos(photos.find_photos(str(tmp_path)), tmp_path / "out", 3)
     assert [Path(file).read_bytes()[2:] for file in files] == [b"a", b"b", b"a"]
+
+
+def test_photos_are_shrunk_to_a_side(tmp_path):
+    Image.new("RGB", (60, 30)).save(tmp_path / "large.png")
+    small = photos.shrink_photos([str(tmp_path / "large.png")], tmp_path, 20)
+    with Image.open(small[0]) as image:
+        assert image.size == (20, 10) and image.format == "JPEG"
 
 
 def test_crops_and_statistics_that_differ_are_refused():
