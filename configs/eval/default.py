@@ -24,7 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
     config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
-    # knn | few_shot | logreg | linear | linear_cached | robustness | retrieval | video, with commas
+    # knn | few_shot | logreg | transfer | linear | linear_cached | robustness | retrieval | video,
+    # with commas between
     config.protocols = ("knn",)
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
@@ -70,6 +71,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.logreg.log10_c = (-6.0, 5.0)
     config.logreg.count = 45
     config.logreg.max_iterations = 1000  # Newton steps a C; a few dozen are taken
+
+    # A folder with the twelve transfer sets, or some, in folders of the names of data.set
+    config.transfer = ml_collections.ConfigDict()
+    config.transfer.path = ""
 
     config.linear = ml_collections.ConfigDict()
     config.linear.rates = "code"  # code | paper: the reference's two lists of 13 learning rates

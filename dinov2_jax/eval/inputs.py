@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+from tqdm import tqdm
 
 from dinov2_jax.checkpoint import read_config
 from dinov2_jax.configuration import ConfigError
@@ -194,7 +195,10 @@ def require_readable(source: Source, max_pixels: int, most_bad: int, name: str) 
       SourceError: more than `most_bad` of them are no pictures.
     """
     rows = np.linspace(0, len(source) - 1, min(len(source), MOST_HEADERS)).astype(int)
-    bad = [(row, why) for row in rows if (why := _header_error(source, int(row), max_pixels))]
+    bad = []
+    for row in tqdm(rows, f"headers of {name}", unit="picture", delay=3):
+        if why := _header_error(source, int(row), max_pixels):
+            bad.append((row, why))
     if len(bad) > most_bad:
         row, why = bad[0]
         raise SourceError(

@@ -1,13 +1,10 @@
-"""k-NN, few-shot and linear classifiers on frozen features: configuration -> functions."""
+"""k-NN, few-shot and linear classifiers on frozen features: configuration to functions."""
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
-from dinov2_jax.distributed import is_main
-from dinov2_jax.eval import logreg
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
 from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy
@@ -17,7 +14,6 @@ from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.features.manifest import weights_fingerprint
-from dinov2_jax.sharding import make_mesh, own_mesh
 
 HEAD_FILE = "head.safetensors"
 
@@ -65,7 +61,7 @@ def run_few_shot(inputs: Inputs) -> Outcome:
     probe = dataclasses.replace(
         linear_settings(inputs), batch_size=256, iterations=settings.linear_iterations
     )
-    columns, classes = (columns_of(train), columns_of(test)), len(_class_names(inputs))
+    columns, classes = (columns_of(train), columns_of(test)), len(class_names(inputs))
     neighbours, linear = {}, {}
     for count in settings.per_class:
         neighbours[count] = few_shot_knn(
@@ -93,50 +89,11 @@ def run_few_shot(inputs: Inputs) -> Outcome:
     return Outcome(headline, numbers, protocol, curves)
 
 
-# ------------------------------------------------------------------------- logistic regression
-_METRICS = {"top1": "top1", "mean_per_class": "mean_per_class", "map11": "mAP"}
-_NAMES = {"top1": "top-1", "mean_per_class": "mean per class", "mAP": "11-point mAP"}
-
-
-def run_logreg(inputs: Inputs) -> Outcome:
-    """Logistic regression; C from val, or a tenth of train (reference-facts 8.4)."""
-    assert inputs.data is not None
-    settings, metric = inputs.config.logreg, _METRICS[inputs.data.metric]
-    names = [name for name in ("train", "test", "val") if name in inputs.data.splits]
-    splits = [inputs.features(name) for name in names]
-    train, test, *val = ((np.asarray(s.cls[-1], np.float32), s.labels) for s in splits)
-    low, high = settings.log10_c
-    with jax.set_mesh(own_mesh(make_mesh())):  # several processes do the same, each for itself
-        report = logreg.evaluate(
-            train,
-            test,
-            len(_class_names(inputs)),
-            val=val[0] if val else None,
-            values=tuple(10 ** np.linspace(low, high, settings.count)),
-            metric=metric,
-            max_iter=settings.max_iterations,
-            show=is_main(),
-        )
-    numbers = {
-        **report.results,
-        "trials": [dataclasses.asdict(trial) for trial in report.trials],
-    }
-    protocol = {
-        "C": report.C,
-        "chosen_on": "val" if val else "a tenth of train",
-        "metric": metric,
-        "features": "cls, not normalised",
-    }
-    curve = [(float(np.log10(trial.C)), trial.value) for trial in report.trials]
-    curves = {f"Logistic regression, {_NAMES[metric]} on validation by log10 C": curve}
-    return Outcome({_NAMES[metric]: report.results[metric]}, numbers, protocol, curves)
-
-
 # -------------------------------------------------------------------------- linear classifiers
 def run_linear_cached(inputs: Inputs) -> Outcome:
     """52 linear classifiers on features without augmentation."""
     train = inputs.features("train")
-    settings, classes = linear_settings(inputs), len(_class_names(inputs))
+    settings, classes = linear_settings(inputs), len(class_names(inputs))
     labels = one_class_each(train, "the linear probe")
     heads = train_cached(columns_of(train), labels, classes, settings, folder=inputs.folder)
     return _judge(inputs, heads, settings, "features of whole pictures, no augmentation")
@@ -157,7 +114,7 @@ def run_linear(inputs: Inputs) -> Outcome:
         backbone.preprocessing,
         source,
         source.labels,
-        len(_class_names(inputs)),
+        len(class_names(inputs)),
         settings,
         workers=data.workers,
         max_pixels=data.max_pixels,
@@ -173,7 +130,8 @@ def columns_of(split: Labelled) -> list[np.ndarray]:
     return [*split.cls, split.mean_patch]
 
 
-def _class_names(inputs: Inputs) -> tuple[str, ...]:
+def class_names(inputs: Inputs) -> tuple[str, ...]:
+    """Of the evaluation's data."""
     assert inputs.data is not None
     return inputs.data.class_names
 

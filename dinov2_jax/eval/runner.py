@@ -21,13 +21,8 @@ from dinov2_jax.eval.protocols import (
 )
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
-from dinov2_jax.eval.run_frozen import (
-    run_few_shot,
-    run_knn,
-    run_linear,
-    run_linear_cached,
-    run_logreg,
-)
+from dinov2_jax.eval.run_frozen import run_few_shot, run_knn, run_linear, run_linear_cached
+from dinov2_jax.eval.run_logreg import run_logreg, run_transfer
 from dinov2_jax.eval.run_retrieval import run_retrieval
 from dinov2_jax.eval.run_robustness import run_robustness
 from dinov2_jax.eval.run_video import run_video
@@ -40,6 +35,7 @@ PROTOCOLS = {
     "knn": Protocol(cls_as_evaluated, run_knn, ("knn",)),
     "few_shot": Protocol(probe_features, run_few_shot, ("few_shot", "knn", "linear")),
     "logreg": Protocol(cls_of_whole_square, run_logreg, ("logreg",)),
+    "transfer": Protocol(cls_of_whole_square, run_transfer, ("transfer", "logreg"), False),
     "linear": Protocol(probe_features, run_linear, ("linear",)),
     "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",)),
     "robustness": Protocol(probe_features, run_robustness, ("robustness", "linear")),

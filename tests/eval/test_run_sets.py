@@ -232,3 +232,27 @@ def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
     found = out["protocols"]["video"]
     assert found["headline"] == {"ucf101, top-1": 100.0}
     assert found["numbers"]["videos"] == {"train": 12, "test": 6}
+
+
+def test_all_transfer_sets_of_a_folder(weights, tmp_path):
+    """DTD's official lists, twice: once as itself, once more where another set is missing."""
+    root = tmp_path / "sets" / "dtd"
+    for split, count in (("train", 4), ("val", 3), ("test", 3)):
+        names = []
+        for label, name in enumerate(("banded", "dotted", "woven")):
+            for number in range(count):
+                file = f"{name}/{split}_{number}.jpg"
+                save(root / "images" / file, label)
+                names.append(file)
+        (root / "labels").mkdir(exist_ok=True)
+        (root / "labels" / f"{split}1.txt").write_text("\n".join(names))
+    settings = {"transfer.path": str(tmp_path / "sets"), "logreg.count": 4}
+    out = evaluate(ask(weights, ("transfer",), **settings), str(tmp_path / "out"))
+    found = out["protocols"]["transfer"]
+    assert set(found["headline"]) == {"dtd"} and found["headline"]["dtd"] > 60
+    assert found["protocol"]["dtd"]["metric"] == "top1"
+    data = {"data.set": "dtd", "data.path": str(root), "logreg.count": 4}
+    alone = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "alone"))
+    assert alone["protocols"]["logreg"]["headline"]["top-1"] == found["headline"]["dtd"]
+    with pytest.raises(ConfigError, match=r"transfer needs .*food101"):
+        evaluate(ask(weights, ("transfer",)), str(tmp_path / "out"))
