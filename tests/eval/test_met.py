@@ -144,3 +144,9 @@ def test_the_vote_of_the_greatest_gap_is_chosen() -> None:
     )
     assert chosen == next(key for key, value in scores.items() if value == max(scores.values()))
     assert len(set(scores.values())) > 3
+
+
+def test_of_equally_good_votes_the_first_is_chosen() -> None:
+    neighbours, similarities = np.array([[4, 4], [7, 7]]), np.array([[0.9, 0.8], [0.7, 0.6]])
+    chosen = choose_vote(similarities, neighbours, np.array([4, 7]), classes=2)
+    assert chosen == (1, 0.01)

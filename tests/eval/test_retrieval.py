@@ -2,6 +2,7 @@
 
 import builtins
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,16 +61,21 @@ def test_k_beyond_the_database_is_the_whole_database() -> None:
 
 @pytest.mark.parametrize("block", [1, 2, 3, 8])
 def test_equal_similarities_come_by_number(block: int) -> None:
-    # One-hot rows: products are exact, so pictures 0, 3, 5 and all the others are true ties; two
-    # of the zeros are -0.0, which sorts behind 0.0 where bits are compared.
+    # One-hot rows: products are exact, so pictures 0, 3, 5 and all the others are true ties.
     database = np.eye(4, dtype=np.float32)[[1, 0, 2, 1, 3, 1]]
-    database[2, 1] = database[4, 1] = -0.0
-    queries = np.array([[0, 2, 0, 0], [-0.0, 3, -0.0, -0.0]], np.float32)
+    queries = np.array([[0, 2, 0, 0], [0, 3, 0, 0]], np.float32)
     for ranking in (
         rank_all(database, queries, database_block=block, query_block=1),
         search(database, queries, 6, database_block=block, query_block=1)[1],
     ):
         np.testing.assert_array_equal(ranking, [[0, 3, 5, 1, 2, 4]] * 2)
+
+
+def test_zeros_of_either_sign_are_ties() -> None:
+    # With one feature nothing is added up, and 0 * -1 stays -0.0, which top_k puts behind 0.0.
+    database, query = np.array([[0.0], [-0.0], [0.0]]), np.array([[-1.0]])
+    np.testing.assert_array_equal(search(database, query, 3)[1], [[0, 1, 2]])
+    np.testing.assert_array_equal(rank_all(database, query), [[0, 1, 2]])
 
 
 def test_padding_of_the_last_block_is_never_found() -> None:
@@ -146,19 +152,23 @@ def test_scales_are_averaged_as_unit_vectors() -> None:
     np.testing.assert_allclose(found, [mean / np.linalg.norm(mean)] * 3, rtol=1e-6)
 
 
-def test_uint8_pictures_stay_uint8_and_do_not_wrap_around() -> None:
+def test_uint8_pictures_are_rounded_and_stay_in_their_range() -> None:
     images = np.zeros((1, 28, 28, 3), np.uint8)
-    images[:, :, 14:] = 255  # cubic overshoots on both sides of the edge
+    images[:, :, 10:] = 255  # cubic overshoots on both sides of the edge
+    seen = []
 
     def forward(scaled):
-        assert scaled.dtype == jnp.uint8
-        halves = scaled.astype(jnp.float32)
-        width = scaled.shape[2] // 2
-        assert halves[:, :, :width].max() < 160
-        assert halves[:, :, width:].min() > 95
+        seen.append(scaled)
         return jnp.ones((1, 2))
 
     multi_scale_features(forward, jnp.asarray(images), patch_size=14)
+    for scaled, side in zip(seen[1:], (14, 42), strict=True):
+        plain = jax.image.resize(images.astype(np.float32), (1, side, side, 3), "cubic")
+        assert np.asarray(plain).min() < -1
+        assert np.asarray(plain).max() > 256
+        expected = np.clip(np.rint(np.asarray(plain)), 0, 255)
+        assert scaled.dtype == jnp.uint8
+        np.testing.assert_array_equal(scaled, expected)
 
 
 # --- the revisited protocol -------------------------------------------------------------------
@@ -195,6 +205,11 @@ def test_first_place_counts_whole_and_the_second_less_by_trapezoid() -> None:
     assert average_precision(ranking, np.array([1]))[0] == 0.25  # (0 + 1/2) / 2, not 1/2
     assert average_precision(ranking, np.array([1]), np.array([0]))[0] == 1  # behind junk only
     assert average_precision(ranking, np.array([1]), np.array([2]))[0] == 0.25
+
+
+def test_a_positive_that_is_junk_too_does_not_remove_itself() -> None:
+    # As published: junk counts for what lies behind it only.
+    assert average_precision(np.arange(4), np.array([1]), np.array([0, 1]))[0] == 1
 
 
 def test_positives_that_are_not_ranked_add_nothing() -> None:
