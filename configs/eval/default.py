@@ -24,8 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
     config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
-    # knn | few_shot | logreg | transfer | linear | linear_cached | robustness | retrieval | video,
-    # with commas between
+    # knn | few_shot | logreg | transfer | linear | linear_cached | finetune | robustness |
+    # retrieval | video, with commas between
     config.protocols = ("knn",)
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
@@ -82,6 +82,27 @@ def get_config() -> ml_collections.ConfigDict:
     config.linear.batch_size = 1024  # Reference: 8 GPUs of 128
     config.linear.seed = 0
     config.linear.save_every = 1250  # iterations
+
+    # DeiT III's recipe for ViT-B at 224 px, 20 epochs of ImageNet. Reference: paper table 5
+    config.finetune = ml_collections.ConfigDict()
+    config.finetune.iterations = 50_000
+    config.finetune.batch_size = 512
+    config.finetune.group_size = 64  # images that share a draw of mixing and stochastic depth
+    config.finetune.lr = 1e-5
+    config.finetune.min_lr = 1e-6
+    config.finetune.warmup_iterations = 12_500
+    config.finetune.layerwise_decay = 1.0  # of the rate, from a block to the one below; 1: none
+    config.finetune.weight_decay = 0.1
+    config.finetune.drop_path = 0.2  # DeiT III: B 0.2, L 0.45, H 0.55
+    config.finetune.smoothing = 0.1  # of labels
+    config.finetune.mixup = 0.8
+    config.finetune.cutmix = 1.0
+    config.finetune.ema = 0.99996  # decay of the averaged weights, which are evaluated
+    config.finetune.avgpool = False  # the head reads the mean patch beside cls
+    config.finetune.lora_rank = 0  # of low-rank factors in place of all weights; 0: all weights
+    config.finetune.lora_alpha = 16.0
+    config.finetune.seed = 0
+    config.finetune.save_every = 1000  # iterations
 
     # Paths of ImageNet's variants, for the linear classifier that was trained on ImageNet.
     config.robustness = ml_collections.ConfigDict()

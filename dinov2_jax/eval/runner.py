@@ -21,6 +21,7 @@ from dinov2_jax.eval.protocols import (
 )
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
+from dinov2_jax.eval.run_finetune import run_finetune
 from dinov2_jax.eval.run_frozen import run_few_shot, run_knn, run_linear, run_linear_cached
 from dinov2_jax.eval.run_logreg import run_logreg, run_transfer
 from dinov2_jax.eval.run_retrieval import run_retrieval
@@ -38,6 +39,7 @@ PROTOCOLS = {
     "transfer": Protocol(cls_of_whole_square, run_transfer, ("transfer", "logreg"), False),
     "linear": Protocol(probe_features, run_linear, ("linear",)),
     "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",)),
+    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",)),
     "robustness": Protocol(probe_features, run_robustness, ("robustness", "linear")),
     "retrieval": Protocol(cls_as_evaluated, run_retrieval, ("retrieval",), needs_data=False),
     "video": Protocol(probe_features, run_video, ("video", "linear"), needs_data=False),

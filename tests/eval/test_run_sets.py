@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,8 @@ from dinov2_jax.eval.datasets.voc import VOC_CLASSES
 from dinov2_jax.eval.heads import load_chosen
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
+from dinov2_jax.sharding import path_name
+from dinov2_jax.weights.load import load
 from tests.features.tiny import backbone, write_weights
 
 WNIDS = ["n01440764", "n01443537", "n02119789"]
@@ -232,6 +235,38 @@ def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
     found = out["protocols"]["video"]
     assert found["headline"] == {"ucf101, top-1": 100.0}
     assert found["numbers"]["videos"] == {"train": 12, "test": 6}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, rank):
+    settings = {
+        "data.set": "imagenet",
+        "data.path": str(imagenet),
+        "finetune.iterations": 30,
+        "finetune.warmup_iterations": 3,
+        "finetune.batch_size": 16,
+        "finetune.group_size": 8,
+        "finetune.lr": 3e-3,
+        "finetune.ema": 0.9,
+        "finetune.mixup": 0.0,
+        "finetune.cutmix": 0.0,
+        "finetune.lora_rank": rank,
+    }
+    out = evaluate(ask(weights, ("finetune",), **settings), str(tmp_path))
+    outcome = out["protocols"]["finetune"]
+    assert outcome["headline"]["top-1"] > 60
+    before, after = load(weights), load(tmp_path / "finetune" / "weights")
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(before.params),
+        jax.tree.leaves(after.params),
+        strict=True,
+    )
+    moved = {path_name(path): float(np.abs(old - new).max()) for (path, old), new in pairs}
+    assert moved["blocks/attn/qkv/kernel"] > 1e-4
+    assert (moved["cls_token"] == 0) == bool(rank)
+    config = ask(tmp_path / "finetune" / "weights", ("knn",))
+    config.data.set, config.data.path = "imagenet", str(imagenet)
+    assert evaluate(config, str(tmp_path / "knn"))["protocols"]["knn"]["headline"]
 
 
 def test_all_transfer_sets_of_a_folder(weights, tmp_path):

@@ -1,0 +1,95 @@
+"""Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.configuration import ConfigError
+from dinov2_jax.distributed import is_main
+from dinov2_jax.eval.finetune import STATE_FILE, Settings, finetune
+from dinov2_jax.eval.finetuned import Finetuned, predict
+from dinov2_jax.eval.lora import Lora
+from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.eval.protocols import Inputs, Outcome
+from dinov2_jax.eval.resume import write_tensors
+from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.weights.bundle import write_bundle
+
+# Fields of config.finetune that `Settings` has under the same name.
+_FIELDS = (
+    *("iterations", "batch_size", "group_size", "lr", "min_lr", "warmup_iterations"),
+    *("layerwise_decay", "weight_decay", "drop_path", "smoothing", "mixup", "cutmix", "ema"),
+    *("avgpool", "seed", "save_every"),
+)
+
+
+def run_finetune(inputs: Inputs) -> Outcome:
+    """Trains on train, reports on test; the weights are left in <workdir>/finetune/weights.
+
+    Raises:
+      ConfigError: pictures of several classes.
+    """
+    assert inputs.data is not None
+    train, test = inputs.data.splits["train"], inputs.data.splits["test"]
+    if train.labels is None or test.labels is None:
+        raise ConfigError("fine-tuning needs one class a picture, and these have several")
+    settings, backbone, data = (
+        _settings(inputs.config.finetune),
+        inputs.backbone,
+        inputs.config.data,
+    )
+    how: dict[str, Any] = {"workers": data.workers, "max_pixels": data.max_pixels}
+    found = finetune(
+        backbone.model,
+        backbone.params,
+        backbone.preprocessing,
+        train,
+        train.labels,
+        len(inputs.data.class_names),
+        settings,
+        folder=inputs.folder,
+        identity=f"{weights_fingerprint(backbone)} {inputs.data.describe()['splits']}",
+        **how,
+    )
+    logits, rows = predict(
+        found,
+        backbone.preprocessing,
+        test,
+        np.arange(len(test)),
+        batch_size=inputs.config.batch_size,
+        description="fine-tuned, on test" if is_main() else "",
+        **how,
+    )
+    _keep(inputs, found)
+    labels = test.labels[rows]
+    numbers = {
+        **{f"top{n}": top_accuracy(logits, labels, n) for n in (1, 5)},
+        "mean_per_class": mean_per_class_accuracy(logits, labels),
+        "unreadable": len(test) - len(rows),
+    }
+    protocol = {"trained": "LoRA factors and head" if settings.lora else "all weights"}
+    return Outcome({"top-1": numbers["top1"]}, numbers, protocol)
+
+
+def _settings(config: ConfigDict) -> Settings:
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+    return Settings(**{name: config[name] for name in _FIELDS}, lora=lora)
+
+
+def _keep(inputs: Inputs, found: Finetuned) -> None:
+    """The backbone as a bundle (which `load` takes) and the head; the state goes."""
+    if not is_main():
+        return
+    place = inputs.folder / "weights"
+    if not place.exists():  # it is there where a kill came between this and the results
+        write_bundle(
+            place,
+            found.model,
+            found.params,
+            inputs.backbone.preprocessing,
+            f"fine-tuned from {inputs.backbone.source}",
+        )
+    about = {"avgpool": str(found.avgpool)}
+    write_tensors(inputs.folder / "head.safetensors", found.head, about)
+    inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
