@@ -1,5 +1,6 @@
 """Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,8 @@ def run_finetune(inputs: Inputs) -> Outcome:
     train, test = inputs.data.splits["train"], inputs.data.splits["test"]
     if train.labels is None or test.labels is None:
         raise ConfigError("fine-tuning needs one class a picture, and these have several")
-    settings, backbone, data = (
-        _settings(inputs.config.finetune),
-        inputs.backbone,
-        inputs.config.data,
-    )
+    settings = _settings(inputs.config.finetune)
+    backbone, data = inputs.backbone, inputs.config.data
     how: dict[str, Any] = {"workers": data.workers, "max_pixels": data.max_pixels}
     found = finetune(
         backbone.model,
@@ -82,14 +80,9 @@ def _keep(inputs: Inputs, found: Finetuned) -> None:
     if not is_main():
         return
     place = inputs.folder / "weights"
-    if not place.exists():  # it is there where a kill came between this and the results
-        write_bundle(
-            place,
-            found.model,
-            found.params,
-            inputs.backbone.preprocessing,
-            f"fine-tuned from {inputs.backbone.source}",
-        )
+    shutil.rmtree(place, ignore_errors=True)  # of other settings, or of before a kill
+    origin = f"fine-tuned from {inputs.backbone.source}"
+    write_bundle(place, found.model, found.params, inputs.backbone.preprocessing, origin)
     about = {"avgpool": str(found.avgpool)}
     write_tensors(inputs.folder / "head.safetensors", found.head, about)
     inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
