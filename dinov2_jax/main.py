@@ -99,6 +99,7 @@ def known_errors() -> tuple[type[BaseException], ...]:
     from dinov2_jax.checkpoint import CheckpointError
     from dinov2_jax.data.bad_records import TooManyBadRecords
     from dinov2_jax.data.sources import SourceError
+    from dinov2_jax.eval.errors import EvaluationError
     from dinov2_jax.features.shards import ShardsError
     from dinov2_jax.sharding import MeshError
     from dinov2_jax.train.nonfinite import NonFiniteLoss
@@ -106,7 +107,7 @@ def known_errors() -> tuple[type[BaseException], ...]:
 
     ours = (
         *(ConfigError, CheckpointError, SourceError, WeightsError, ShardsError),
-        *(TooManyBadRecords, NonFiniteLoss, MeshError),
+        *(TooManyBadRecords, NonFiniteLoss, MeshError, EvaluationError),
     )
     # ImportError: an optional package that a source needs; the message names the pip install.
     return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)

@@ -26,6 +26,7 @@ from dinov2_jax.data.decode import MAX_PIXELS
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources import Source
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.finetuned import Finetuned, head_logits
 from dinov2_jax.eval.heads import Chosen, Kind
 from dinov2_jax.eval.labelled import check_labels, labelled_batches
@@ -86,11 +87,11 @@ def at_resolution(
     """The model with a position table for pictures of `image_px`, resampled as in its forward pass.
 
     Raises:
-      ValueError: when that is not whole patches.
+      EvaluationError: when that is not whole patches.
     """
     patch = model.patch_size
     if image_px % patch or image_px < patch:
-        raise ValueError(
+        raise EvaluationError(
             f"{image_px} px are not whole patches of {patch} px; nearest valid: "
             f"{max(1, round(image_px / patch)) * patch}"
         )
@@ -168,7 +169,7 @@ def first_params(
         N(0, 0.01^2).
 
     Raises:
-      ValueError: when the head has another input or other classes.
+      EvaluationError: when the head has another input or other classes.
     """
     width = model.dim * (1 + settings.avgpool)
     rng = np.random.default_rng(settings.seed)
@@ -177,7 +178,7 @@ def first_params(
     if head is not None:
         kernel, bias = np.ascontiguousarray(head.weight.T), head.bias
         if head.kind != Kind(1, settings.avgpool) or kernel.shape != (width, classes):
-            raise ValueError(
+            raise EvaluationError(
                 f"the linear head {head.name} of {kernel.shape[1]} classes does not fit: it must "
                 f"read 1 block with avgpool={settings.avgpool} and have {classes} classes; choose "
                 "the best of those heads, or begin without one"
@@ -216,16 +217,17 @@ def finetune(
       mesh: by default over all devices.
 
     Raises:
-      ValueError: labels, sizes or a head that do not fit, or a folder with the state of other work.
+      EvaluationError: labels, sizes or a head that do not fit, or a folder with the state of other
+        work.
     """
     check_labels(source, labels, classes)
     if settings.batch_size % settings.group_size:
-        raise ValueError(
+        raise EvaluationError(
             f"batch_size {settings.batch_size} is no multiple of group_size "
             f"{settings.group_size}; give a group_size that divides it"
         )
     if settings.warmup_iterations >= settings.iterations:
-        raise ValueError(
+        raise EvaluationError(
             f"warmup_iterations {settings.warmup_iterations} leave nothing of "
             f"{settings.iterations} iterations; a quarter of them is usual"
         )

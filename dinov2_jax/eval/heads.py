@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from safetensors import safe_open
 
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.resume import to_host, write_tensors
 
 # Learning rates for a batch of 256 images; each is multiplied by batch / 256.
@@ -230,12 +231,12 @@ def load_chosen(path: Path) -> Chosen:
     """The classifier that `Chosen.save` wrote.
 
     Raises:
-      ValueError: when the file is something else.
+      EvaluationError: when the file is something else.
     """
     with safe_open(path, "numpy") as file:
         about = json.loads((file.metadata() or {}).get("linear_head", "null"))
         if about is None:
-            raise ValueError(
+            raise EvaluationError(
                 f"{path} holds no chosen linear head; give the file that a probe wrote"
             )
         weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
@@ -251,7 +252,7 @@ def best(heads: Heads, columns: Columns, labels: np.ndarray) -> Chosen:
       columns: of the validation pictures, as in training; labels [n].
 
     Raises:
-      ValueError: when labels and columns do not belong together.
+      EvaluationError: when labels and columns do not belong together.
     """
     accuracy = accuracies(heads, columns, labels)
     place = int(np.argmax(list(accuracy.values())))
@@ -271,16 +272,16 @@ def check_rows(columns: Columns, labels: np.ndarray, grid: Grid) -> None:
     """Every column has a row for every label, and there are enough of both.
 
     Raises:
-      ValueError: in one sentence.
+      EvaluationError: in one sentence.
     """
     if len(columns) < grid.columns:
-        raise ValueError(
+        raise EvaluationError(
             f"{len(columns)} columns of features, but the classifiers read {grid.columns}: cls of "
             f"the last {max(grid.blocks)} blocks and then the mean patch; extract the others too"
         )
     for place, column in enumerate(columns):
         if column.ndim != 2 or len(column) != len(labels) or not len(labels):
-            raise ValueError(
+            raise EvaluationError(
                 f"column {place} of the features has shape {tuple(column.shape)}, but there are "
                 f"{len(labels)} labels; give one row of features and one label a picture"
             )

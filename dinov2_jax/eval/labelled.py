@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dinov2_jax.data.labelled import LabelledLoader
 from dinov2_jax.data.sources import Source
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.training_set import check_classes
 from dinov2_jax.sharding import local_groups, put_batch
 
@@ -18,10 +19,10 @@ def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
     """One label a picture, and every class has one.
 
     Raises:
-      ValueError: in one sentence.
+      EvaluationError: in one sentence.
     """
     if len(labels) != len(source):
-        raise ValueError(
+        raise EvaluationError(
             f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "
             "those to leave out"
         )

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.logistic import Problem, Solution, place, solve_path
 from dinov2_jax.eval.metrics import (
@@ -171,29 +172,29 @@ def _targets(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, 
 
 def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
     if features.ndim != 2 or len(features) != len(labels) or not len(features):
-        raise ValueError(
+        raise EvaluationError(
             f"features of shape {features.shape} and labels of shape {labels.shape}; logistic "
             "regression needs one row of features for each label, and at least one"
         )
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(axis=1)).sum())
-        raise ValueError(
+        raise EvaluationError(
             f"{bad} of {len(features)} rows of features hold nan or infinity, so there is nothing "
             "to fit; check the checkpoint that they come from"
         )
     if labels.ndim == 2:
         if labels.shape[1] != classes or not np.isin(labels, (-1, 0, 1)).all():
-            raise ValueError(
+            raise EvaluationError(
                 f"labels of shape {labels.shape} from {labels.min()} to {labels.max()}; several "
                 f"labels an image are one of -1, 0, 1 for each of the {classes} classes"
             )
     elif labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
+        raise EvaluationError(
             f"labels run from {labels.min()} to {labels.max()}, but there are {classes} classes; "
             "leave out rows without a class"
         )
     if labels.ndim == 1 and labels.min() == labels.max():
-        raise ValueError(
+        raise EvaluationError(
             f"all {len(labels)} training rows are of class {labels[0]}; give rows of at least two "
             "classes"
         )
@@ -225,7 +226,7 @@ def fit(
       tol: relative, on the objective, see `logistic.solve_path`.
 
     Raises:
-      ValueError: for features that are not finite, labels that do not fit, one class only, or a C
+      EvaluationError: for features that are not finite, labels that do not fit, one class only, or a C
         that is not positive.
     """
     return _fit(_Fitter(features, np.asarray(labels), classes), C, init, max_iter, tol)
@@ -245,7 +246,9 @@ def _fit(fitter: _Fitter, C: float, init: Model | None, max_iter: int, tol: floa
 
 def _check_values(values: Sequence[float]) -> None:
     if not len(values) or not all(np.isfinite(C) and C > 0 for C in values):
-        raise ValueError(f"C must be positive and finite, at least one value; got {list(values)}")
+        raise EvaluationError(
+            f"C must be positive and finite, at least one value; got {list(values)}"
+        )
 
 
 # ---------------------------------------------------------------------------------------- protocol
@@ -270,7 +273,7 @@ def sweep(
       The model with the best value, of equal ones that with the smallest C; and all trials, by C.
 
     Raises:
-      ValueError: as `fit`, for an unknown metric, or one that does not fit the labels.
+      EvaluationError: as `fit`, for an unknown metric, or one that does not fit the labels.
     """
     _check_values(values)
     _check_metric(metric, train[1], val[1])
@@ -309,11 +312,11 @@ def _sweep(
 
 def _check_metric(metric: str, *labels: np.ndarray) -> None:
     if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
+        raise EvaluationError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
     several = {np.ndim(part) == 2 for part in labels}
     if several != {metric == "mAP"}:
         shapes = ", ".join(str(np.shape(part)) for part in labels)
-        raise ValueError(
+        raise EvaluationError(
             f"metric {metric!r} does not fit labels of shape {shapes}; labels [n, K] have mAP, and "
             "labels [n] have top1 and mean_per_class"
         )
@@ -344,7 +347,7 @@ def evaluate(
       seed: of the random tenth.
 
     Raises:
-      ValueError: as `sweep`; fewer than 10 training rows without `val`.
+      EvaluationError: as `sweep`; fewer than 10 training rows without `val`.
     """
     _check_metric(metric, train[1], test[1], *([] if val is None else [val[1]]))
     _check_values(values)
@@ -369,12 +372,12 @@ def split(data: Set, seed: int) -> tuple[Set, Set]:
     """Nine tenths to fit and a random tenth to choose C, drawn from `seed`.
 
     Raises:
-      ValueError: for fewer than 10 rows.
+      EvaluationError: for fewer than 10 rows.
     """
     features, labels = data
     held = len(features) // HELD_OUT
     if not held:
-        raise ValueError(
+        raise EvaluationError(
             f"{len(features)} training rows leave none for choosing C, which takes a tenth of "
             "them; give a validation set"
         )
@@ -401,10 +404,10 @@ def few_shot(
       protocol: further arguments of `evaluate`.
 
     Raises:
-      ValueError: as `evaluate`, and for labels [n, K].
+      EvaluationError: as `evaluate`, and for labels [n, K].
     """
     if np.ndim(train[1]) != 1:
-        raise ValueError(
+        raise EvaluationError(
             f"labels of shape {np.shape(train[1])}; examples per class are drawn from one label an "
             "image"
         )

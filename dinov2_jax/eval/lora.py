@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dinov2_jax.eval.errors import EvaluationError
+
 # The projections of a block, by their place in its parameters.
 TARGETS = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2", "mlp/w12", "mlp/w3")
 
@@ -34,11 +36,11 @@ class Lora:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.targets) - set(TARGETS))
         if unknown or not self.targets:
-            raise ValueError(
+            raise EvaluationError(
                 f"LoRA targets {unknown or '()'} are not known; choose some of {', '.join(TARGETS)}"
             )
         if self.rank < 1:
-            raise ValueError(f"LoRA rank {self.rank} trains nothing; give at least 1")
+            raise EvaluationError(f"LoRA rank {self.rank} trains nothing; give at least 1")
 
 
 def _kernels(params: Any, lora: Lora) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def _kernels(params: Any, lora: Lora) -> dict[str, Any]:
         if name in params["blocks"][part]:
             found[target] = params["blocks"][part][name]["kernel"]
     if not found:
-        raise ValueError(
+        raise EvaluationError(
             f"this backbone has none of the LoRA targets {', '.join(lora.targets)}; its "
             f"feed-forward network has {', '.join(sorted(params['blocks']['mlp']))}"
         )
@@ -63,7 +65,7 @@ def init_factors(params: Any, lora: Lora, seed: int) -> dict[str, dict[str, np.n
       params: of the backbone, blocks stacked, or their shapes.
 
     Raises:
-      ValueError: when it has none of the targets.
+      EvaluationError: when it has none of the targets.
     """
     rng, factors = np.random.default_rng(seed), {}
     for target, kernel in _kernels(params, lora).items():

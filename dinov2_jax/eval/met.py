@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax.eval.errors import EvaluationError
+
 KS = (1, 2, 3, 5, 7, 10, 15, 20, 50)
 TEMPERATURES = (0.01, 0.1, 1.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 50.0, 100.0, 500.0)
 DISTRACTOR = -1
@@ -38,13 +40,15 @@ def vote(
       Exhibits int [m] (the lowest of equal ones) and logarithms of confidences [m].
 
     Raises:
-      ValueError: when the neighbours of one query show more exhibits than `classes`.
+      EvaluationError: when the neighbours of one query show more exhibits than `classes`.
     """
     exhibits, confidences = np.zeros(len(labels), np.int64), np.zeros(len(labels))
     for row, (near, values) in enumerate(zip(labels, similarities, strict=True)):
         present, place = np.unique(near, return_inverse=True)
         if len(present) > classes:
-            raise ValueError(f"{len(present)} exhibits are near query {row}, but classes={classes}")
+            raise EvaluationError(
+                f"{len(present)} exhibits are near query {row}, but classes={classes}"
+            )
         scores = np.zeros(len(present))
         np.maximum.at(scores, place, values)
         best = int(scores.argmax())

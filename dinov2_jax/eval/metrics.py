@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dinov2_jax.eval.errors import EvaluationError
+
 # Errors of AlexNet in percent, means over the five severities (Hendrycks & Dietterich 2019,
 # https://github.com/hendrycks/robustness). In the order of the paper's tables.
 ALEXNET_ERRORS = {
@@ -37,7 +39,7 @@ def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
     A label that has no score (-1, or K and more) is never among them; nor is a score of nan.
 
     Raises:
-      ValueError: when there are no rows, or not as many labels.
+      EvaluationError: when there are no rows, or not as many labels.
     """
     return float(100 * np.mean(_hits(scores, labels, top)))
 
@@ -52,12 +54,12 @@ def class_accuracies(
       classes: K by default.
 
     Raises:
-      ValueError: as `top_accuracy`, and for a label of `classes` or more.
+      EvaluationError: as `top_accuracy`, and for a label of `classes` or more.
     """
     classes = scores.shape[1] if classes is None else classes
     hits, labels = _hits(scores, labels, top), np.asarray(labels)
     if labels.max() >= classes:
-        raise ValueError(
+        raise EvaluationError(
             f"label {labels.max()} does not fit {classes} classes; give the number of classes of "
             "training and test set together"
         )
@@ -73,7 +75,7 @@ def mean_per_class_accuracy(
     """Mean of `class_accuracies` over the classes that have rows; nan if none has.
 
     Raises:
-      ValueError: as `class_accuracies`.
+      EvaluationError: as `class_accuracies`.
     """
     # DINOv2: torchmetrics' macro top-1 also counts, as 0, a class that is predicted but has no
     # rows; its macro top-5, scikit-learn and this do not.
@@ -91,17 +93,19 @@ def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float
       scores [n, K]; labels [n, m]: the valid labels of each image, padded with -1.
 
     Raises:
-      ValueError: when no image has labels, or there are not as many rows of them as of scores.
+      EvaluationError: when no image has labels, or there are not as many rows of them as of scores.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or len(labels) != len(scores):
-        raise ValueError(
+        raise EvaluationError(
             f"ReaL labels of shape {labels.shape} for {len(scores)} images; give one row an image, "
             "padded with -1"
         )
     labelled = (labels >= 0).any(axis=1)
     if not labelled.any():
-        raise ValueError("no image has a ReaL label; check that the label file fits the images")
+        raise EvaluationError(
+            "no image has a ReaL label; check that the label file fits the images"
+        )
     scores, labels = scores[labelled], labels[labelled]
     best = np.min([_rank(scores, column) for column in labels.T], axis=0)
     return float(100 * np.mean(best < top))
@@ -110,7 +114,7 @@ def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float
 def _hits(scores: np.ndarray, labels: np.ndarray, top: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (len(scores),) or not len(scores):
-        raise ValueError(
+        raise EvaluationError(
             f"labels of shape {labels.shape} for {len(scores)} rows of scores; accuracy needs at "
             "least one row, and one label a row"
         )
@@ -141,11 +145,11 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
       Percent; nan without a positive. Equal scores are ranked by row.
 
     Raises:
-      ValueError: when there are not as many labels as scores, or others than -1, 0, 1.
+      EvaluationError: when there are not as many labels as scores, or others than -1, 0, 1.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or not np.isin(labels, (-1, 0, 1)).all():
-        raise ValueError(
+        raise EvaluationError(
             f"average precision needs one label of -1, 0 or 1 a score, but there are labels of "
             f"shape {labels.shape} from {labels.min(initial=0)} to {labels.max(initial=0)} for "
             f"scores of shape {scores.shape}"
@@ -172,10 +176,10 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[floa
       Both in percent; nan for a class without positives, and for the mean if no class has one.
 
     Raises:
-      ValueError: as `average_precision`.
+      EvaluationError: as `average_precision`.
     """
     if np.shape(scores) != np.shape(labels):
-        raise ValueError(
+        raise EvaluationError(
             f"scores of shape {np.shape(scores)} and labels of shape {np.shape(labels)}; a "
             "multi-label set has one label of -1, 0 or 1 for every image and class"
         )
@@ -198,17 +202,17 @@ def corruption_errors(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
       {"mCE", "mean error", and one name a corruption}, percent.
 
     Raises:
-      ValueError: when a corruption or severity is missing, or there are others.
+      EvaluationError: when a corruption or severity is missing, or there are others.
     """
     if set(errors) != set(ALEXNET_ERRORS):
         lacking, other = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)
-        raise ValueError(
+        raise EvaluationError(
             f"mCE is over the 15 corruptions of ImageNet-C: missing {sorted(lacking)}, unknown "
             f"{sorted(other)}; the four extra ones of that set do not belong to it"
         )
     for name, values in errors.items():
         if np.shape(values) != (SEVERITIES,):
-            raise ValueError(
+            raise EvaluationError(
                 f"errors of {name} have shape {np.shape(values)}; give one for each of the "
                 f"{SEVERITIES} severities"
             )

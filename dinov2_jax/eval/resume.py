@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.monitor import Progress
 from dinov2_jax.sharding import path_name
 
@@ -39,7 +40,7 @@ class StateFile:
         """The stored tree (numpy arrays) and iteration, or `like` and 0 if there is no file.
 
         Raises:
-          ValueError: when the file is of other settings or data.
+          EvaluationError: when the file is of other settings or data.
         """
         if self._path is None or not self._path.exists():
             return like, 0
@@ -54,7 +55,7 @@ class StateFile:
         wanted = self._fingerprint
         for name in sorted({*stored, *wanted}):
             if stored.get(name) != wanted.get(name):
-                raise ValueError(
+                raise EvaluationError(
                     f"{self._path} continues other work: its {name} is {stored.get(name)}, now "
                     f"{wanted.get(name)}; delete it or use another folder"
                 )

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dinov2_jax.eval.errors import EvaluationError
+
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (what counts as positive, what is removed from the ranking)
     "easy": (("easy",), ("junk", "hard")),
@@ -44,10 +46,10 @@ def search(
       similarities fp32 [m, min(k, n)] and numbers int32 [m, min(k, n)].
 
     Raises:
-      ValueError: for an empty side, another width, values that are not finite, or k below 1.
+      EvaluationError: for an empty side, another width, values that are not finite, or k below 1.
     """
     if k < 1:
-        raise ValueError(f"k={k} finds nothing; the least is 1")
+        raise EvaluationError(f"k={k} finds nothing; the least is 1")
     database, queries = _unit_rows(database, queries)
     k = min(k, len(database))
     size = min(database_block, len(database))
@@ -123,16 +125,16 @@ def _unit_rows(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, n
     }
     for name, rows in sides.items():
         if not len(rows):
-            raise ValueError(f"the {name} of a retrieval is empty; check its list of pictures")
+            raise EvaluationError(f"the {name} of a retrieval is empty; check its list of pictures")
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            raise ValueError(
+            raise EvaluationError(
                 f"row {bad[0]} of the {name} is not finite ({len(bad)} such rows), as of a picture "
                 "that could not be read; repair or leave out these pictures"
             )
     widths = [rows.shape[1] for rows in sides.values()]
     if widths[0] != widths[1]:
-        raise ValueError(
+        raise EvaluationError(
             f"the database has {widths[0]} features a picture, the queries {widths[1]}"
         )
     database, queries = (
@@ -266,14 +268,14 @@ def revisited_map(
       positives, nan where none has.
 
     Raises:
-      ValueError: when the numbers of queries or of pictures do not agree.
+      EvaluationError: when the numbers of queries or of pictures do not agree.
     """
     kinds = ("easy", "hard", "junk")
     named = [np.concatenate([_numbers(truth[kind]) for kind in kinds]) for truth in ground_truth]
     _check_ranking(ranking, named)
     lost = max((int(numbers.max()) for numbers in named if numbers.size), default=0)
     if lost >= ranking.shape[1]:
-        raise ValueError(
+        raise EvaluationError(
             f"the ground truth names picture {lost}, but {ranking.shape[1]} are ranked; rank the "
             "whole database, in the order of its list"
         )
@@ -304,10 +306,10 @@ def map_at_k(ranking: np.ndarray, positives: Sequence[np.ndarray], k: int) -> fl
       positives: numbers for every query.
 
     Raises:
-      ValueError: when the numbers of queries do not agree, or k is below 1.
+      EvaluationError: when the numbers of queries do not agree, or k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k={k} looks at nothing; the least is 1")
+        raise EvaluationError(f"k={k} looks at nothing; the least is 1")
     _check_ranking(ranking, positives)
     areas = []
     for order, wanted in zip(ranking[:, :k], positives, strict=True):
@@ -320,13 +322,15 @@ def map_at_k(ranking: np.ndarray, positives: Sequence[np.ndarray], k: int) -> fl
 
 def _check_ranking(ranking: np.ndarray, truth: Sequence[np.ndarray]) -> None:
     if len(ranking) != len(truth):
-        raise ValueError(
+        raise EvaluationError(
             f"the ranking is of {len(ranking)} queries, the ground truth of {len(truth)}; "
             "give both in the same order of queries"
         )
     for query, numbers in enumerate(map(_numbers, truth)):
         if numbers.size and (numbers.min() < 0):
-            raise ValueError(f"query {query} names picture {numbers.min()}; numbers start at 0")
+            raise EvaluationError(
+                f"query {query} names picture {numbers.min()}; numbers start at 0"
+            )
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.heads import Columns, Grid, check_rows
 
 
@@ -12,7 +13,7 @@ def check_training(columns: Columns, labels: np.ndarray, classes: int, grid: Gri
     """Rows, columns and classes fit together.
 
     Raises:
-      ValueError: in one sentence.
+      EvaluationError: in one sentence.
     """
     check_rows(columns, labels, grid)
     check_classes(labels, classes)
@@ -22,18 +23,18 @@ def check_classes(labels: np.ndarray, classes: int) -> None:
     """Every one of the classes has a picture, and there are no others.
 
     Raises:
-      ValueError: naming one that is wrong.
+      EvaluationError: naming one that is wrong.
     """
     present = np.unique(labels)
     outside = present[(present < 0) | (present >= classes)]
     if len(outside):
-        raise ValueError(
+        raise EvaluationError(
             f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check the "
             "label file, or give the right number of classes"
         )
     missing = np.setdiff1d(np.arange(classes), present)
     if len(missing):
-        raise ValueError(
+        raise EvaluationError(
             f"class {missing[0]} has no picture in the training set ({len(missing)} of {classes} "
             "have none); number the classes without gaps or use a complete training set"
         )
@@ -43,14 +44,14 @@ def check_finite(columns: Columns, rows: int = 65536) -> None:
     """No NaN or infinity, which one picture would spread to all classifiers.
 
     Raises:
-      ValueError: naming the first row that has one.
+      EvaluationError: naming the first row that has one.
     """
     for place, column in enumerate(columns):
         for start in range(0, len(column), rows):
             good = np.isfinite(np.asarray(column[start : start + rows])).all(axis=1)
             if not good.all():
                 row = start + int(np.argmin(good))
-                raise ValueError(
+                raise EvaluationError(
                     f"row {row} in column {place} of the features is not finite; leave out "
                     "pictures that could not be read, or extract the features again"
                 )

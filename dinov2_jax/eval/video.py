@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.eval.datasets.files import Files
+from dinov2_jax.eval.errors import EvaluationError
 
 FRAMES = 8
 POOLINGS = ("mean", "concat")
@@ -119,12 +120,12 @@ def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean
       (or, of "concat", in the place of that frame).
 
     Raises:
-      ValueError: another pooling, or rows that are no whole videos.
+      EvaluationError: another pooling, or rows that are no whole videos.
     """
     if pooling not in POOLINGS:
-        raise ValueError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")
+        raise EvaluationError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")
     if len(features) % frames:
-        raise ValueError(
+        raise EvaluationError(
             f"{len(features)} rows are no whole videos of {frames} frames; give all rows of a "
             "VideoFrames of as many frames"
         )
