@@ -226,8 +226,8 @@ def fit(
       tol: relative, on the objective, see `logistic.solve_path`.
 
     Raises:
-      EvaluationError: for features that are not finite, labels that do not fit, one class only, or a C
-        that is not positive.
+      EvaluationError: for features that are not finite, labels that do not fit, one class only, or
+        a C that is not positive.
     """
     return _fit(_Fitter(features, np.asarray(labels), classes), C, init, max_iter, tol)
 
