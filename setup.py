@@ -66,6 +66,7 @@ setup(
         "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
         # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.
         "bench": [
+            "faiss-cpu>=1.10",
             "lightly==1.6.0",
             "scikit-image>=0.24",  # its photos, and scikit-learn's
             "scikit-learn>=1.5",

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "clu"}
-PEERS = {"torch", "torchvision", "transformers", "timm", "lightly"}
+PEERS = {"torch", "torchvision", "transformers", "timm", "lightly", "faiss", "sklearn"}
 COMPILERS = {"libtpu", "jax_cuda13_plugin"}
 LAZY = (
     PEERS

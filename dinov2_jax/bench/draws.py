@@ -193,3 +193,38 @@ def draw_probe(
         for count in (1, 2, 4, 5)
     ]
     return ProbeDraw(columns, labels, weights, rng.integers(0, rows, shape))
+
+
+def draw_unit_vectors(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """A bank ["bank", "dim"] and queries ["queries", "dim"] of unit vectors, fp32."""
+    rng = np.random.default_rng(settings["seed"])
+    sizes = (settings[name] for name in ("bank", "queries"))
+    drawn = [rng.normal(size=(size, settings["dim"])).astype(np.float32) for size in sizes]
+    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in drawn)
+    return bank, queries
+
+
+def draw_classes(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Features ["rows", "dim"] fp32 and labels of "classes" overlapping clusters.
+
+    Variances fall as 1 / rank in a random basis, as those of a backbone's features do.
+    """
+    rng = np.random.default_rng(settings["seed"])
+    rows, dim, classes = (settings[name] for name in ("rows", "dim", "classes"))
+    spread = np.arange(1, dim + 1) ** -0.5
+    spread *= np.sqrt(dim / np.sum(spread**2))
+    labels = rng.integers(0, classes, rows)
+    centres = settings["apart"] * rng.normal(size=(classes, dim))
+    basis = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    features = (centres[labels] + rng.normal(size=(rows, dim))) * spread @ basis
+    return features.astype(np.float32), labels
+
+
+def logistic_objective(
+    features: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, C: float
+) -> float:
+    """1/2 |W|^2 + C sum of cross-entropies in fp64, for weight [K, D] and bias [K]."""
+    z = features.astype(np.float64) @ weight.astype(np.float64).T + bias
+    z -= z.max(axis=1, keepdims=True)
+    loss = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]
+    return float(0.5 * (weight.astype(np.float64) ** 2).sum() + C * loss.sum())

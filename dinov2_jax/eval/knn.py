@@ -1,24 +1,22 @@
 """Weighted k-NN on frozen features (paper section 7.1; FB dinov2/eval/knn.py, reference-facts 8.2).
 
 Similarities are dot products of L2-normalised features; the max(k) nearest vote with weights
-softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. Bank and
-queries are walked in blocks, so neither the bank nor all similarities must fit on the device.
+softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. The bank
+is searched by bank.py: in blocks, exactly, and split over the devices and processes of a mesh.
 """
 
 # DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies
 # that differ by about 0.1 point.
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
+from dinov2_jax.eval.bank import Bank
 from dinov2_jax.eval.few_shot import draw_examples
-from dinov2_jax.eval.metrics import top_accuracy
+from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 
 Accuracies = dict[int, dict[str, float]]
 
@@ -29,21 +27,6 @@ def _normalize(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norm, 1e-12)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _merge_block(
-    best: tuple[Array, Array], queries: Array, block: Array, labels: Array, count: Array, k: int
-) -> tuple[Array, Array]:
-    """The k nearest of those so far and of a block, whose rows from `count` on are padding."""
-    similarity = jnp.einsum("qd,bd->qb", queries, block, precision="highest")
-    similarity = jnp.where(jnp.arange(block.shape[0]) < count, similarity, -jnp.inf)
-    every = jnp.concatenate([best[0], similarity], axis=1)
-    owner = jnp.concatenate(
-        [best[1], jnp.broadcast_to(labels, (queries.shape[0], block.shape[0]))], axis=1
-    )
-    values, where = jax.lax.top_k(every, k)
-    return values, jnp.take_along_axis(owner, where, axis=1)
-
-
 def nearest_labels(
     bank: np.ndarray,
     labels: np.ndarray,
@@ -51,7 +34,7 @@ def nearest_labels(
     k: int,
     *,
     bank_block: int = 65536,
-    query_block: int = 2048,
+    query_block: int = 1024,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and labels of each query's k nearest, nearest first.
 
@@ -61,25 +44,8 @@ def nearest_labels(
     Returns:
       [m, k] fp32 and [m, k] int32.
     """
-    bank_block, query_block = min(bank_block, len(bank)), min(query_block, len(queries))
-    found = []
-    for start in range(0, len(queries), query_block):
-        rows = _pad(queries[start : start + query_block], query_block)
-        best = (jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32))
-        for first in range(0, len(bank), bank_block):
-            block, owner = bank[first : first + bank_block], labels[first : first + bank_block]
-            count = np.int32(len(block))
-            padded = _pad(block, bank_block), _pad(owner.astype(np.int32), bank_block)
-            best = _merge_block(best, rows, *padded, count, k)
-        found.append(jax.device_get(best))
-    similarities, nearest = (
-        np.concatenate(part)[: len(queries)] for part in zip(*found, strict=True)
-    )
-    return similarities, nearest
-
-
-def _pad(rows: np.ndarray, length: int) -> np.ndarray:
-    return np.pad(rows, [(0, length - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+    found = Bank(bank, labels, block=bank_block).search(queries, k, query_block=query_block)
+    return found.similarities, found.labels
 
 
 def vote(
@@ -110,36 +76,83 @@ def knn_accuracy(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
     bank_block: int = 65536,
-    query_block: int = 2048,
+    query_block: int = 1024,
 ) -> Accuracies:
-    """Top-1 and top-5 in percent for each k; a k beyond the bank uses the whole bank.
+    """Top-1, top-5 and top-1 as mean per class, in percent, for each k.
+
+    A k beyond the bank uses the whole bank. Under a mesh (`jax.set_mesh`) the bank is split over
+    its devices; of several processes each gives its own rows of it, and all the same queries.
 
     Args:
       train_features [n, D], train_labels [n]: the bank; test_features [m, D], test_labels [m].
-      bank_block, query_block: rows held on the device at once.
+      bank_block, query_block: rows compared at once.
 
     Raises:
       ValueError: when bank or queries are empty.
     """
-    if not len(train_features) or not len(test_features):
+    bank = Bank(_normalize(train_features), train_labels, block=bank_block)
+    _check_sides(bank.size, len(test_features))
+    max_k = min(max(ks), bank.size)
+    found = bank.search(_normalize(test_features), max_k, query_block=query_block)
+    return _accuracies(found.similarities, found.labels, test_labels, ks, temperature)
+
+
+def leave_one_out(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    bank_block: int = 65536,
+    query_block: int = 1024,
+) -> Accuracies:
+    """As `knn_accuracy`, of a set [n, D] among its own others: no record votes for itself.
+
+    It is left out by its number, not by its similarity: its copies elsewhere in the set do vote.
+
+    Raises:
+      ValueError: for fewer than two records; under a mesh of several processes.
+    """
+    _check_sides(len(features) - 1, len(features))
+    if jax.process_count() > 1 and not jax.sharding.get_mesh().empty:
         raise ValueError(
-            f"k-NN needs labelled pictures on both sides, but the bank has {len(train_features)} "
-            f"and the test set {len(test_features)}; check the splits and labels"
+            "leave-one-out needs the whole set on each process; run it without a mesh, or on a "
+            "process's own devices"
         )
-    max_k = min(max(ks), len(train_features))
-    similarities, nearest = nearest_labels(
-        _normalize(train_features),
-        train_labels,
-        _normalize(test_features),
-        max_k,
-        bank_block=bank_block,
-        query_block=query_block,
+    unit = _normalize(features)
+    max_k = min(max(ks), len(features) - 1)
+    found = Bank(unit, labels, block=bank_block).search(unit, max_k + 1, query_block=query_block)
+    own = found.rows == np.arange(len(features))[:, None]
+    own[:, -1] |= ~own.any(axis=1)  # with so many copies, another is the last of max_k + 1
+    similarities, nearest = (
+        part[~own].reshape(-1, max_k) for part in (found.similarities, found.labels)
     )
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    scores = vote(similarities, nearest, ks, temperature, classes)
+    return _accuracies(similarities, nearest, labels, ks, temperature)
+
+
+def _check_sides(bank: int, queries: int) -> None:
+    if bank < 1 or not queries:
+        raise ValueError(
+            f"k-NN needs labelled pictures on both sides, but the bank has {max(bank, 0)} "
+            f"and the test set {queries}; check the splits and labels"
+        )
+
+
+def _accuracies(
+    similarities: np.ndarray,
+    nearest: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+) -> Accuracies:
+    classes = int(max(nearest.max(), labels.max())) + 1
     return {
-        k: {f"top{top}": top_accuracy(score, test_labels, top) for top in (1, 5)}
-        for k, score in scores.items()
+        k: {
+            "top1": top_accuracy(score, labels, 1),
+            "top5": top_accuracy(score, labels, 5),
+            "mean_per_class": mean_per_class_accuracy(score, labels),
+        }
+        for k, score in vote(similarities, nearest, ks, temperature, classes).items()
     }
 
 
@@ -174,17 +187,18 @@ def few_shot_knn(
             )
         )
     return {
-        k: {name: float(np.mean([t[k][name] for t in tries])) for name in ("top1", "top5")}
+        k: {name: float(np.mean([t[k][name] for t in tries])) for name in tries[0][k]}
         for k in used_ks
     }
 
 
 def knn_table(results: dict[str, Accuracies]) -> str:
     """A plain-text table of all settings."""
-    lines = [f"{'bank':>14} {'k':>5} {'top-1 %':>8} {'top-5 %':>8}"]
+    lines = [f"{'bank':>14} {'k':>5} {'top-1 %':>8} {'top-5 %':>8} {'per class %':>11}"]
     for setting, accuracies in results.items():
         for k, value in accuracies.items():
-            lines.append(f"{setting:>14} {k:>5} {value['top1']:>8.2f} {value['top5']:>8.2f}")
+            shown = f"{value['top1']:>8.2f} {value['top5']:>8.2f} {value['mean_per_class']:>11.2f}"
+            lines.append(f"{setting:>14} {k:>5} {shown}")
     return "\n".join(lines)
 
 

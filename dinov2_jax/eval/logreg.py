@@ -232,6 +232,27 @@ def fit(
     return _fit(_Fitter(features, np.asarray(labels), classes), C, init, max_iter, tol)
 
 
+def fit_path(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    values: Sequence[float] = C_VALUES,
+    *,
+    max_iter: int = 1000,
+    tol: float = TOLERANCE,
+) -> list[Model]:
+    """`fit` for every C, each started from those before it; ascending ones are fastest.
+
+    Raises:
+      ValueError: as `fit`.
+    """
+    _check_values(values)
+    models: list[Model] = []
+    fitter = _Fitter(features, np.asarray(labels), classes)
+    fitter.path(values, models.append, tol=tol, max_iter=max_iter)
+    return models
+
+
 def _fit(fitter: _Fitter, C: float, init: Model | None, max_iter: int, tol: float) -> Model:
     _check_values([C])
     found: list[Model] = []

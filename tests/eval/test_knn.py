@@ -1,9 +1,20 @@
 """k-NN against a plain numpy computation and scikit-learn, and the few-shot averaging by hand."""
 
+import jax
 import numpy as np
 import pytest
+from sklearn import metrics
 
-from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy, knn_table, nearest_labels, vote
+from dinov2_jax.eval.bank import GROUP, Bank, top_columns
+from dinov2_jax.eval.knn import (
+    few_shot_knn,
+    knn_accuracy,
+    knn_table,
+    leave_one_out,
+    nearest_labels,
+    vote,
+)
+from dinov2_jax.sharding import make_mesh
 
 
 def make_set(count: int, seed: int, classes: int = 7, dim: int = 12):
@@ -179,5 +190,113 @@ def test_few_shot_takes_all_of_a_rare_class():
 
 
 def test_table_names_every_setting():
-    text = knn_table({"full": {10: {"top1": 12.345, "top5": 50.0}}})
-    assert "full" in text and "12.3" in text and "50.00" in text
+    text = knn_table({"full": {10: {"top1": 12.345, "top5": 50.0, "mean_per_class": 9.876}}})
+    assert "full" in text and "12.3" in text and "50.00" in text and "9.88" in text
+
+
+# ------------------------------------------------------------------------------------------- search
+@pytest.mark.parametrize("columns", [GROUP * 12, GROUP * 12 + 1, GROUP * 13 - 1, 2003])
+@pytest.mark.parametrize("k", [1, 3, 6])
+@pytest.mark.parametrize("levels", [0, 3, 1])
+def test_best_columns_by_groups_are_those_of_a_full_sort(columns, k, levels):
+    values = np.random.default_rng(k).normal(size=(40, columns)).astype(np.float32)
+    if levels:  # few values, so that nearly all of the best are equal
+        values = np.round(values * levels / 3)
+    best, where = jax.jit(top_columns, static_argnums=1)(values, k)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(where, order)
+    np.testing.assert_array_equal(best, np.take_along_axis(values, order, axis=1))
+
+
+@pytest.mark.parametrize("shape", [None, (2, 1), (4, 2)])
+@pytest.mark.parametrize(("rows", "block"), [(1203, 10000), (1203, 57), (13, 10000), (8, 3)])
+def test_search_does_not_depend_on_devices_or_blocks(shape, rows, block):
+    # Small whole numbers: products are exact, and nearly every similarity occurs many times.
+    rng = np.random.default_rng(rows)
+    bank, queries = rng.integers(-2, 3, (rows, 4)), rng.integers(-2, 3, (21, 4))
+    labels = rng.integers(0, 9, rows)
+    k = min(10, rows)
+    order = np.argsort(-(queries @ bank.T), axis=1, kind="stable")[:, :k]
+    mesh = jax.sharding.get_mesh()
+    if shape:
+        mesh = make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
+    with jax.set_mesh(mesh):
+        held = Bank(bank, labels, block=block)
+        found = held.search(queries, k, query_block=8)
+        every = held.search(queries[:3], rows)
+    np.testing.assert_array_equal(found.rows, order)
+    np.testing.assert_array_equal(found.labels, labels[order])
+    expected = np.take_along_axis(queries @ bank.T, order, axis=1)
+    np.testing.assert_array_equal(found.similarities, expected)
+    np.testing.assert_array_equal(np.sort(every.rows), np.tile(np.arange(rows), (3, 1)))
+
+
+def test_bank_refuses_what_it_cannot_answer():
+    bank = Bank(np.ones((3, 2)), np.arange(3))
+    with pytest.raises(ValueError, match="k = 4 neighbours of a bank of 3 rows"):
+        bank.search(np.ones((1, 2)), 4)
+    with pytest.raises(ValueError, match="3 features has 2 labels"):
+        Bank(np.ones((3, 2)), np.arange(2))
+    with pytest.raises(ValueError, match="bank has 0 rows"):
+        Bank(np.ones((0, 2)), np.arange(0))
+
+
+# --------------------------------------------------------------------------- macro, leave-one-out
+def test_mean_per_class_is_balanced_accuracy():
+    (train, train_labels), (test, test_labels) = make_set(301, 15), make_set(83, 16)
+    keep = (test_labels != 3) & ((test_labels != 2) | (np.arange(83) % 4 == 0))
+    test, test_labels = test[keep], test_labels[keep]  # class 3 has no queries, class 2 few
+    scores = plain_scores(train, train_labels, test, (20,), 0.07, 7)[20]
+    known = scores.argmax(axis=1)
+    expected = np.mean([np.mean(known[test_labels == c] == c) for c in np.unique(test_labels)])
+    found = knn_accuracy(train, train_labels, test, test_labels, ks=(20,))[20]
+    assert found["mean_per_class"] == pytest.approx(100 * expected, abs=1e-9)
+    recalls = metrics.recall_score(
+        test_labels, known, average="macro", labels=np.unique(test_labels)
+    )
+    assert found["mean_per_class"] == pytest.approx(100 * recalls)
+    assert abs(found["mean_per_class"] - found["top1"]) > 0.1
+
+
+@pytest.mark.parametrize("bank_block", [10000, 37])
+def test_leave_one_out_equals_a_bank_without_the_record(bank_block):
+    features, labels = make_set(120, 17)
+    found = leave_one_out(features, labels, ks=(1, 5, 20), bank_block=bank_block)
+    scores = {k: np.zeros((120, 7)) for k in (1, 5, 20)}
+    for i in range(120):
+        others = np.arange(120) != i
+        one = plain_scores(
+            features[others], labels[others], features[i : i + 1], (1, 5, 20), 0.07, 7
+        )
+        for k in scores:
+            scores[k][i] = one[k][0]
+    for k, expected in scores.items():
+        assert found[k]["top1"] == pytest.approx(plain_accuracy(expected, labels, 1), abs=1e-9)
+        assert found[k]["top5"] == pytest.approx(plain_accuracy(expected, labels, 5), abs=1e-9)
+
+
+def test_leave_one_out_is_by_number_not_by_similarity():
+    # Every record has exact copies: 3 of another label than its own. If those were left out, or
+    # the record itself were not, nearest labels would differ.
+    vectors = np.repeat(np.eye(4, dtype=np.float32), 4, axis=0)
+    labels = np.tile([0, 1, 1, 1], 4)
+    # Record 0 of each four sees 1, 1, 1; the others see 0 first, of three equal ones.
+    found = leave_one_out(vectors, labels, ks=(1, 3))
+    assert found[1]["top1"] == 0
+    # k = 3: the first sees 1 three times (wrong); others see 0, 1, 1 (right).
+    assert found[3]["top1"] == 75
+    assert leave_one_out(vectors, labels, ks=(15,)) == {
+        15: leave_one_out(vectors, labels, ks=(200,))[200]
+    }
+    with pytest.raises(ValueError, match="bank has 0"):
+        leave_one_out(vectors[:1], labels[:1])
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_accuracies_do_not_depend_on_devices(devices):
+    (train, train_labels), (test, test_labels) = make_set(301, 18), make_set(83, 19)
+    sets = train, train_labels, test, test_labels
+    alone, own = knn_accuracy(*sets, ks=(1, 20)), leave_one_out(train, train_labels, ks=(1, 20))
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:devices])):
+        assert knn_accuracy(*sets, ks=(1, 20)) == alone
+        assert leave_one_out(train, train_labels, ks=(1, 20)) == own

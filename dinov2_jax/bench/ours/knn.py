@@ -1,0 +1,25 @@
+"""Our search of a bank that lies on the device."""
+
+import numpy as np
+
+from dinov2_jax.bench.draws import draw_unit_vectors
+from dinov2_jax.bench.harness import Arrays, Settings, Side
+from dinov2_jax.bench.ours.runtime import configure, side_of
+from dinov2_jax.eval.bank import Bank
+
+
+def side(settings: Settings) -> Side:
+    """settings: "bank", "queries", "dim", "k", "dtype", "seed"."""
+    configure(settings)
+    bank, queries = draw_unit_vectors(settings)
+    held = Bank(bank, np.zeros(len(bank), np.int32))
+
+    def check() -> Arrays:
+        found = held.search(queries, settings["k"])
+        return {"similarities": found.similarities, "rows": found.rows}
+
+    def run(repetitions: int) -> None:
+        for _ in range(repetitions):
+            held.search(queries, settings["k"])
+
+    return side_of(check, run)
