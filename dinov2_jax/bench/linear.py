@@ -21,20 +21,28 @@ def main() -> int:
     flags = parser(__doc__ or "", list(PEERS))
     flags.add_argument("--rows", type=int, default=10_000, help="pictures")
     flags.add_argument("--dim", type=int, default=384, help="width of a column")
-    flags.add_argument("--classes", type=int, default=100)
-    flags.add_argument("--batch", type=int, nargs="+", default=[1024], help="images, a case each")
+    flags.add_argument(
+        "--cases",
+        nargs="+",
+        default=["1024:100", "128:10"],
+        metavar="BATCH:CLASSES",
+        help="images a step, and classes",
+    )
     flags.add_argument("--iterations", type=int, default=200, help="length of the cosine")
     flags.add_argument("--check_steps", type=int, default=5, help="steps that are compared")
     args = flags.parse_args()
     rules, cases = prepare(args), []
-    for batch in args.batch:
-        settings: dict[str, Any] = vars(args) | {"batch": batch}
+    for text in args.cases:
+        batch, _, classes = text.partition(":")
+        if not batch.isdigit() or not classes.isdigit():
+            raise SystemExit(f"error: --cases {text!r}; write 1024:100, for example")
+        settings: dict[str, Any] = vars(args) | {"batch": int(batch), "classes": int(classes)}
         peers = [
             Contender(name, f"dinov2_jax.bench.peers.linear:{PEERS[name]}", settings)
             for name in args.peers
         ]
         case = run_case(
-            f"52 heads, {args.rows} x 5 x {args.dim}, {args.classes} classes, B={batch}",
+            f"52 heads, {args.rows} x 5 x {args.dim}, {classes} classes, B={batch}",
             Contender("ours", "dinov2_jax.bench.ours.linear:side", settings),
             peers,
             functools.partial(compare, max_rel=1e-4),

@@ -275,7 +275,7 @@ def finetune(
     )
     with jax.set_mesh(mesh), feed as batches:
         state = run_steps(
-            lambda state, i: step(state, frozen, next(batches), np.int32(i)),
+            lambda state, now: step(state, frozen, next(batches), np.int32(now.start)),
             state,
             range(start, settings.iterations),
             file,

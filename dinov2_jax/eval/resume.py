@@ -96,32 +96,37 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, s
 
 
 def run_steps(
-    step: Callable[[Any, int], tuple[Any, Array]],
+    step: Callable[[Any, range], tuple[Any, Array]],
     state: Any,
     iterations: range,
     file: StateFile,
     save_every: int,
     *,
+    stride: int = 1,
     quiet: bool = False,
 ) -> Any:
     """Runs all iterations with a bar and saves on the way; returns the state behind the last.
 
     Args:
-      step: (state, iteration) -> state and losses; it takes its batch itself.
+      step: (state, iterations) -> state and losses; it takes its batches itself.
       save_every: the state is saved behind its multiples, and behind the last iteration.
+      stride: iterations that one call does at most. Calls begin where states are saved, so a run
+        that continues makes the same ones.
       quiet: without the bar.
     """
     under_way: deque[Array] = deque()
     progress = None
     if jax.process_index() == 0 and len(iterations) and not quiet:
         progress = Progress(iterations.stop, start_step=iterations.start, unit="iteration")
-    for iteration in iterations:
-        state, losses = step(state, iteration)
+    done = iterations.start
+    while done < iterations.stop:
+        first, next_save = done, (done // save_every + 1) * save_every
+        done = min(first + stride, next_save, iterations.stop)
+        state, losses = step(state, range(first, done))
         under_way.append(losses)
         if len(under_way) > _IN_FLIGHT:
             jax.block_until_ready(under_way.popleft())
-        done = iteration + 1
-        if done % save_every == 0 or done == iterations.stop:
+        if done in (next_save, iterations.stop):
             file.save(state, done)
         if progress is not None:
             progress.update(done)

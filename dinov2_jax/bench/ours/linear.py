@@ -1,5 +1,6 @@
 """Steps of the linear probe's 52 classifiers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,12 +19,13 @@ def side(settings: Settings) -> Side:
     configure(settings)
     batch, classes = settings["batch"], settings["classes"]
     shape = settings["check_steps"], batch
-    how = settings["seed"], settings["rows"], settings["dim"], classes, len(RATES["code"]), shape
-    drawn = draw_probe(*how)
+    sizes = settings["rows"], settings["dim"], classes, len(RATES["code"])
+    drawn = draw_probe(settings["seed"], *sizes, shape)
     probe = linear.Settings(Grid(), batch_size=batch, iterations=settings["iterations"])
     mesh = make_mesh()
     kinds = tuple(probe.grid.kinds)
-    step = linear.compiled_step(linear.read_held, kinds, probe.momentum, mesh, classes)
+    how = linear.read_held, kinds, probe.momentum, mesh, classes
+    steps = linear.compiled_steps(*how)
     constants = jax.device_put((drawn.columns, drawn.labels.astype(np.int32)))
     placed = linear.state_shardings(mesh, len(kinds), classes)
 
@@ -34,10 +36,9 @@ def side(settings: Settings) -> Side:
         return jax.device_put(dict(zip(names, parts, strict=True)), placed, may_alias=False)
 
     def check() -> Arrays:
-        state = begin()
-        for iteration, rows in enumerate(drawn.order):
-            rates = linear.rates_at(probe, iteration)
-            state, _ = step(state, constants, {"rows": rows.astype(np.int32)}, rates)
+        rates = np.stack([linear.rates_at(probe, i) for i in range(len(drawn.order))])
+        rows = {"rows": drawn.order.astype(np.int32)}
+        state, _ = steps(begin(), constants, rows, rates, np.int32(len(drawn.order)))
         found = zip(kinds, state["weights"], state["biases"], strict=True)
         return {
             f"{name} {kind.blocks} {kind.avgpool}": np.asarray(x, np.float32)
@@ -49,10 +50,11 @@ def side(settings: Settings) -> Side:
     held = {"state": begin()}
 
     def run(repetitions: int) -> None:
-        for iteration in range(repetitions):
-            rates = linear.rates_at(probe, iteration % probe.iterations)
-            rows = {"rows": next(order)}
-            held["state"], losses = step(held["state"], constants, rows, rates)
-            losses.block_until_ready()
+        for _ in range(0, repetitions, linear.STRIDE):
+            rows = {"rows": np.stack([next(order) for _ in range(linear.STRIDE)])}
+            rates = np.stack([linear.rates_at(probe, i) for i in range(linear.STRIDE)])
+            count = np.int32(linear.STRIDE)
+            held["state"], _ = steps(held["state"], constants, rows, rates, count)
+        jax.block_until_ready(held["state"])
 
-    return side_of(check, run)
+    return dataclasses.replace(side_of(check, run), multiple=linear.STRIDE)
