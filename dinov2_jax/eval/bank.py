@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov2_jax.eval.errors import EvaluationError
+
 # Columns whose maximum is taken first. The k best of a row lie in the k groups of greatest maxima,
 # so only k * GROUP of all columns are ever sorted: 51 million similarities, k = 20, on two cores
 # 80 ms in one top_k and 20 ms so.
@@ -49,12 +51,12 @@ class Bank:
       block: rows of a device that are compared at once.
 
     Raises:
-      ValueError: when there are no rows, or not as many labels.
+      EvaluationError: when there are no rows, or not as many labels.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, *, block: int = 65536) -> None:
         if len(features) != len(labels):
-            raise ValueError(f"a bank of {len(features)} features has {len(labels)} labels")
+            raise EvaluationError(f"a bank of {len(features)} features has {len(labels)} labels")
         mesh = jax.sharding.get_mesh()
         self._mesh = None if mesh.empty or mesh.size == 1 else mesh
         shards = 1 if self._mesh is None else len(self._mesh.local_devices)
@@ -63,7 +65,7 @@ class Bank:
             counts = np.asarray(multihost_utils.process_allgather(counts)).ravel()
         self.size = int(counts.sum())
         if not self.size:
-            raise ValueError("the bank has 0 rows; check the split and its labels")
+            raise EvaluationError("the bank has 0 rows; check the split and its labels")
         share = -(-int(counts.max()) // shards)  # rows of the fullest device
         start = int(counts[: jax.process_index()].sum()) if len(counts) > 1 else 0
         self._block = min(block, share)
@@ -108,10 +110,10 @@ class Bank:
         """The k nearest rows of each query [m, D], nearest first, as numpy arrays.
 
         Raises:
-          ValueError: for a k that is not between 1 and the number of rows.
+          EvaluationError: for a k that is not between 1 and the number of rows.
         """
         if not 1 <= k <= self.size:
-            raise ValueError(
+            raise EvaluationError(
                 f"k = {k} neighbours of a bank of {self.size} rows; use 1 to all of them"
             )
         queries = np.asarray(queries, np.float32)

@@ -9,12 +9,12 @@ is searched by bank.py: in blocks, exactly, and split over the devices and proce
 # that differ by about 0.1 point.
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from dinov2_jax.eval.bank import Bank
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 
@@ -88,7 +88,7 @@ def knn_accuracy(
       bank_block, query_block: rows compared at once.
 
     Raises:
-      ValueError: when bank or queries are empty.
+      EvaluationError: when bank or queries are empty.
     """
     bank = Bank(_normalize(train_features), train_labels, block=bank_block)
     _check_sides(bank.size, len(test_features))
@@ -111,11 +111,11 @@ def leave_one_out(
     It is left out by its number, not by its similarity: its copies elsewhere in the set do vote.
 
     Raises:
-      ValueError: for fewer than two records; under a mesh of several processes.
+      EvaluationError: for fewer than two records; under a mesh of several processes.
     """
     _check_sides(len(features) - 1, len(features))
     if jax.process_count() > 1 and not jax.sharding.get_mesh().empty:
-        raise ValueError(
+        raise EvaluationError(
             "leave-one-out needs the whole set on each process; run it without a mesh, or on a "
             "process's own devices"
         )
@@ -132,7 +132,7 @@ def leave_one_out(
 
 def _check_sides(bank: int, queries: int) -> None:
     if bank < 1 or not queries:
-        raise ValueError(
+        raise EvaluationError(
             f"k-NN needs labelled pictures on both sides, but the bank has {max(bank, 0)} "
             f"and the test set {queries}; check the splits and labels"
         )
@@ -190,35 +190,3 @@ def few_shot_knn(
         k: {name: float(np.mean([t[k][name] for t in tries])) for name in tries[0][k]}
         for k in used_ks
     }
-
-
-def knn_table(results: dict[str, Accuracies]) -> str:
-    """A plain-text table of all settings."""
-    lines = [f"{'bank':>14} {'k':>5} {'top-1 %':>8} {'top-5 %':>8} {'per class %':>11}"]
-    for setting, accuracies in results.items():
-        for k, value in accuracies.items():
-            shown = f"{value['top1']:>8.2f} {value['top5']:>8.2f} {value['mean_per_class']:>11.2f}"
-            lines.append(f"{setting:>14} {k:>5} {shown}")
-    return "\n".join(lines)
-
-
-def all_settings(
-    bank: tuple[np.ndarray, np.ndarray], query: tuple[np.ndarray, np.ndarray], config: Any
-) -> dict[str, Accuracies]:
-    """Every entry of `config.n_per_class`: -1 is the full bank."""
-    results = {}
-    for count in config.n_per_class:
-        if count <= 0:
-            results["full"] = knn_accuracy(
-                *bank, *query, ks=config.ks, temperature=config.temperature
-            )
-        else:
-            results[f"{count} per class"] = few_shot_knn(
-                *bank,
-                *query,
-                n_per_class=count,
-                n_tries=config.n_tries,
-                ks=config.ks,
-                temperature=config.temperature,
-            )
-    return results

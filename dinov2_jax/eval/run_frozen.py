@@ -2,18 +2,20 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
-from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy
+from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy, leave_one_out
 from dinov2_jax.eval.linear import STATE_FILE, Settings, train_cached
 from dinov2_jax.eval.linear_few_shot import few_shot
 from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.sharding import make_mesh, own_mesh
 
 HEAD_FILE = "head.safetensors"
 
@@ -38,17 +40,28 @@ def run_knn(inputs: Inputs) -> Outcome:
     train, test = inputs.features("train"), inputs.features("test")
     settings = inputs.config.knn
     bank, queries = one_class_each(train, "k-NN"), one_class_each(test, "k-NN")
-    found = knn_accuracy(
-        *(train.cls[-1], bank, test.cls[-1], queries),
-        ks=settings.ks,
-        temperature=settings.temperature,
-    )
+    how = {"ks": settings.ks, "temperature": settings.temperature}
+    if settings.leave_one_out:  # every process the whole set on its own devices
+        with jax.set_mesh(own_mesh(make_mesh())):
+            found = leave_one_out(train.cls[-1], bank, **how)
+    else:  # every process a part of the bank
+        own = slice(*(len(bank) * end // jax.process_count() for end in _ends()))
+        with jax.set_mesh(make_mesh()):
+            found = knn_accuracy(train.cls[-1][own], bank[own], test.cls[-1], queries, **how)
     top1 = {k: value["top1"] for k, value in found.items()}
     headline = {f"top-1, k={k}": value for k, value in top1.items()}
     beyond = [k for k in settings.ks if k > len(bank)]
-    protocol = {"temperature": settings.temperature, "ks_beyond_bank": beyond}
+    protocol = {
+        "temperature": settings.temperature,
+        "ks_beyond_bank": beyond,
+        "queries": "train without the asking picture" if settings.leave_one_out else "test",
+    }
     curves = {"k-NN, top-1 by k": sorted(top1.items())}
     return Outcome(headline, {"k": found}, protocol, curves)
+
+
+def _ends() -> tuple[int, int]:
+    return jax.process_index(), jax.process_index() + 1
 
 
 def run_few_shot(inputs: Inputs) -> Outcome:

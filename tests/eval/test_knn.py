@@ -9,7 +9,6 @@ from dinov2_jax.eval.bank import GROUP, Bank, top_columns
 from dinov2_jax.eval.knn import (
     few_shot_knn,
     knn_accuracy,
-    knn_table,
     leave_one_out,
     nearest_labels,
     vote,
@@ -187,11 +186,6 @@ def test_few_shot_takes_all_of_a_rare_class():
     keep = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:2]])
     found = few_shot_knn(train[keep], labels[keep], train, labels, n_per_class=5, ks=(1,))
     assert set(found) == {1, 5}
-
-
-def test_table_names_every_setting():
-    text = knn_table({"full": {10: {"top1": 12.345, "top5": 50.0, "mean_per_class": 9.876}}})
-    assert "full" in text and "12.3" in text and "50.00" in text and "9.88" in text
 
 
 # ------------------------------------------------------------------------------------------- search

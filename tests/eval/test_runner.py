@@ -239,3 +239,15 @@ def test_a_class_that_train_lacks_and_unreadable_pictures(run, tmp_path):
     (tmp_path / "p" / "val" / "a" / "3.png").write_bytes(truncated)  # its header is whole
     with pytest.raises(SourceError, match=r"1 of 11 pictures of test cannot be decoded.*3\.png"):
         evaluate(ask(run[0], **data), str(tmp_path / "again"))
+
+
+def test_leave_one_out_asks_the_bank_about_itself(run, tmp_path):
+    found = evaluate(ask(run[0], **{"knn.leave_one_out": True}), str(tmp_path))
+    features, labels = direct_features(run, "train")
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    right = 100 * np.mean(labels[similarity.argmax(axis=1)] == labels)
+    outcome = found["protocols"]["knn"]
+    assert outcome["headline"]["top-1, k=1"] == pytest.approx(right)
+    assert outcome["protocol"]["queries"] == "train without the asking picture"
