@@ -167,6 +167,7 @@ def _best_of_block(queries: Array, block: _Block, *, k: int, padded: bool) -> Fo
     """Of one device's rows. Padding has similarity -inf and a row beyond all others."""
     features, labels, first, count = (part[0] for part in block)
     similarities = jnp.matmul(queries, features.T, precision="highest")
+    similarities = jnp.where(similarities == 0, 0.0, similarities)  # -0.0 would sort behind 0.0
     columns = jnp.arange(len(features), dtype=jnp.int32)
     rows = first + columns
     if padded:

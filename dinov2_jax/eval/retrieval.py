@@ -8,7 +8,6 @@ pictures from the nearest to query q on.
 
 # DINOv2: no code for retrieval was published, and the paper states neither resolution nor scales.
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from dinov2_jax.eval.bank import Bank
 from dinov2_jax.eval.errors import EvaluationError
 
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -51,20 +51,9 @@ def search(
     if k < 1:
         raise EvaluationError(f"k={k} finds nothing; the least is 1")
     database, queries = _unit_rows(database, queries)
-    k = min(k, len(database))
-    size = min(database_block, len(database))
-    found = []
-    for rows in _blocks(queries, query_block):
-        values = jnp.full((len(rows), k), -jnp.inf)
-        best = values, jnp.zeros(values.shape, jnp.int32)
-        for number, block in enumerate(_blocks(database, size)):
-            start = number * size
-            best = _merge(best, rows, block, np.int32(start), np.int32(len(database) - start), k)
-        found.append(jax.device_get(best))
-    similarities, numbers = (
-        np.concatenate(part)[: len(queries)] for part in zip(*found, strict=True)
-    )
-    return similarities, numbers
+    bank = Bank(database, np.arange(len(database)), block=database_block)
+    found = bank.search(queries, min(k, len(database)), query_block=query_block)
+    return found.similarities, found.rows
 
 
 def rank_all(
@@ -161,19 +150,6 @@ def _similarity(queries: Array, block: Array) -> Array:
 @jax.jit
 def _sort(similarity: Array) -> Array:
     return jnp.argsort(-similarity, axis=1, stable=True).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _merge(
-    best: tuple[Array, Array], queries: Array, block: Array, start: Array, count: Array, k: int
-) -> tuple[Array, Array]:
-    """The k nearest of those so far and of a block, whose rows from `count` on are padding."""
-    place = jnp.arange(block.shape[0])
-    similarity = jnp.where(place < count, _similarity(queries, block), -jnp.inf)
-    numbers = jnp.broadcast_to(start + place.astype(jnp.int32), similarity.shape)
-    # top_k prefers the earlier of equal values: what was found before, then the lower number.
-    values, where = jax.lax.top_k(jnp.concatenate([best[0], similarity], axis=1), k)
-    return values, jnp.take_along_axis(jnp.concatenate([best[1], numbers], axis=1), where, axis=1)
 
 
 def multi_scale_features(
