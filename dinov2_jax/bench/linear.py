@@ -3,6 +3,10 @@
 Against PyTorch: "torch" trains them together as the reference does (52 modules, the sum of their
 losses, one SGD), "torch-alone" one after another. Same features, weights, order and rates on all
 sides; after some steps all weights must agree to 1e-4 of the largest before any timing.
+
+With many images and classes a step is matrix products of which neither side can leave any out
+(1024 images and 100 classes: 24.5 GFLOP), so ours can gain what the other is below the peak; with
+few of both it is the 52 separate layers that cost.
 """
 
 import functools

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.bench import pipeline, step
-from dinov2_jax.bench.draws import draw_images, draw_rows
+from dinov2_jax.bench.draws import draw_images, draw_probe, draw_rows
 from dinov2_jax.bench.ours import attention as ours_attention
+from dinov2_jax.bench.ours import linear as ours_linear
 from dinov2_jax.bench.ours import losses as ours_losses
 from dinov2_jax.bench.ours import pipeline as ours_pipeline
 from dinov2_jax.bench.ours import step as ours_step
@@ -60,6 +61,30 @@ def test_loss_block_and_its_gradient(centering):
     gradient = drawn["weights"][:, None] * (student - goals) / 0.1 / 4
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(found["gradient"], gradient, atol=1e-6)
+
+
+def test_probe_makes_steps_of_sgd_from_the_drawn_weights():
+    settings = {"rows": 30, "dim": 4, "classes": 3, "batch": 8, "iterations": 10}
+    side = ours_linear.side(settings | {"check_steps": 3, "seed": 0, "dtype": "float32"})
+    found = side.check()
+    drawn = draw_probe(0, 30, 4, 3, 13, (3, 8))
+    kinds = {"1 False": [3], "1 True": [3, 4], "4 False": [0, 1, 2, 3], "4 True": [0, 1, 2, 3, 4]}
+    assert set(found) == {f"{part} {kind}" for part in ("weight", "bias") for kind in kinds}
+    for (kind, columns), weights in zip(kinds.items(), drawn.weights, strict=True):
+        x = np.concatenate([drawn.columns[i] for i in columns], axis=1).astype(np.float64)
+        weight, momentum = weights[:, 12].astype(np.float64), 0.0  # the rate 0.1 x 8 / 256
+        bias, bias_momentum = np.zeros(3), 0.0
+        for step_number, rows in enumerate(drawn.order):
+            gradient = softmax(x[rows] @ weight + bias)
+            gradient[np.arange(8), drawn.labels[rows]] -= 1
+            momentum = 0.9 * momentum + x[rows].T @ gradient / 8
+            bias_momentum = 0.9 * bias_momentum + gradient.mean(axis=0)
+            lr = 0.1 * 8 / 256 * (1 + np.cos(np.pi * step_number / 10)) / 2
+            weight, bias = weight - lr * momentum, bias - lr * bias_momentum
+        np.testing.assert_allclose(found[f"weight {kind}"][:, 12], weight, atol=1e-6)
+        np.testing.assert_allclose(found[f"bias {kind}"][12], bias, atol=1e-6)
+        assert np.abs(weight - weights[:, 12]).max() > 1e-3
+    side.run(side.multiple)
 
 
 def test_step_trains_from_the_drawn_weights():
