@@ -21,7 +21,9 @@ from dinov2_jax.sharding import path_name
 
 Fingerprint = Mapping[str, Any]
 
-# Steps that may be under way while the next batch is made; each holds a batch.
+# Steps that may be under way on accelerators while the next batch is made; each holds a batch. On
+# CPU none: they would compete for the cores, and several virtual devices wait for each other in
+# every collective, which XLA ends after 40 s if another program has their threads.
 _IN_FLIGHT = 2
 
 
@@ -115,6 +117,7 @@ def run_steps(
       quiet: without the bar.
     """
     under_way: deque[Array] = deque()
+    allowed = 0 if jax.default_backend() == "cpu" else _IN_FLIGHT
     progress = None
     if jax.process_index() == 0 and len(iterations) and not quiet:
         progress = Progress(iterations.stop, start_step=iterations.start, unit="iteration")
@@ -124,7 +127,7 @@ def run_steps(
         done = min(first + stride, next_save, iterations.stop)
         state, losses = step(state, range(first, done))
         under_way.append(losses)
-        if len(under_way) > _IN_FLIGHT:
+        if len(under_way) > allowed:
             jax.block_until_ready(under_way.popleft())
         if done in (next_save, iterations.stop):
             file.save(state, done)
