@@ -117,6 +117,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.retrieval = ml_collections.ConfigDict()
     config.retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
     config.retrieval.path = ""
+    # Of the sides; several are averaged, such as (1.0, 0.7071, 1.4142), one pass of features each.
+    config.retrieval.scales = (1.0,)
+    # Of Met's nearest neighbours, as faiss.index_factory takes it; "": exact, on the devices.
+    config.retrieval.faiss_index = ""
 
     config.video = ml_collections.ConfigDict()
     config.video.set = ""  # ucf101 | kinetics400 | ssv2

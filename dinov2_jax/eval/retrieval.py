@@ -8,7 +8,7 @@ pictures from the nearest to query q on.
 
 # DINOv2: no code for retrieval was published, and the paper states neither resolution nor scales.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-SCALES = (1.0, 2**-0.5, 2**0.5)
 
 
 def search(
@@ -152,42 +151,14 @@ def _sort(similarity: Array) -> Array:
     return jnp.argsort(-similarity, axis=1, stable=True).astype(jnp.int32)
 
 
-def multi_scale_features(
-    forward: Callable[[Array], Array],
-    images: Array,
-    *,
-    patch_size: int,
-    scales: Sequence[float] = SCALES,
-) -> Array:
-    """The mean of L2-normalised features over scales, L2-normalised again.
-
-    Args:
-      forward: images [n, h, w, 3] -> features [n, D], of any h and w that are whole patches.
-      images: [n, H, W, 3] uint8 or floating; `forward` gets the same dtype.
-      patch_size: px; scaled sides are rounded to the nearest whole patches.
-      scales: of the sides; those of the published evaluations of R-Oxford and Met by default.
-
-    Returns:
-      fp32 [n, D].
-    """
-    features = [_unit(forward(_rescale(images, scale, patch_size))) for scale in scales]
-    return _unit(jnp.mean(jnp.stack(features), axis=0))
+def multi_scale_features(by_scale: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of L2-normalised features [n, D] of several scales, L2-normalised again."""
+    return _unit(np.mean([_unit(features) for features in by_scale], axis=0))
 
 
-def _unit(features: Array) -> Array:
-    features = features.astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-
-
-def _rescale(images: Array, scale: float, patch_size: int) -> Array:
-    sides = [max(1, round(side * scale / patch_size)) * patch_size for side in images.shape[1:3]]
-    shape = (images.shape[0], *sides, images.shape[3])
-    if shape == images.shape:
-        return images
-    resized = jax.image.resize(images.astype(jnp.float32), shape, "cubic")
-    if images.dtype == jnp.uint8:  # cubic overshoots
-        resized = jnp.round(jnp.clip(resized, 0, 255))
-    return resized.astype(images.dtype)
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 def average_precision(

@@ -1,5 +1,6 @@
 """Instance retrieval by cosine similarity of cls features (paper section 7.3)."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -7,10 +8,18 @@ import numpy as np
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.datasets.retrieval_sets import amstertime, met_set, revisited_set
-from dinov2_jax.eval.feature_cache import Labelled
+from dinov2_jax.eval.errors import EvaluationError
+from dinov2_jax.eval.feature_cache import Wanted
 from dinov2_jax.eval.met import KS, choose_vote, met_scores, vote
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.eval.retrieval import map_at_k, rank_all, revisited_map, search
+from dinov2_jax.eval.retrieval import (
+    faiss_search,
+    map_at_k,
+    multi_scale_features,
+    rank_all,
+    revisited_map,
+    search,
+)
 
 
 def run_retrieval(inputs: Inputs) -> Outcome:
@@ -28,22 +37,48 @@ def run_retrieval(inputs: Inputs) -> Outcome:
     return _SETS[settings.set](inputs, settings.path)
 
 
-def _whole(inputs: Inputs, source: Source, title: str) -> Labelled:
-    """Features of all pictures: the ground truth counts them."""
-    found = inputs.features_of(source, title)
-    if found.unreadable:
-        raise ConfigError(
-            f"{found.unreadable} pictures of {title} cannot be read, and retrieval needs all; "
-            "unpack the set again"
+def _cls(inputs: Inputs, source: Source, title: str) -> np.ndarray:
+    """cls [n, D] of all pictures, of several scales their mean: the ground truth counts them."""
+    found = []
+    for scale in inputs.config.retrieval.scales:
+        features = inputs.cache.features(source, title, _scaled(inputs, scale))
+        if features.unreadable:
+            raise ConfigError(
+                f"{features.unreadable} pictures of {title} cannot be read, and retrieval needs "
+                "all; unpack the set again"
+            )
+        found.append(features.cls[-1])
+    return found[0] if len(found) == 1 else multi_scale_features(found)
+
+
+def _scaled(inputs: Inputs, scale: float) -> Wanted:
+    """Pictures at `scale` times the evaluation's size, of whole patches."""
+    patch, wanted = inputs.backbone.model.patch_size, inputs.wanted
+    image_px = max(1, round(wanted.image_px * scale / patch)) * patch
+    resize_px = round(wanted.resize_px * image_px / wanted.image_px)
+    return dataclasses.replace(wanted, image_px=image_px, resize_px=resize_px)
+
+
+def _nearest(
+    inputs: Inputs, database: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    index = inputs.config.retrieval.faiss_index
+    if not index:
+        return search(database, queries, k)
+    similarities, rows = faiss_search(database, queries, k, factory=index)
+    if (rows < 0).any():
+        raise EvaluationError(
+            f"the index {index!r} finds fewer than {k} neighbours of some queries; take one of "
+            'fewer cells, or "Flat"'
         )
-    return found
+    return similarities, rows
 
 
 def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
     def run(inputs: Inputs, path: str) -> Outcome:
         found = revisited_set(name, path)
-        database = _whole(inputs, found.database, f"{name}-database").cls[-1]
-        queries = _whole(inputs, found.queries, f"{name}-queries").cls[-1]
+        database = _cls(inputs, found.database, f"{name}-database")
+        queries = _cls(inputs, found.queries, f"{name}-queries")
         numbers = revisited_map(rank_all(database, queries), found.ground_truth)
         headline = {f"{name} {kind}, mAP": numbers[kind]["mAP"] for kind in ("medium", "hard")}
         kinds = zip(headline, ("medium", "hard"), strict=True)
@@ -55,20 +90,20 @@ def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
 
 def _met(inputs: Inputs, path: str) -> Outcome:
     found = met_set(path)
-    parts = {"database": found.database, "val": found.validation, "test": found.test}
-    features = {name: _whole(inputs, source, f"met-{name}") for name, source in parts.items()}
-    bank = features["database"]
-    near = {
-        name: search(bank.cls[-1], features[name].cls[-1], min(max(KS), len(bank.labels)))
-        for name in ("val", "test")
-    }
-    voters = {name: (values, bank.labels[rows]) for name, (values, rows) in near.items()}
-    k, temperature = choose_vote(*voters["val"], features["val"].labels, classes=found.classes)
+    bank = _cls(inputs, found.database, "met-database")
+    exhibits_of, neighbours = found.database.labels, min(max(KS), len(bank))
+    assert exhibits_of is not None
+    voters = {}
+    for name, source in (("val", found.validation), ("test", found.test)):
+        queries = _cls(inputs, source, f"met-{name}")
+        similarities, rows = _nearest(inputs, bank, queries, neighbours)
+        voters[name] = similarities, exhibits_of[rows]
+    k, temperature = choose_vote(*voters["val"], found.validation.labels, classes=found.classes)
     similarities, exhibits = voters["test"]
     answers = vote(
         similarities[:, :k], exhibits[:, :k], classes=found.classes, temperature=temperature
     )
-    numbers = met_scores(*answers, features["test"].labels)
+    numbers = met_scores(*answers, found.test.labels)
     headline = {f"met, {name}": value for name, value in numbers.items()}
     names = ("retrieval_gap", "retrieval_gap_minus", "retrieval_accuracy")
     published = {figure: (name, "met") for figure, name in zip(headline, names, strict=True)}
@@ -78,8 +113,8 @@ def _met(inputs: Inputs, path: str) -> Outcome:
 
 def _amstertime(inputs: Inputs, path: str) -> Outcome:
     pairs = amstertime(path)
-    new = _whole(inputs, pairs.new, "amstertime-new").cls[-1]
-    old = _whole(inputs, pairs.old, "amstertime-old").cls[-1]
+    new = _cls(inputs, pairs.new, "amstertime-new")
+    old = _cls(inputs, pairs.old, "amstertime-old")
     partner = list(np.arange(len(new))[:, None])
     both = {
         "old_to_new": map_at_k(rank_all(new, old), partner, len(new)),

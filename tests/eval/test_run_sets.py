@@ -1,5 +1,6 @@
 """Protocols with data of their own, whole: miniature sets in their official layouts to figures."""
 
+import json
 import pickle
 
 import jax
@@ -195,6 +196,43 @@ def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
     place[0] -= sum(ranks[0].index(junk) < place[0] for junk in (0, 2))
     precisions = [(1 / (p + 1) + (p == 0)) / 2 for p in place]  # trapezoids under the curve
     assert found["hard"]["mAP"] == pytest.approx(100 * np.mean(precisions))
+
+
+def test_scales_are_features_of_their_own(weights, tmp_path):
+    for number in range(3):
+        for side, ending in (("new", "png"), ("old", "jpg")):
+            save(tmp_path / "t" / side / f"{number:04}.{ending}", number, noise=5)
+    settings = {"retrieval.set": "amstertime", "retrieval.path": str(tmp_path / "t")}
+    config = ask(weights, ("retrieval",), **settings, **{"retrieval.scales": (1.0, 0.5)})
+    evaluate(config, str(tmp_path / "out"))
+    manifests = (tmp_path / "out/features").glob("amstertime-new-*/*/manifest.json")
+    sizes = {tuple(json.loads(m.read_text())["settings"]["fit"]["size"]) for m in manifests}
+    assert sizes == {(16,), (8,)}
+
+
+def test_met_votes_for_the_nearest_exhibit(weights, tmp_path):
+    lists = {"MET_database": [], "valset": [], "testset": []}
+    for exhibit in (7, 21, 90000):
+        for name, split, count in (
+            ("MET_database", "MET", 2),
+            ("valset", "v", 1),
+            ("testset", "t", 1),
+        ):
+            for number in range(count):
+                path = f"{split}/{exhibit}/{number}.jpg"
+                save(tmp_path / "images" / path, (7, 21, 90000).index(exhibit), noise=5)
+                key = "id" if name == "MET_database" else "MET_id"
+                lists[name].append({key: exhibit, "path": path})
+    (tmp_path / "ground_truth").mkdir()
+    for name, entries in lists.items():
+        (tmp_path / "ground_truth" / f"{name}.json").write_text(json.dumps(entries))
+    settings = {"retrieval.set": "met", "retrieval.path": str(tmp_path)}
+    for extra in ({}, {"retrieval.faiss_index": "Flat"}):
+        if extra:
+            pytest.importorskip("faiss")
+        out = evaluate(ask(weights, ("retrieval",), **settings, **extra), str(tmp_path / "out"))
+        headline = out["protocols"]["retrieval"]["headline"]
+        assert headline == {"met, GAP": 100.0, "met, GAP-": 100.0, "met, ACC": 100.0}
 
 
 def test_amstertime_finds_its_pairs(weights, tmp_path):
