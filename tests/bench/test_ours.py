@@ -120,3 +120,38 @@ def test_host_side_makes_the_crops_of_the_recipe(tmp_path):
         want = np.asarray(crop.resize((224, 224), Image.Resampling.BICUBIC))
     found = ours_pipeline.host(settings).check()
     assert pipeline.crops_agree(found, {"photo 0": want})["photo 0"] < 0.5
+
+
+def test_search_of_a_bank():
+    from dinov2_jax.bench import knn
+    from dinov2_jax.bench.draws import draw_unit_vectors
+    from dinov2_jax.bench.harness import BenchError
+    from dinov2_jax.bench.ours import knn as ours_knn
+
+    settings = {"bank": 300, "queries": 20, "dim": 8, "k": 6, "dtype": "float32", "seed": 0}
+    side = ours_knn.side(settings)
+    found = side.check()
+    bank, queries = draw_unit_vectors(settings)
+    order = np.argsort(-(queries @ bank.T), axis=1)[:, :6]
+    np.testing.assert_array_equal(found["rows"], order)
+    side.run(2)
+    knn.same_neighbours(found, found)
+    with pytest.raises(BenchError, match="parity of rows"):
+        knn.same_neighbours(found, found | {"rows": found["rows"] + 1})
+
+
+def test_sweep_of_logistic_regression():
+    from dinov2_jax.bench import logreg
+    from dinov2_jax.bench.harness import BenchError
+    from dinov2_jax.bench.ours import logreg as ours_logreg
+    from dinov2_jax.bench.peers import logreg as peers_logreg
+
+    settings = {"rows": 60, "dim": 5, "classes": 3, "apart": 0.5, "values": 4, "seed": 0}
+    settings |= {"dtype": "float32", "features": "float64", "peer_tol": 1e-9, "peer_iter": 5000}
+    side = ours_logreg.side(settings)
+    ours, theirs = side.check(), peers_logreg.sklearn(settings).check()
+    np.testing.assert_allclose(ours["objectives"], theirs["objectives"], rtol=1e-6)
+    side.run(1)
+    logreg.no_worse(ours, theirs)
+    with pytest.raises(BenchError, match="above"):
+        logreg.no_worse(ours | {"objectives": ours["objectives"] * (1 + 1e-5)}, theirs)
