@@ -42,19 +42,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.set = ""
     config.data.source = ""  # folder | tar | array_record | tfds | openmoji
     config.data.path = ""
+    # Of one split, in place of data.path: for list, tar and ArrayRecord files, which have no splits
+    config.data.train_path = ""
+    config.data.val_path = ""
+    config.data.test_path = ""
     config.data.train_split = ""  # the labelled bank, or what classifiers are trained on
-    config.data.val_split = ""  # where hyper-parameters are chosen; "": a tenth of train
+    # Where hyper-parameters are chosen; "": a tenth of train (logreg), or the test split itself
+    # (linear, linear_cached; the reference's way with ImageNet's validation set).
+    config.data.val_split = ""
     config.data.test_split = ""
     config.data.labels = ""  # auto | folders | none
     # Label files, for sources without labels: one class (name or number) a line, in the order of
-    # the records, or <name> TAB <class>.
+    # the records, or <name> TAB <class>. Of data.set=imagenet test_labels, if not where expected.
     config.data.train_labels = ""
     config.data.val_labels = ""
     config.data.test_labels = ""
     config.data.cache_dir = ""  # where openmoji is drawn to
     config.data.workers = 0  # loader processes; 0: in the main process
     config.data.max_pixels = 100_000_000  # greater pictures count as unreadable
-    config.data.max_bad = 0  # unreadable pictures a split that are put up with; they are left out
+    # Unreadable pictures of a split (of videos: frames) that are left out of the figures
+    config.data.max_bad = 0
 
     config.knn = ml_collections.ConfigDict()
     config.knn.ks = (10, 20, 100, 200)  # neighbours that vote. Reference
@@ -125,6 +132,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.video = ml_collections.ConfigDict()
     config.video.set = ""  # ucf101 | kinetics400 | ssv2
     config.video.path = ""
+    # Leaves out the videos of Kinetics that are no longer to be had; figures then compare less.
+    config.video.allow_missing = False
 
     config.distributed = default.distributed()  # all processes do the same, process 0 writes
     return config

@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from dinov2_jax.data.decode import BadImage
 from dinov2_jax.data.fit import Fit
+from dinov2_jax.data.pipeline import load_record
 from dinov2_jax.data.sources import Source, SourceError
-from dinov2_jax.distributed import is_main
-from dinov2_jax.eval.inputs import truth_of
+from dinov2_jax.distributed import is_main, main_first
+from dinov2_jax.eval.inputs import content_fingerprint, truth_of
 from dinov2_jax.features.extract import Extractor
 from dinov2_jax.features.manifest import names_fingerprint, weights_fingerprint
 from dinov2_jax.features.request import Request
@@ -85,7 +89,7 @@ class FeatureCache:
         self._folder, self._backbone, self._config = folder, backbone, config
         self._weights = weights_fingerprint(backbone)
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
-        self._extractors: dict[tuple[Request, int], Extractor] = {}
+        self._compiled: tuple[tuple[Request, int], Extractor] | None = None
 
     def features(
         self, source: Source, split: str, wanted: Wanted, *, keep_unreadable: bool = False
@@ -104,6 +108,11 @@ class FeatureCache:
         home = self._folder / f"{split}-{self._key(source, request)}"
         names = {name for name, *_ in request.columns}
         folder = _complete_with(home, names)
+        if folder is not None and self._repaired(folder, source, request):
+            with main_first():
+                if is_main():
+                    shutil.rmtree(folder)
+            folder = None
         if folder is None:
             folder = home / "-".join(sorted(names))
             if is_main():
@@ -117,7 +126,9 @@ class FeatureCache:
         if lost > self._config.data.max_bad:
             raise self._unreadable(source, split, readable, folder)
         if lost and not keep_unreadable:
-            found = [column[readable] for column in found]
+            with main_first():
+                names = [name for name, *_ in request.columns]
+                found = [_without(folder, name, readable) for name in names]
             labels = labels[readable]
         *cls, mean = found if wanted.mean_patch else (*found, None)
         return Labelled(tuple(cls), mean, labels, lost)
@@ -138,18 +149,18 @@ class FeatureCache:
     def _extractor(self, request: Request, pictures: int) -> Extractor:
         """Compiled once for all sets: ImageNet-C alone are 75."""
         key = request, min(self._config.batch_size, pictures)
-        if key not in self._extractors:
+        if self._compiled is None or self._compiled[0] != key:
+            self._compiled = None  # frees its copy of the weights on the devices first
             dtype = compute_dtype(self._config.compute_dtype)
-            self._extractors[key] = Extractor(
-                self._backbone, request, batch_size=key[1], dtype=dtype
-            )
-        return self._extractors[key]
+            made = Extractor(self._backbone, request, batch_size=key[1], dtype=dtype)
+            self._compiled = key, made
+        return self._compiled[1]
 
     def _key(self, source: Source, request: Request) -> str:
         parts: Mapping[str, Any] = {
             "weights": self._weights,
             "names": names_fingerprint(source),
-            "content": _content(source),
+            "content": content_fingerprint(source),
             "fit": dataclasses.asdict(request.fit),
             "preprocessing": dataclasses.asdict(self._backbone.preprocessing),
             "dtype": self._dtype,
@@ -171,6 +182,16 @@ class FeatureCache:
             }
         )
 
+    def _repaired(self, folder: Path, source: Source, request: Request) -> bool:
+        """Whether a picture that could not be read now can."""
+        lost = np.flatnonzero(~np.load(folder / "readable.npy"))
+        how = self._config.data.max_pixels, None, request.channels
+        for row in lost[:1000]:
+            with contextlib.suppress(BadImage):
+                load_record(source, int(row), *how)
+                return True
+        return False
+
     def _read(self, folder: Path, request: Request) -> list[Any]:
         """Memory maps, in the order of the request."""
         return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
@@ -186,14 +207,19 @@ class FeatureCache:
         )
 
 
-def _content(source: Source) -> str:
-    """Of 64 records spread over all, or of all if there are fewer."""
-    digest = hashlib.blake2b(digest_size=8)
-    for row in np.unique(np.linspace(0, len(source) - 1, 64).astype(int)):
-        with contextlib.suppress(OSError):
-            record = source[int(row)]
-            digest.update(record if isinstance(record, bytes) else np.ascontiguousarray(record))
-    return digest.hexdigest()
+def _without(folder: Path, name: str, readable: np.ndarray) -> np.ndarray:
+    """A memory map of the readable rows alone, written once: all rows may be more than memory."""
+    path = folder / f"{name}-readable.npy"
+    whole = np.load(folder / f"{name}.npy", mmap_mode="r")
+    rows = np.flatnonzero(readable)
+    if not path.exists():
+        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        part = np.lib.format.open_memmap(new, "w+", whole.dtype, (len(rows), *whole.shape[1:]))
+        for start in range(0, len(rows), 8192):
+            part[start : start + 8192] = whole[rows[start : start + 8192]]
+        part.flush()
+        os.replace(new, path)
+    return np.load(path, mmap_mode="r")
 
 
 def _complete_with(home: Path, names: set[str]) -> Path | None:

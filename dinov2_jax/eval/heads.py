@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.resume import to_host, write_tensors
@@ -180,6 +180,7 @@ class Chosen:
       grid_blocks: of how many blocks there are cls tokens among the columns.
       weight [K, d], bias [K]: fp32.
       accuracy: top-1 in percent of every head on validation, by name.
+      identity: of the weights and data it belongs to; "" if unknown.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Chosen:
     weight: np.ndarray
     bias: np.ndarray
     accuracy: dict[str, float]
+    identity: str = ""
 
     def logits(
         self, columns: Columns, classes: Sequence[int] | None = None, rows: int = 4096
@@ -208,7 +210,7 @@ class Chosen:
             found.append(np.asarray(_one_head(x, weight, bias))[:count])
         return np.concatenate(found)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, identity: str = "") -> None:
         """One safetensors file; see `load_chosen`."""
         about = {
             "name": self.name,
@@ -217,6 +219,7 @@ class Chosen:
             "rate": self.rate,
             "grid_blocks": self.grid_blocks,
             "accuracy": self.accuracy,
+            "identity": identity or self.identity,
         }
         tensors = {"weight": self.weight, "bias": self.bias}
         write_tensors(path, tensors, {"linear_head": json.dumps(about)})
@@ -233,7 +236,13 @@ def load_chosen(path: Path) -> Chosen:
     Raises:
       EvaluationError: when the file is something else.
     """
-    with safe_open(path, "numpy") as file:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no linear head {path}")
+    try:
+        opened = safe_open(path, "numpy")
+    except SafetensorError as error:
+        raise EvaluationError(f"{path} is no linear head ({error}); name another") from error
+    with opened as file:
         about = json.loads((file.metadata() or {}).get("linear_head", "null"))
         if about is None:
             raise EvaluationError(
@@ -242,7 +251,7 @@ def load_chosen(path: Path) -> Chosen:
         weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
     kind = Kind(about["blocks"], about["avgpool"])
     named = about["name"], kind, about["rate"], about["grid_blocks"]
-    return Chosen(*named, weight, bias, about["accuracy"])
+    return Chosen(*named, weight, bias, about["accuracy"], about.get("identity", ""))
 
 
 def best(heads: Heads, columns: Columns, labels: np.ndarray) -> Chosen:

@@ -1,5 +1,6 @@
 """What an evaluation reads: labelled splits of one data set, all checked before any extraction."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -22,6 +23,11 @@ from dinov2_jax.eval.datasets.transfer import transfer_set
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
+# Fields of config.data that a published set does not have.
+_OF_SOURCES = (
+    *("source", "train_split", "val_split", "test_split", "labels"),
+    *("train_path", "val_path", "test_path", "train_labels", "val_labels"),
+)
 # Pictures a split whose headers are read before the start: a tenth of a millisecond each.
 MOST_HEADERS = 20_000
 
@@ -57,6 +63,16 @@ def fingerprint(source: Source) -> str:
     for row in range(len(source)):
         digest.update(source.name(row).encode("utf-8", "surrogateescape") + b"\n")
     digest.update(np.ascontiguousarray(truth_of(source)).tobytes())
+    return digest.hexdigest()
+
+
+def content_fingerprint(source: Source) -> str:
+    """Of 64 records spread over all, or of all if there are fewer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in np.unique(np.linspace(0, len(source) - 1, 64).astype(int)):
+        with contextlib.suppress(OSError):
+            record = source[int(row)]
+            digest.update(record if isinstance(record, bytes) else np.ascontiguousarray(record))
     return digest.hexdigest()
 
 
@@ -99,10 +115,20 @@ def _open_set(config: ConfigDict) -> Data:
     name, path = config.set, config.path
     if not path:
         raise ConfigError(f"config.data.set={name!r} needs --config.data.path=<where it lies>")
-    if name in ("imagenet", "imagenet_tfds"):
-        opened = imagenet if name == "imagenet" else imagenet_tfds
-        splits = {"train": opened(path, "train"), "test": opened(path, "val")}
-        metric = "top1"
+    ignored = [field for field in _OF_SOURCES if config[field]]
+    if config.test_labels and name != "imagenet":
+        ignored.append("test_labels")
+    if ignored:
+        raise ConfigError(
+            f"config.data.{ignored[0]} means nothing for the set {name!r}, whose splits and labels "
+            "are its own; leave it out, or use --config.data.source"
+        )
+    metric = "top1"
+    if name == "imagenet":
+        test = imagenet(path, "val", val_labels=config.test_labels)
+        splits: dict[str, Source] = {"train": imagenet(path, "train"), "test": test}
+    elif name == "imagenet_tfds":
+        splits = {"train": imagenet_tfds(path, "train"), "test": imagenet_tfds(path, "val")}
     else:
         train, val, test, metric = transfer_set(name, path)
         splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
@@ -114,21 +140,22 @@ def _open_source(data: Mapping[str, Any]) -> Data:
     splits: dict[str, Source] = {}
     class_names: tuple[str, ...] | None = None
     for name in _SPLITS:
-        if name == "val" and not data["val_split"]:
+        if name == "val" and not (data["val_split"] or data["val_path"] or data["val_labels"]):
             continue
         source = _labelled(data, name, class_names)
         class_names = class_names or source.class_names
         splits[name] = _in_classes_of(splits["train"], source, name) if splits else source
+    _require_different(splits)
     for name, source in splits.items():
         require_readable(source, data["max_pixels"], data["max_bad"], name)
-    title = f"{data['source']} {data['path']}".strip()
+    title = f"{data['source']} {data['path'] or data['train_path']}".strip()
     return Data(splits, tuple(class_names or ()), title)
 
 
 def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The data of the configuration, each empty field filled from the run's."""
     given = {name: value for name, value in config.items() if value not in ("", None)}
-    own = bool(config.source or config.path)
+    own = bool(config.source or config.path or config.train_path)
     if not own and not stored:
         raise ConfigError(
             "these weights do not say which pictures to evaluate on; add --config.data.source=... "
@@ -136,6 +163,9 @@ def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
         )
     defaults = {name: "" for name in config}
     defaults |= {"labels": "auto", "train_split": "train", "test_split": "test"}
+    # A path of one split is all of it.
+    own_paths = (name for name in _SPLITS if config[f"{name}_path"] and config.source != "tfds")
+    defaults |= {f"{name}_split": "all" for name in own_paths}
     if own:
         defaults |= {"source": "folder"}
         return defaults | given
@@ -146,7 +176,7 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
     file = data[f"{name}_labels"]
     source = open_source(
         data["source"],
-        data["path"],
+        data[f"{name}_path"] or data["path"],
         split=data[f"{name}_split"],
         labels="none" if file else data["labels"],
         cache_dir=data["cache_dir"] or None,
@@ -164,6 +194,19 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
     if not len(known):
         raise SourceError(f"no picture of the split {name} has a label; check its label file")
     return source if len(known) == len(source) else Subset(source, known)
+
+
+def _require_different(splits: Mapping[str, Source]) -> None:
+    """Raises SourceError where two splits are the same pictures, as of a list or a flat folder."""
+    seen: dict[str, str] = {}
+    for name, source in splits.items():
+        mark = fingerprint(source) + content_fingerprint(source)
+        if mark in seen:
+            raise SourceError(
+                f"{seen[mark]} and {name} are the same {len(source):,} pictures, because this "
+                f"source has no splits; name another with --config.data.{name}_path"
+            )
+        seen[mark] = name
 
 
 def _in_classes_of(train: Source, source: Source, name: str) -> Source:
@@ -201,10 +244,12 @@ def require_readable(source: Source, max_pixels: int, most_bad: int, name: str) 
             bad.append((row, why))
     if len(bad) > most_bad:
         row, why = bad[0]
+        about = round(len(bad) * len(source) / len(rows))
+        looked = "" if len(rows) == len(source) else f" (of {len(source):,}, so about {about:,})"
         raise SourceError(
-            f"{len(bad)} of {len(rows):,} pictures of {name} cannot be read, such as "
+            f"{len(bad)} of {len(rows):,} pictures of {name}{looked} cannot be read, such as "
             f"{source.name(int(row))} ({why}); remove them, or add --config.data.max_bad="
-            f"{len(bad)} to leave them out of the figures"
+            f"{about} or more to leave them out of the figures"
         )
 
 

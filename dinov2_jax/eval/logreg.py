@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax.eval.errors import EvaluationError
-from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.logistic import Problem, Solution, place, solve_path
 from dinov2_jax.eval.metrics import (
     mean_average_precision,
@@ -406,38 +405,6 @@ def split(data: Set, seed: int) -> tuple[Set, Set]:
     order = np.random.default_rng(seed).permutation(len(features))
     kept, chosen = np.sort(order[held:]), np.sort(order[:held])
     return (features[kept], labels[kept]), (features[chosen], labels[chosen])
-
-
-def few_shot(
-    train: Set,
-    test: Set,
-    classes: int,
-    *,
-    n_per_class: int,
-    n_tries: int = 1,
-    **protocol: Any,
-) -> dict[str, float]:
-    """`evaluate` with `n_per_class` random examples of every class, its results' mean over tries.
-
-    Try t draws its examples from seed t, the same as those of `knn.few_shot_knn`.
-
-    Args:
-      protocol: further arguments of `evaluate`.
-
-    Raises:
-      EvaluationError: as `evaluate`, and for labels [n, K].
-    """
-    if np.ndim(train[1]) != 1:
-        raise EvaluationError(
-            f"labels of shape {np.shape(train[1])}; examples per class are drawn from one label an "
-            "image"
-        )
-    tries = []
-    for seed in range(n_tries):
-        chosen = draw_examples(train[1], n_per_class, seed)
-        few = train[0][chosen], train[1][chosen]
-        tries.append(evaluate(few, test, classes, **protocol).results)
-    return {name: float(np.mean([found[name] for found in tries])) for name in tries[0]}
 
 
 def _join(first: Set, second: Set) -> Set:

@@ -8,7 +8,6 @@ nothing of it: a step costs one product of A and B a projection, which is little
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -86,8 +85,3 @@ def merge(params: Any, factors: dict[str, dict[str, Array]], lora: Lora) -> Any:
         kernel = layer["kernel"] + (lora.alpha / lora.rank) * update
         blocks[part][name] = {**layer, "kernel": kernel}
     return {**params, "blocks": blocks}
-
-
-def trained_parameters(factors: dict[str, dict[str, Any]]) -> int:
-    """How many numbers are trained in place of the backbone's."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(factors))

@@ -19,14 +19,14 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
     page = document(
         f"Evaluation of {Path(weights['source']).name}",
         [
-            f"<h1>Evaluation</h1><p class='quiet'>{html.escape(weights['source'])} on "
-            f"{html.escape(results['about']['data'])}</p>",
+            f"<h1>Evaluation</h1><p class='quiet'>{html.escape(weights['source'])}</p>",
             section(
                 "Figures", _figures(protocols), "The paper's figure where it is of this model."
             ),
             section("Curves", _curves(protocols)),
             folded("Protocols", table(_rows({k: v["protocol"] for k, v in protocols.items()}))),
-            folded("Weights and data", table(_rows(results["about"]))),
+            folded("Data", table(_rows({k: _data(v) for k, v in protocols.items()}))),
+            folded("Weights", table(_rows(results["about"]))),
             folded("Versions", table(_rows(results["versions"]))),
         ],
     )
@@ -63,3 +63,8 @@ def _curves(protocols: Mapping[str, Any]) -> str:
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in leaves(values).items()]
+
+
+def _data(found: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("data", "classes", "splits")
+    return {n: found["settings"][n] for n in names if n in found["settings"]} | found["other_data"]

@@ -1,6 +1,7 @@
 """The protocols of an evaluation, what each reads and gives."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict
 from dinov2_jax.configuration import ConfigError, nearest
 from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.feature_cache import FeatureCache, Labelled, Wanted
-from dinov2_jax.eval.inputs import Data
+from dinov2_jax.eval.inputs import Data, fingerprint
+from dinov2_jax.features.manifest import weights_fingerprint
 from dinov2_jax.weights.load import Backbone
 
 
@@ -23,7 +25,9 @@ class Outcome:
       numbers: all figures, JSON values.
       protocol: how they came about, JSON values.
       curves: "title by x" -> points (x ascending, percent), for results.html.
-      published: data set of each headline figure in `published`, where it is not the evaluation's.
+      published: protocol and data set of each headline figure in `published`, where they are not
+        the evaluation's.
+      comparable: whether the settings are those of the paper, so that its figure may stand beside.
     """
 
     headline: Mapping[str, float]
@@ -31,6 +35,7 @@ class Outcome:
     protocol: Mapping[str, Any]
     curves: Mapping[str, Sequence[tuple[float, float]]] = dataclasses.field(default_factory=dict)
     published: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    comparable: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Inputs:
       wanted: which of them, for all protocols of the same preprocessing.
       folder: where a protocol keeps what a kill must not lose.
       workdir: of the whole evaluation.
+      seen: filled with sizes and fingerprints of the other pictures that were read.
     """
 
     backbone: Backbone
@@ -54,6 +60,15 @@ class Inputs:
     wanted: Wanted
     folder: Path
     workdir: Path
+    seen: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Of weights, data and whatever else trained classifiers depend on."""
+        data = self.data.describe() if self.data else {}
+        parts = weights_fingerprint(self.backbone), data, self.config.compute_dtype
+        text = repr((*parts, self.config.data.max_pixels, self.backbone.preprocessing))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def features(self, split: str) -> Labelled:
         """Of a split of the data."""
@@ -62,6 +77,7 @@ class Inputs:
 
     def features_of(self, source: Source, title: str, *, keep_unreadable: bool = False) -> Labelled:
         """Of other pictures."""
+        self.seen[title] = {"pictures": len(source), "fingerprint": fingerprint(source)}
         return self.cache.features(source, title, self.wanted, keep_unreadable=keep_unreadable)
 
 
@@ -73,13 +89,18 @@ class Protocol:
       wanted: the features it reads.
       run: gives the outcome.
       sections: fields of the configuration that it depends on.
+      check: refuses what cannot run, before anything is computed.
       needs_data: whether it reads `config.data`.
+      always: runs again although its result is there, as that depends on more than `sections`
+        (pictures of its own, a classifier); its features are not computed again.
     """
 
     wanted: Callable[[Backbone], Wanted]
     run: Callable[[Inputs], Outcome]
     sections: tuple[str, ...]
+    check: Callable[[Inputs, Sequence[str]], None]
     needs_data: bool = True
+    always: bool = False
 
 
 def cls_as_evaluated(backbone: Backbone) -> Wanted:

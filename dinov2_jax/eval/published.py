@@ -16,9 +16,6 @@ _WITHOUT = {
     ("linear", "imagenet_r"): (53.7, 63.3, 74.4, 78.8),
     ("linear", "imagenet_c"): (54.4, 42.7, 31.5, 28.2),
     ("linear", "imagenet_sketch"): (41.2, 50.6, 59.3, 62.5),
-    ("linear", "inat2018"): (69.0, 76.4, 80.4, 81.6),
-    ("linear", "inat2021"): (74.2, 81.1, 85.1, 85.7),
-    ("linear", "places205"): (62.9, 66.2, 67.3, 67.5),
     ("video", "kinetics400"): (67.8, 73.2, 76.3, 78.4),
     ("video", "ucf101"): (87.0, 89.1, 90.5, 91.2),
     ("video", "ssv2"): (33.1, 34.4, 35.6, 38.3),
@@ -49,7 +46,6 @@ _WITH_REGISTERS = {
     ("knn", "imagenet"): (79.1, 82.0, 83.8, 83.7),
     ("linear", "imagenet"): (80.9, 84.6, 86.7, 87.1),
     ("linear", "imagenet_v2"): (71.0, 75.6, 78.5, 78.8),
-    ("linear", "inat2018"): (67.6, 73.8, 80.9, 81.5),
     ("retrieval_hard", "roxford5k"): (39.5, 51.0, 55.7, 58.2),
 }
 # (width, depth) of S, B, L, g

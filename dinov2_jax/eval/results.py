@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from dinov2_jax import __version__
+from dinov2_jax.configuration import ConfigError, diff_configs
 from dinov2_jax.eval.protocols import Outcome
 from dinov2_jax.monitor import write_json
 
@@ -22,7 +23,10 @@ class Results:
 
     Args:
       path: results.json; finished protocols are written at once, and found again after a kill.
-      about: weights, data, preprocessing: JSON values that all figures depend on.
+      about: weights and preprocessing: JSON values that all figures depend on.
+
+    Raises:
+      ConfigError: the file has figures of other weights.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -31,8 +35,13 @@ class Results:
         self._protocols: dict[str, Any] = {}
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored.get("about") == self._about:
-                self._protocols = stored["protocols"]
+            changed = diff_configs(_wherever(stored["about"]), _wherever(self._about))
+            if changed:
+                raise ConfigError(
+                    f"{path} has figures of others ({changed[0]}); name another --workdir, or "
+                    "remove it"
+                )
+            self._protocols = stored["protocols"]
 
     def finished(self, name: str, settings: Mapping[str, Any]) -> bool:
         """Whether a protocol is there with these very settings."""
@@ -40,9 +49,20 @@ class Results:
         return found is not None and found["settings"] == json.loads(json.dumps(settings))
 
     def add(
-        self, name: str, settings: Mapping[str, Any], outcome: Outcome, paper: Mapping[str, Any]
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        outcome: Outcome,
+        paper: Mapping[str, Any],
+        other_data: Mapping[str, Any],
     ) -> None:
-        """Stores what a protocol found; `paper` holds published figures by headline name."""
+        """Stores what a protocol found.
+
+        Args:
+          settings: see `finished`.
+          paper: published figures by headline name.
+          other_data: sizes and fingerprints of pictures that `settings` do not name.
+        """
         self._protocols[name] = {
             "headline": dict(outcome.headline),
             "paper": dict(paper),
@@ -52,6 +72,7 @@ class Results:
                 title: [list(p) for p in points] for title, points in outcome.curves.items()
             },
             "settings": settings,
+            "other_data": dict(other_data),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
@@ -77,6 +98,12 @@ class Results:
             for a, b, c, d in (head, *rows)
         ]
         return "\n".join(lines)
+
+
+def _wherever(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the place of the weights: they may have been moved."""
+    weights = {k: v for k, v in about["weights"].items() if k not in ("source", "layout")}
+    return {**about, "weights": weights}
 
 
 def _paper(value: float | None) -> str:

@@ -1,12 +1,12 @@
 """Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import ConfigError
 from dinov2_jax.distributed import is_main
 from dinov2_jax.eval.finetune import STATE_FILE, Settings, finetune
 from dinov2_jax.eval.finetuned import Finetuned, predict
@@ -14,7 +14,8 @@ from dinov2_jax.eval.lora import Lora
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.resume import write_tensors
-from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.eval.run_frozen import check_one_class
+from dinov2_jax.eval.training_set import check_classes
 from dinov2_jax.weights.bundle import write_bundle
 
 # Fields of config.finetune that `Settings` has under the same name.
@@ -25,16 +26,20 @@ _FIELDS = (
 )
 
 
-def run_finetune(inputs: Inputs) -> Outcome:
-    """Trains on train, reports on test; the weights are left in <workdir>/finetune/weights.
+def check_finetune(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or EvaluationError: several classes a picture, or one without any."""
+    check_one_class(inputs, "fine-tuning")
+    assert inputs.data is not None
+    labels = inputs.data.splits["train"].labels
+    assert labels is not None
+    check_classes(labels, len(inputs.data.class_names))
 
-    Raises:
-      ConfigError: pictures of several classes.
-    """
+
+def run_finetune(inputs: Inputs) -> Outcome:
+    """Trains on train, reports on test; the weights are left in <workdir>/finetune/weights."""
     assert inputs.data is not None
     train, test = inputs.data.splits["train"], inputs.data.splits["test"]
-    if train.labels is None or test.labels is None:
-        raise ConfigError("fine-tuning needs one class a picture, and these have several")
+    assert train.labels is not None and test.labels is not None
     settings = _settings(inputs.config.finetune)
     backbone, data = inputs.backbone, inputs.config.data
     how: dict[str, Any] = {"workers": data.workers, "max_pixels": data.max_pixels}
@@ -47,7 +52,7 @@ def run_finetune(inputs: Inputs) -> Outcome:
         len(inputs.data.class_names),
         settings,
         folder=inputs.folder,
-        identity=f"{weights_fingerprint(backbone)} {inputs.data.describe()['splits']}",
+        identity=inputs.identity,
         **how,
     )
     logits, rows = predict(
@@ -67,7 +72,8 @@ def run_finetune(inputs: Inputs) -> Outcome:
         "unreadable": len(test) - len(rows),
     }
     protocol = {"trained": "LoRA factors and head" if settings.lora else "all weights"}
-    return Outcome({"top-1": numbers["top1"]}, numbers, protocol)
+    same = settings.lora is None and settings.iterations >= 50_000
+    return Outcome({"top-1": numbers["top1"]}, numbers, protocol, comparable=same)
 
 
 def _settings(config: ConfigDict) -> Settings:

@@ -1,11 +1,13 @@
 """k-NN, few-shot and linear classifiers on frozen features: configuration to functions."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
+from dinov2_jax.distributed import is_main, main_first
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
 from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy, leave_one_out
@@ -14,50 +16,68 @@ from dinov2_jax.eval.linear_few_shot import few_shot
 from dinov2_jax.eval.linear_images import train_images
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.eval.training_set import check_classes
 from dinov2_jax.sharding import make_mesh, own_mesh
 
 HEAD_FILE = "head.safetensors"
 
 
-def one_class_each(split: Labelled, protocol: str) -> np.ndarray:
-    """The labels [n] of a split.
-
-    Raises:
-      ConfigError: pictures that have several classes.
-    """
-    if split.labels.ndim != 1:
+def check_one_class(inputs: Inputs, protocol: str) -> None:
+    """Raises ConfigError for pictures that have several classes."""
+    assert inputs.data is not None
+    if any(source.labels is None for source in inputs.data.splits.values()):
         raise ConfigError(
             f"{protocol} needs one class a picture, and these have several; use "
             "--config.protocols=logreg"
         )
-    return split.labels
+
+
+def check_knn(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError for pictures of several classes, or no k."""
+    check_one_class(inputs, "k-NN")
+    ks = inputs.config.knn.ks
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"config.knn.ks is {ks}, but needs one number or more, each at least 1")
+
+
+def check_classifiers(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or EvaluationError: several classes a picture, or one without any."""
+    check_one_class(inputs, "a linear classifier")
+    assert inputs.data is not None
+    labels = inputs.data.splits["train"].labels
+    assert labels is not None
+    check_classes(labels, len(inputs.data.class_names))
+    few = inputs.config.few_shot.per_class
+    if not few or min(few) < 1:
+        raise ConfigError(f"config.few_shot.per_class is {few}, but needs numbers of at least 1")
 
 
 # --------------------------------------------------------------------------------------- k-NN
 def run_knn(inputs: Inputs) -> Outcome:
     """Weighted k-NN (reference-facts 8.2)."""
-    train, test = inputs.features("train"), inputs.features("test")
-    settings = inputs.config.knn
-    bank, queries = one_class_each(train, "k-NN"), one_class_each(test, "k-NN")
+    train, settings = inputs.features("train"), inputs.config.knn
     how = {"ks": settings.ks, "temperature": settings.temperature}
     if settings.leave_one_out:  # every process the whole set on its own devices
         with jax.set_mesh(own_mesh(make_mesh())):
-            found = leave_one_out(train.cls[-1], bank, **how)
+            found = leave_one_out(train.cls[-1], train.labels, **how)
     else:  # every process a part of the bank
-        own = slice(*(len(bank) * end // jax.process_count() for end in _ends()))
+        test, rows = inputs.features("test"), len(train.labels)
+        own = slice(*(rows * end // jax.process_count() for end in _ends()))
         with jax.set_mesh(make_mesh()):
-            found = knn_accuracy(train.cls[-1][own], bank[own], test.cls[-1], queries, **how)
+            found = knn_accuracy(
+                train.cls[-1][own], train.labels[own], test.cls[-1], test.labels, **how
+            )
     top1 = {k: value["top1"] for k, value in found.items()}
     headline = {f"top-1, k={k}": value for k, value in top1.items()}
-    beyond = [k for k in settings.ks if k > len(bank)]
+    beyond = [k for k in settings.ks if k > len(train.labels)]
     protocol = {
         "temperature": settings.temperature,
         "ks_beyond_bank": beyond,
         "queries": "train without the asking picture" if settings.leave_one_out else "test",
     }
     curves = {"k-NN, top-1 by k": sorted(top1.items())}
-    return Outcome(headline, {"k": found}, protocol, curves)
+    same = not settings.leave_one_out
+    return Outcome(headline, {"k": found}, protocol, curves, comparable=same)
 
 
 def _ends() -> tuple[int, int]:
@@ -70,7 +90,7 @@ def run_few_shot(inputs: Inputs) -> Outcome:
     Of each number of examples the best k, and of each try the best classifier of the grid.
     """
     train, test = inputs.features("train"), inputs.features("test")
-    settings, labels = inputs.config.few_shot, one_class_each(train, "few-shot evaluation")
+    settings, labels = inputs.config.few_shot, train.labels
     probe = dataclasses.replace(
         linear_settings(inputs), batch_size=256, iterations=settings.linear_iterations
     )
@@ -107,8 +127,7 @@ def run_linear_cached(inputs: Inputs) -> Outcome:
     """52 linear classifiers on features without augmentation."""
     train = inputs.features("train")
     settings, classes = linear_settings(inputs), len(class_names(inputs))
-    labels = one_class_each(train, "the linear probe")
-    heads = train_cached(columns_of(train), labels, classes, settings, folder=inputs.folder)
+    heads = train_cached(columns_of(train), train.labels, classes, settings, folder=inputs.folder)
     return _judge(inputs, heads, settings, "features of whole pictures, no augmentation")
 
 
@@ -116,10 +135,7 @@ def run_linear(inputs: Inputs) -> Outcome:
     """52 linear classifiers on augmented pictures (reference-facts 8.3)."""
     assert inputs.data is not None
     backbone, source, data = inputs.backbone, inputs.data.splits["train"], inputs.config.data
-    if source.labels is None:
-        raise ConfigError(
-            "the linear probe needs one class a picture; use --config.protocols=logreg"
-        )
+    assert source.labels is not None
     settings = linear_settings(inputs)
     heads = train_images(
         backbone.model,
@@ -132,7 +148,7 @@ def run_linear(inputs: Inputs) -> Outcome:
         workers=data.workers,
         max_pixels=data.max_pixels,
         folder=inputs.folder,
-        identity=f"{weights_fingerprint(backbone)} {inputs.data.describe()['splits']}",
+        identity=inputs.identity,
     )
     return _judge(inputs, heads, settings, "random resized crops and flips")
 
@@ -168,8 +184,7 @@ def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) ->
     where = "val" if "val" in inputs.data.splits else "test"
     val, test = inputs.features(where), inputs.features("test")
     winner = best(heads, columns_of(val), val.labels)
-    winner.save(inputs.folder / HEAD_FILE)
-    inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)  # other settings may follow
+    keep_head(inputs, winner)
     logits = winner.logits(columns_of(test))
     numbers = {
         "top1": top_accuracy(logits, test.labels, 1),
@@ -185,8 +200,17 @@ def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) ->
         "batch_size": settings.batch_size,
         "rates": inputs.config.linear.rates,
     }
-    headline = {"top-1": numbers["top1"]}
-    return Outcome(headline, numbers, protocol, accuracy_by_rate(settings.grid, winner))
+    curves = accuracy_by_rate(settings.grid, winner)
+    same = settings.iterations >= 12_500
+    return Outcome({"top-1": numbers["top1"]}, numbers, protocol, curves, comparable=same)
+
+
+def keep_head(inputs: Inputs, winner: Chosen) -> None:
+    """Stores the chosen classifier with whose features it reads; the state of training goes."""
+    with main_first():
+        if is_main():
+            winner.save(inputs.folder / HEAD_FILE, inputs.identity)
+            inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
 
 
 def accuracy_by_rate(grid: Grid, winner: Chosen) -> dict[str, list[tuple[float, float]]]:

@@ -1,7 +1,8 @@
 """Logistic regression on cls features, of one data set or of the twelve transfer sets."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.distributed import is_main
 from dinov2_jax.eval import logreg
-from dinov2_jax.eval.datasets.transfer import TRANSFER_SETS, transfer_set
+from dinov2_jax.eval.datasets.transfer import TRANSFER_SETS, Transfer, transfer_set
 from dinov2_jax.eval.feature_cache import Labelled
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.sharding import make_mesh, own_mesh
@@ -19,6 +20,37 @@ from dinov2_jax.sharding import make_mesh, own_mesh
 # What the data sets and what the solver call the metrics, and what a reader does.
 _METRICS = {"top1": "top1", "mean_per_class": "mean_per_class", "map11": "mAP"}
 _NAMES = {"top1": "top-1", "mean_per_class": "mean per class", "mAP": "11-point mAP"}
+
+
+def check_logreg(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError: no values of C, or more pictures than the memory holds."""
+    assert inputs.data is not None
+    _check_values(inputs.config.logreg)
+    splits = inputs.data.splits
+    rows = len(splits["train"]) + (len(splits["val"]) if "val" in splits else 0)
+    # fp64: three copies of the features, and about six arrays of one number a picture and class.
+    needed = 8 * rows * (3 * inputs.backbone.model.dim + 6 * len(inputs.data.class_names))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"logistic regression on {rows:,} pictures of {len(inputs.data.class_names):,} classes "
+            f"needs about {needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}; use "
+            "--config.protocols=linear_cached"
+        )
+
+
+def _check_values(settings: ConfigDict) -> None:
+    if len(settings.log10_c) != 2 or settings.log10_c[0] > settings.log10_c[1]:
+        raise ConfigError(
+            f"config.logreg.log10_c is {settings.log10_c}, but must be the least and the greatest "
+            "exponent, such as (-6.0, 5.0)"
+        )
+
+
+def check_transfer(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or SourceError: no set, or one that is not whole."""
+    _check_values(inputs.config.logreg)
+    _sets(inputs)
 
 
 def run_logreg(inputs: Inputs) -> Outcome:
@@ -40,19 +72,8 @@ def run_logreg(inputs: Inputs) -> Outcome:
 
 
 def run_transfer(inputs: Inputs) -> Outcome:
-    """The same on each of the twelve sets that lies in `config.transfer.path`/<name>.
-
-    Raises:
-      ConfigError: no path, or none of the sets in it.
-    """
-    root = Path(inputs.config.transfer.path).expanduser()
-    present = [name for name in TRANSFER_SETS if (root / name).is_dir()]
-    if not inputs.config.transfer.path or not present:
-        raise ConfigError(
-            "transfer needs --config.transfer.path=<folder> with one or more of the folders "
-            f"{', '.join(TRANSFER_SETS)} in it"
-        )
-    sets = {name: transfer_set(name, str(root / name)) for name in present}  # all before any work
+    """The same on each of the twelve sets that lies in `config.transfer.path`/<name>."""
+    sets = _sets(inputs)
     headline, protocol, published = {}, {}, {}
     for name, found in sets.items():
         parts = {"train": found.train, "val": found.val, "test": found.test}
@@ -70,6 +91,17 @@ def run_transfer(inputs: Inputs) -> Outcome:
         headline["average of 12"] = float(np.mean(list(headline.values())))
         published["average of 12"] = ("logreg", "average")
     return Outcome(headline, dict(headline), protocol, published=published)
+
+
+def _sets(inputs: Inputs) -> dict[str, Transfer]:
+    root = Path(inputs.config.transfer.path).expanduser()
+    present = [name for name in TRANSFER_SETS if (root / name).is_dir()]
+    if not inputs.config.transfer.path or not present:
+        raise ConfigError(
+            "transfer needs --config.transfer.path=<folder> with one or more of the folders "
+            f"{', '.join(TRANSFER_SETS)} in it"
+        )
+    return {name: transfer_set(name, str(root / name)) for name in present}
 
 
 def _fit(

@@ -1,17 +1,27 @@
 """Instance retrieval by cosine similarity of cls features (paper section 7.3)."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.sources import Source
-from dinov2_jax.eval.datasets.retrieval_sets import amstertime, met_set, revisited_set
+from dinov2_jax.eval.datasets.retrieval_sets import (
+    MetSet,
+    Pairs,
+    RevisitedSet,
+    amstertime,
+    met_set,
+    revisited_set,
+)
 from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.feature_cache import Wanted
 from dinov2_jax.eval.met import KS, choose_vote, met_scores, vote
-from dinov2_jax.eval.protocols import Inputs, Outcome
+from dinov2_jax.eval.protocols import Inputs, Outcome, cls_as_evaluated
 from dinov2_jax.eval.retrieval import (
     faiss_search,
     map_at_k,
@@ -20,28 +30,39 @@ from dinov2_jax.eval.retrieval import (
     revisited_map,
     search,
 )
+from dinov2_jax.sharding import make_mesh, own_mesh
 
 
-def run_retrieval(inputs: Inputs) -> Outcome:
-    """The set that `config.retrieval` names.
-
-    Raises:
-      ConfigError: no set, or no path.
-    """
+def check_retrieval(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or SourceError: no set, path or scale, or lists and pictures missing."""
     settings = inputs.config.retrieval
     if not settings.set or not settings.path:
         raise ConfigError(
             f"retrieval needs --config.retrieval.set (of {', '.join(_SETS)}) and "
             "--config.retrieval.path"
         )
-    return _SETS[settings.set](inputs, settings.path)
+    if not settings.scales or min(settings.scales) <= 0:
+        raise ConfigError(f"config.retrieval.scales is {settings.scales}; such as (1.0,)")
+    _SETS[settings.set][0](settings.path)
+
+
+def run_retrieval(inputs: Inputs) -> Outcome:
+    """The set that `config.retrieval` names; searched by every process on its own devices."""
+    settings = inputs.config.retrieval
+    opened, judge = _SETS[settings.set]
+    with jax.set_mesh(own_mesh(make_mesh())):
+        found = judge(inputs, opened(settings.path))
+    how = {"scales": settings.scales, "faiss_index": settings.faiss_index}
+    same = settings.scales == (1.0,) and not settings.faiss_index
+    return dataclasses.replace(found, protocol={**found.protocol, **how}, comparable=same)
 
 
 def _cls(inputs: Inputs, source: Source, title: str) -> np.ndarray:
     """cls [n, D] of all pictures, of several scales their mean: the ground truth counts them."""
     found = []
     for scale in inputs.config.retrieval.scales:
-        features = inputs.cache.features(source, title, _scaled(inputs, scale))
+        wanted = _scaled(inputs, scale)
+        features = dataclasses.replace(inputs, wanted=wanted).features_of(source, title)
         if features.unreadable:
             raise ConfigError(
                 f"{features.unreadable} pictures of {title} cannot be read, and retrieval needs "
@@ -52,8 +73,8 @@ def _cls(inputs: Inputs, source: Source, title: str) -> np.ndarray:
 
 
 def _scaled(inputs: Inputs, scale: float) -> Wanted:
-    """Pictures at `scale` times the evaluation's size, of whole patches."""
-    patch, wanted = inputs.backbone.model.patch_size, inputs.wanted
+    """cls of pictures at `scale` times the evaluation's size, of whole patches."""
+    patch, wanted = inputs.backbone.model.patch_size, cls_as_evaluated(inputs.backbone)
     image_px = max(1, round(wanted.image_px * scale / patch)) * patch
     resize_px = round(wanted.resize_px * image_px / wanted.image_px)
     return dataclasses.replace(wanted, image_px=image_px, resize_px=resize_px)
@@ -74,9 +95,8 @@ def _nearest(
     return similarities, rows
 
 
-def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
-    def run(inputs: Inputs, path: str) -> Outcome:
-        found = revisited_set(name, path)
+def _revisited(name: str) -> Callable[[Inputs, RevisitedSet], Outcome]:
+    def run(inputs: Inputs, found: RevisitedSet) -> Outcome:
         database = _cls(inputs, found.database, f"{name}-database")
         queries = _cls(inputs, found.queries, f"{name}-queries")
         numbers = revisited_map(rank_all(database, queries), found.ground_truth)
@@ -88,8 +108,7 @@ def _revisited(name: str) -> Callable[[Inputs, str], Outcome]:
     return run
 
 
-def _met(inputs: Inputs, path: str) -> Outcome:
-    found = met_set(path)
+def _met(inputs: Inputs, found: MetSet) -> Outcome:
     bank = _cls(inputs, found.database, "met-database")
     exhibits_of, neighbours = found.database.labels, min(max(KS), len(bank))
     assert exhibits_of is not None
@@ -111,8 +130,7 @@ def _met(inputs: Inputs, path: str) -> Outcome:
     return Outcome(headline, numbers, chosen, published=published)
 
 
-def _amstertime(inputs: Inputs, path: str) -> Outcome:
-    pairs = amstertime(path)
+def _amstertime(inputs: Inputs, pairs: Pairs) -> Outcome:
     new = _cls(inputs, pairs.new, "amstertime-new")
     old = _cls(inputs, pairs.old, "amstertime-old")
     partner = list(np.arange(len(new))[:, None])
@@ -125,9 +143,10 @@ def _amstertime(inputs: Inputs, path: str) -> Outcome:
     return Outcome(headline, both, {"mean_of": list(both)}, published=published)
 
 
-_SETS = {
-    "roxford5k": _revisited("roxford5k"),
-    "rparis6k": _revisited("rparis6k"),
-    "met": _met,
-    "amstertime": _amstertime,
+# Name: how it is opened, and judged.
+_SETS: dict[str, tuple[Callable[[str], Any], Callable[[Inputs, Any], Outcome]]] = {
+    "roxford5k": (functools.partial(revisited_set, "roxford5k"), _revisited("roxford5k")),
+    "rparis6k": (functools.partial(revisited_set, "rparis6k"), _revisited("rparis6k")),
+    "met": (met_set, _met),
+    "amstertime": (amstertime, _amstertime),
 }

@@ -1,6 +1,8 @@
 """The chosen linear classifier on ImageNet's variants, without training again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,44 +23,74 @@ from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import HEAD_FILE, columns_of
 
 
-def run_robustness(inputs: Inputs) -> Outcome:
-    """Every variant whose path is given in `config.robustness`.
+def check_robustness(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or SourceError: no variant, no classifier, or a variant that is not whole.
 
-    Raises:
-      ConfigError: no variant, or no linear classifier to judge.
+    Args:
+      others: protocols of this evaluation; linear and linear_cached give a classifier.
     """
-    paths = {name: path for name, path in inputs.config.robustness.items() if path}
-    head_path = paths.pop("head", "")
-    if not paths:
-        raise ConfigError(
-            "robustness needs at least one set, such as --config.robustness.imagenet_v2=/imagenetv2"
-        )
-    head = _head(inputs, head_path)
-    measured = {name: _MEASURES[name](inputs, head, path) for name, path in paths.items()}
+    paths = _paths(inputs)
+    if not {"linear", "linear_cached"} & set(others):
+        _head(inputs)
+    for name, path in paths.items():
+        _OPENED[name](inputs, path)
+
+
+def run_robustness(inputs: Inputs) -> Outcome:
+    """Every variant whose path is given in `config.robustness`."""
+    head = _head(inputs)
+    measured = {
+        name: _measure(inputs, head, name, _OPENED[name](inputs, path))
+        for name, path in _paths(inputs).items()
+    }
     headline = {f"{name}, {m}": v[m] for name, v in measured.items() for m in list(v)[:1]}
     published = {figure: ("linear", figure.partition(",")[0]) for figure in headline}
     return Outcome(headline, measured, {"classifier": head.name}, published=published)
 
 
-def _head(inputs: Inputs, path: str) -> Chosen:
+def _paths(inputs: Inputs) -> dict[str, str]:
+    given = inputs.config.robustness
+    paths = {name: given[name] for name in _OPENED if given[name]}
+    if not paths:
+        raise ConfigError(
+            "robustness needs at least one set, such as --config.robustness.imagenet_v2=/imagenetv2"
+        )
+    return paths
+
+
+def _head(inputs: Inputs) -> Chosen:
+    """The classifier to judge, which must be of these weights and data.
+
+    Raises:
+      ConfigError: none, or of others.
+    """
+    given = inputs.config.robustness.head
     places = [inputs.workdir / name / HEAD_FILE for name in ("linear", "linear_cached")]
-    for place in [path] if path else places:
-        try:
-            return load_chosen(place)
-        except FileNotFoundError:
+    for place in [Path(given).expanduser()] if given else places:
+        if not place.is_file():
             continue
+        head = load_chosen(place)
+        if head.identity == inputs.identity:
+            return head
+        if given:
+            raise ConfigError(
+                f"the linear classifier {place} was trained on other weights, data or sizes; "
+                "name one of these, or evaluate linear again"
+            )
     raise ConfigError(
-        f"no linear classifier at {path or places[0]}; evaluate linear before, as in "
-        "--config.protocols=linear,robustness, or name one with --config.robustness.head"
+        f"no linear classifier of these weights and data at {given or places[0]}; evaluate linear "
+        "before, as in --config.protocols=linear,robustness, or name one with "
+        "--config.robustness.head"
     )
 
 
-def _top1(
-    inputs: Inputs, head: Chosen, source: Source, title: str, classes: np.ndarray | None = None
-) -> float:
-    features = inputs.features_of(source, title)
-    logits = head.logits(columns_of(features), None if classes is None else classes.tolist())
-    return top_accuracy(logits, features.labels, 1)
+# ------------------------------------------------------------------------------------- variants
+class _Part(NamedTuple):
+    """Pictures of a variant; `classes` as in `Subset`, None for all 1000 in order."""
+
+    title: str
+    pictures: Source
+    classes: np.ndarray | None = None
 
 
 def _wnids(inputs: Inputs) -> tuple[str, ...]:
@@ -66,48 +98,56 @@ def _wnids(inputs: Inputs) -> tuple[str, ...]:
     return inputs.data.class_names
 
 
-def _v2(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
-    source = imagenet_v2(path, _wnids(inputs))
-    return {"top-1": _top1(inputs, head, source, "imagenet_v2")}
+def _v2(inputs: Inputs, path: str) -> list[_Part]:
+    return [_Part("imagenet_v2", imagenet_v2(path, _wnids(inputs)))]
 
 
-def _sketch(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
-    source = imagenet_sketch(path, _wnids(inputs))
-    return {"top-1": _top1(inputs, head, source, "imagenet_sketch")}
+def _sketch(inputs: Inputs, path: str) -> list[_Part]:
+    return [_Part("imagenet_sketch", imagenet_sketch(path, _wnids(inputs)))]
 
 
-def _subset(name: str) -> Callable[[Inputs, Chosen, str], dict[str, float]]:
-    def measure(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
+def _subset(name: str) -> Callable[[Inputs, str], list[_Part]]:
+    def opened(inputs: Inputs, path: str) -> list[_Part]:
         count = min(200, len(_wnids(inputs)))
-        source, classes = imagenet_subset(path, _wnids(inputs), count)
-        return {"top-1": _top1(inputs, head, source, name, classes)}
+        return [_Part(name, *imagenet_subset(path, _wnids(inputs), count))]
 
-    return measure
+    return opened
 
 
-def _real(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
-    """On the test split, which must be ImageNet's validation set."""
+def _corrupted(inputs: Inputs, path: str) -> list[_Part]:
+    return [
+        _Part(f"imagenet_c-{name}-{severity}", imagenet_c(path, name, severity, _wnids(inputs)))
+        for name in CORRUPTIONS
+        for severity in SEVERITIES
+    ]
+
+
+class _Relabelled:
+    """The test split, which must be ImageNet's validation set, with ReaL's labels as targets."""
+
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, source: Source, targets: np.ndarray) -> None:
+        self._source, self.labels, self.targets = source, source.labels, targets
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        return self._source[index]
+
+    def name(self, index: int) -> str:
+        """That of the test split."""
+        return self._source.name(index)
+
+
+def _real(inputs: Inputs, path: str) -> list[_Part]:
     assert inputs.data is not None
     source = inputs.data.splits["test"]
-    features = inputs.features_of(source, "test", keep_unreadable=True)
-    readable = np.isfinite(features.cls[-1]).all(axis=1)
-    logits = head.logits([column[readable] for column in columns_of(features)])
-    return {"accuracy": real_accuracy(logits, real_labels(path, source)[readable])}
+    return [_Part("test", _Relabelled(source, real_labels(path, source)))]
 
 
-def _corrupted(inputs: Inputs, head: Chosen, path: str) -> dict[str, float]:
-    errors = {}
-    for corruption in CORRUPTIONS:
-        found = []
-        for severity in SEVERITIES:
-            source = imagenet_c(path, corruption, severity, _wnids(inputs))
-            title = f"imagenet_c-{corruption}-{severity}"
-            found.append(100 - _top1(inputs, head, source, title))
-        errors[corruption] = np.array(found)
-    return corruption_errors(errors)
-
-
-_MEASURES: dict[str, Callable[[Inputs, Chosen, str], dict[str, float]]] = {
+_OPENED: dict[str, Callable[[Inputs, str], list[_Part]]] = {
     "imagenet_v2": _v2,
     "imagenet_real": _real,
     "imagenet_a": _subset("imagenet_a"),
@@ -115,3 +155,20 @@ _MEASURES: dict[str, Callable[[Inputs, Chosen, str], dict[str, float]]] = {
     "imagenet_sketch": _sketch,
     "imagenet_c": _corrupted,
 }
+
+
+def _measure(inputs: Inputs, head: Chosen, name: str, parts: list[_Part]) -> dict[str, float]:
+    if name == "imagenet_c":
+        errors = np.array([100 - _top1(inputs, head, part) for part in parts])
+        by_corruption = errors.reshape(len(CORRUPTIONS), len(SEVERITIES))
+        return corruption_errors(dict(zip(CORRUPTIONS, by_corruption, strict=True)))
+    if name == "imagenet_real":
+        features = inputs.features_of(parts[0].pictures, parts[0].title)
+        return {"accuracy": real_accuracy(head.logits(columns_of(features)), features.labels)}
+    return {"top-1": _top1(inputs, head, parts[0])}
+
+
+def _top1(inputs: Inputs, head: Chosen, part: _Part) -> float:
+    features = inputs.features_of(part.pictures, part.title)
+    classes = None if part.classes is None else part.classes.tolist()
+    return top_accuracy(head.logits(columns_of(features), classes), features.labels, 1)

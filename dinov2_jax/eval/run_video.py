@@ -1,23 +1,29 @@
 """Video classification: a linear probe on the features of eight frames (paper section 7.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dinov2_jax.configuration import ConfigError
+from dinov2_jax.data.sources import SourceError
 from dinov2_jax.eval.datasets.files import Files
 from dinov2_jax.eval.datasets.video_sets import kinetics, ssv2, ucf101
 from dinov2_jax.eval.heads import best
-from dinov2_jax.eval.linear import STATE_FILE, train_cached
+from dinov2_jax.eval.linear import train_cached
 from dinov2_jax.eval.metrics import top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.eval.run_frozen import HEAD_FILE, accuracy_by_rate, columns_of, linear_settings
+from dinov2_jax.eval.run_frozen import (
+    accuracy_by_rate,
+    columns_of,
+    keep_head,
+    linear_settings,
+)
 from dinov2_jax.eval.video import FRAMES, VideoFrames, pool_frames
 
 
 class _Set(NamedTuple):
-    opened: Callable[[str, str], Files]
+    opened: Callable[..., Files]
     test: str  # what its test split is called
     pooling: str
 
@@ -29,22 +35,35 @@ _SETS = {
 }
 
 
-def run_video(inputs: Inputs) -> Outcome:
-    """52 linear classifiers on the set that `config.video` names.
-
-    Raises:
-      ConfigError: no set, or no path.
-    """
+def check_video(inputs: Inputs, others: Sequence[str]) -> None:
+    """Raises ConfigError or SourceError: no set or path, lists or videos missing, no PyAV."""
     settings = inputs.config.video
     if not settings.set or not settings.path:
         raise ConfigError(
             f"video needs --config.video.set (of {', '.join(_SETS)}) and --config.video.path"
         )
+    for videos in _videos(inputs).values():
+        VideoFrames(videos)
+
+
+def _videos(inputs: Inputs) -> dict[str, Files]:
+    settings = inputs.config.video
     which = _SETS[settings.set]
-    videos = {
-        "train": which.opened(settings.path, "train"),
-        "test": which.opened(settings.path, which.test),
-    }
+    names = {"train": "train", "test": which.test}
+    more = {"allow_missing": settings.allow_missing} if settings.set == "kinetics400" else {}
+    videos = {name: which.opened(settings.path, split, **more) for name, split in names.items()}
+    if videos["train"].class_names != videos["test"].class_names:
+        raise SourceError(
+            f"{settings.set}: the lists of train and {which.test} have different classes; take "
+            "both from one release, and whole"
+        )
+    return videos
+
+
+def run_video(inputs: Inputs) -> Outcome:
+    """52 linear classifiers on the set that `config.video` names."""
+    settings = inputs.config.video
+    which, videos = _SETS[settings.set], _videos(inputs)
     classes = len(videos["train"].class_names or ())
     pooled = {name: _pooled(inputs, videos[name], name, which) for name in videos}
     probe = linear_settings(inputs)
@@ -52,8 +71,7 @@ def run_video(inputs: Inputs) -> Outcome:
     heads = train_cached(columns, labels, classes, probe, folder=inputs.folder)
     columns, labels = pooled["test"]
     winner = best(heads, columns, labels)
-    winner.save(inputs.folder / HEAD_FILE)
-    inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
+    keep_head(inputs, winner)
     logits = winner.logits(columns)
     numbers = {
         **{f"top{n}": top_accuracy(logits, labels, n) for n in (1, 5)},

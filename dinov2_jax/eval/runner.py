@@ -21,28 +21,51 @@ from dinov2_jax.eval.protocols import (
 )
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
-from dinov2_jax.eval.run_finetune import run_finetune
-from dinov2_jax.eval.run_frozen import run_few_shot, run_knn, run_linear, run_linear_cached
-from dinov2_jax.eval.run_logreg import run_logreg, run_transfer
-from dinov2_jax.eval.run_retrieval import run_retrieval
-from dinov2_jax.eval.run_robustness import run_robustness
-from dinov2_jax.eval.run_video import run_video
+from dinov2_jax.eval.run_finetune import check_finetune, run_finetune
+from dinov2_jax.eval.run_frozen import (
+    check_classifiers,
+    check_knn,
+    run_few_shot,
+    run_knn,
+    run_linear,
+    run_linear_cached,
+)
+from dinov2_jax.eval.run_logreg import check_logreg, check_transfer, run_logreg, run_transfer
+from dinov2_jax.eval.run_retrieval import check_retrieval, run_retrieval
+from dinov2_jax.eval.run_robustness import check_robustness, run_robustness
+from dinov2_jax.eval.run_video import check_video, run_video
 from dinov2_jax.features.manifest import weights_fingerprint
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
 
 PROTOCOLS = {
-    "knn": Protocol(cls_as_evaluated, run_knn, ("knn",)),
-    "few_shot": Protocol(probe_features, run_few_shot, ("few_shot", "knn", "linear")),
-    "logreg": Protocol(cls_of_whole_square, run_logreg, ("logreg",)),
-    "transfer": Protocol(cls_of_whole_square, run_transfer, ("transfer", "logreg"), False),
-    "linear": Protocol(probe_features, run_linear, ("linear",)),
-    "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",)),
-    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",)),
-    "robustness": Protocol(probe_features, run_robustness, ("robustness", "linear")),
-    "retrieval": Protocol(cls_as_evaluated, run_retrieval, ("retrieval",), needs_data=False),
-    "video": Protocol(probe_features, run_video, ("video", "linear"), needs_data=False),
+    "knn": Protocol(cls_as_evaluated, run_knn, ("knn",), check_knn),
+    "few_shot": Protocol(
+        probe_features, run_few_shot, ("few_shot", "knn", "linear"), check_classifiers
+    ),
+    "logreg": Protocol(cls_of_whole_square, run_logreg, ("logreg",), check_logreg),
+    "transfer": Protocol(
+        *(cls_of_whole_square, run_transfer, ("transfer", "logreg"), check_transfer),
+        needs_data=False,
+        always=True,
+    ),
+    "linear": Protocol(probe_features, run_linear, ("linear",), check_classifiers),
+    "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",), check_classifiers),
+    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",), check_finetune),
+    "robustness": Protocol(
+        *(probe_features, run_robustness, ("robustness",), check_robustness), always=True
+    ),
+    "retrieval": Protocol(
+        *(cls_as_evaluated, run_retrieval, ("retrieval",), check_retrieval),
+        needs_data=False,
+        always=True,
+    ),
+    "video": Protocol(
+        *(probe_features, run_video, ("video", "linear"), check_video),
+        needs_data=False,
+        always=True,
+    ),
 }
 
 
@@ -57,8 +80,7 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
       What results.json holds.
 
     Raises:
-      ConfigError, SourceError, WeightsError, CheckpointError: in one sentence, before any
-        extraction starts where that can be known.
+      ConfigError, SourceError, WeightsError, CheckpointError, EvaluationError: in one sentence.
     """
     protocols = chosen(config.protocols, PROTOCOLS)
     backbone = _backbone(config)
@@ -67,18 +89,23 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     if any(protocol.needs_data for protocol in protocols.values()):
         with main_first():
             data = open_data(config.data, stored_settings(backbone))
-    results = Results(folder / "results.json", _about(config, backbone, data))
+    results = Results(folder / "results.json", _about(config, backbone))
     cache_folder = Path(config.feature_cache or folder / "features").expanduser()
     cache = FeatureCache(cache_folder, backbone, config)
     todo = {
         name: protocol
         for name, protocol in protocols.items()
-        if not results.finished(name, _settings(config, protocol))
+        if protocol.always or not results.finished(name, _settings(config, protocol, data))
     }
     wanted = _shared(todo, backbone)
+    given = {
+        name: Inputs(backbone, data, config, cache, wanted[name], folder / name, folder)
+        for name in todo
+    }
     for name, protocol in todo.items():
-        inputs = Inputs(backbone, data, config, cache, wanted[name], folder / name, folder)
-        _run(name, protocol, inputs, results)
+        protocol.check(given[name], tuple(protocols))
+    for name, protocol in todo.items():
+        _run(name, protocol, given[name], results)
     if is_main():
         print(results.table())
         print(f"written to {results.path}")
@@ -89,11 +116,15 @@ def _run(name: str, protocol: Protocol, inputs: Inputs, results: Results) -> Non
     outcome = protocol.run(inputs)
     source = inputs.data.title.split()[0] if inputs.data else ""
     own = (name.removesuffix("_cached"), source)
+    size = inputs.wanted.resize_px, inputs.wanted.image_px
+    as_published = outcome.comparable and size in ((256, 224), (224, 224))
     paper = {
         figure: published(inputs.backbone.model, *outcome.published.get(figure, own))
         for figure in outcome.headline
+        if as_published
     }
-    results.add(name, _settings(inputs.config, protocol), outcome, paper)
+    settings = _settings(inputs.config, protocol, inputs.data)
+    results.add(name, settings, outcome, paper, inputs.seen)
     if is_main():
         results.write()
         write_page(results.path.with_suffix(".html"), results.as_dict())
@@ -108,10 +139,15 @@ def _backbone(config: ConfigDict) -> Backbone:
     allow = tuple(filter(None, config.allow.split(",")))
     backbone = load(config.checkpoint, which=config.which, allow=allow, dtype=dtype)
     given = backbone.preprocessing
-    sizes = {
-        "resize_px": config.resize_size or given.resize_px,
-        "image_px": config.image_size or given.image_px,
-    }
+    image_px = config.image_size or given.image_px
+    # A larger square of a picture that is not larger would be a picture in a black frame.
+    in_proportion = round(given.resize_px * image_px / given.image_px)
+    sizes = {"resize_px": config.resize_size or in_proportion, "image_px": image_px}
+    if sizes["resize_px"] < image_px:
+        raise ConfigError(
+            f"config.resize_size {sizes['resize_px']} px of the shorter side is less than the "
+            f"{image_px} px of the square; use --config.resize_size={in_proportion}"
+        )
     patch = backbone.model.patch_size
     if sizes["image_px"] % patch:
         near = max(1, round(sizes["image_px"] / patch)) * patch
@@ -131,8 +167,8 @@ def _folder(workdir: str, backbone: Backbone) -> Path:
     return step.parent.parent / "eval" / step.name
 
 
-def _about(config: ConfigDict, backbone: Backbone, data: Data | None) -> dict[str, Any]:
-    """All that every figure depends on."""
+def _about(config: ConfigDict, backbone: Backbone) -> dict[str, Any]:
+    """What all figures depend on."""
     return {
         "weights": {
             "source": backbone.source,
@@ -143,14 +179,16 @@ def _about(config: ConfigDict, backbone: Backbone, data: Data | None) -> dict[st
         },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "compute_dtype": config.compute_dtype,
-        **(data.describe() if data else {"data": "of each protocol"}),
     }
 
 
-def _settings(config: ConfigDict, protocol: Protocol) -> dict[str, Any]:
-    """The fields that a protocol depends on."""
+def _settings(config: ConfigDict, protocol: Protocol, data: Data | None) -> dict[str, Any]:
+    """The fields that a protocol depends on, and its data."""
     whole = to_dict(config)
-    return {section: whole[section] for section in protocol.sections}
+    fields = {section: whole[section] for section in protocol.sections}
+    if data is None or not protocol.needs_data:
+        return fields
+    return fields | data.describe() | {"max_bad": config.data.max_bad}
 
 
 def _shared(protocols: dict[str, Protocol], backbone: Backbone) -> dict[str, Wanted]:

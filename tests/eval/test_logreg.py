@@ -9,9 +9,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dinov2_jax.eval import logreg
-from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.logistic import place, solve_path
-from dinov2_jax.eval.logreg import C_VALUES, evaluate, few_shot, fit, split, sweep
+from dinov2_jax.eval.logreg import C_VALUES, evaluate, fit, split, sweep
 from dinov2_jax.eval.metrics import mean_average_precision, top_accuracy
 from dinov2_jax.sharding import make_mesh
 
@@ -273,19 +272,6 @@ def test_evaluate_several_labels_by_average_precision():
     assert report.results == {"mAP": expected} and 60 < expected < 100
 
 
-def test_few_shot_is_the_mean_over_tries():
-    train, test = draw(200), draw(100, seed=1)
-    found = few_shot(train, test, 5, n_per_class=8, n_tries=2, values=(0.1, 10.0))
-    single = []
-    for seed in range(2):
-        rows = draw_examples(train[1], 8, seed)
-        assert np.bincount(train[1][rows]).tolist() == [8] * 5
-        few = train[0][rows], train[1][rows]
-        single.append(evaluate(few, test, 5, values=(0.1, 10.0)).results["top1"])
-    assert single[0] != single[1]
-    assert found["top1"] == pytest.approx(np.mean(single))
-
-
 def test_protocols_that_do_not_fit_are_refused():
     train = draw()
     with pytest.raises(ValueError, match="'top5' is unknown; use one of top1, mean_per_class, mAP"):
@@ -294,5 +280,3 @@ def test_protocols_that_do_not_fit_are_refused():
         evaluate(train, train, 5, metric="mAP")
     with pytest.raises(ValueError, match="9 training rows leave none"):
         evaluate((train[0][:9], train[1][:9]), train, 5)
-    with pytest.raises(ValueError, match="drawn from one label an image"):
-        few_shot((train[0], np.eye(5)[train[1]]), train, 5, n_per_class=2)

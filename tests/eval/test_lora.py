@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.eval.lora import TARGETS, Lora, init_factors, merge, trained_parameters
+from dinov2_jax.eval.lora import TARGETS, Lora, init_factors, merge
 from tests.features.tiny import backbone
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -61,11 +61,10 @@ def test_merged_weights_are_the_unmerged_layers():
         assert np.abs(plain[name] - merged[name]).max() > 0.1
 
 
-def test_only_targets_are_adapted_and_counted():
+def test_only_targets_are_adapted():
     found, lora = backbone(), Lora(rank=2, targets=("attn/qkv", "mlp/w12"))
     factors = random_factors(found.params, lora)
     assert list(factors) == ["attn/qkv"]
-    assert trained_parameters(factors) == 3 * (24 * 2 + 2 * 72)
     merged = merge(found.params, factors, lora)
     changed = {
         jax.tree_util.keystr(path)

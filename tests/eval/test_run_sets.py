@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from configs.eval import default as eval_config
 from dinov2_jax.configuration import ConfigError
+from dinov2_jax.data.sources import SourceError
 from dinov2_jax.eval.datasets.imagenet_variants import CORRUPTIONS
 from dinov2_jax.eval.datasets.voc import VOC_CLASSES
 from dinov2_jax.eval.heads import load_chosen
@@ -118,6 +119,33 @@ def test_robustness_without_a_classifier_or_a_set_is_one_sentence(weights, image
     data["robustness.imagenet_v2"] = str(tmp_path)
     with pytest.raises(ConfigError, match=r"no linear classifier.*protocols=linear,robustness"):
         evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
+    data["robustness.imagenet_v2"] = str(tmp_path / "v2")
+    for label in range(4):
+        save(tmp_path / "v2" / str(label) / "0.jpeg", label)
+    evaluate(ask(weights, ("linear_cached",), **data), str(tmp_path))
+    with pytest.raises(SourceError, match=r"4 class folders, but the classifier has 3"):
+        evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
+    (tmp_path / "v2" / "3" / "0.jpeg").unlink()
+    (tmp_path / "v2" / "3").rmdir()
+    assert evaluate(ask(weights, ("robustness",), **data), str(tmp_path))["protocols"]["robustness"]
+    other = write_weights(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match=r"no linear classifier of these weights"):
+        evaluate(ask(other, ("robustness",), **data), str(tmp_path / "out"))
+    data["robustness.head"] = str(tmp_path / "linear_cached" / "head.safetensors")
+    with pytest.raises(ConfigError, match=r"trained on other weights"):
+        evaluate(ask(other, ("robustness",), **data), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_later_protocol_lacks_is_said_before_the_first_runs(weights, imagenet, tmp_path):
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    with pytest.raises(ConfigError, match=r"retrieval needs --config\.retrieval\.set"):
+        evaluate(ask(weights, ("knn", "retrieval"), **data), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"data\.train_labels means nothing for the set"):
+        evaluate(
+            ask(weights, ("knn",), **data, **{"data.train_labels": "x"}), str(tmp_path / "out")
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_probe_on_augmented_pictures_runs_and_learns(weights, imagenet, tmp_path):

@@ -1,6 +1,7 @@
 """Task "eval": everything but the checkpoint's path may come from the checkpoint."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +89,9 @@ def test_equals_a_direct_computation(run, capsys):
     assert found["numbers"]["k"] == expected
     assert expected[5]["top1"] not in (0, 100)
     assert found["headline"] == {f"top-1, k={k}": expected[k]["top1"] for k in (1, 5)}
-    about = report["about"]
-    assert about["splits"]["train"]["pictures"] == len(bank[1])
-    assert about["classes"] == 3 and about["preprocessing"]["image_px"] == 16
+    settings = found["settings"]
+    assert settings["splits"]["train"]["pictures"] == len(bank[1])
+    assert settings["classes"] == 3 and report["about"]["preprocessing"]["image_px"] == 16
     assert "top-1, k=5" in capsys.readouterr().out
     written = json.loads((run[0] / "eval" / "7" / "results.json").read_text())
     assert written["protocols"]["knn"]["numbers"]["k"]["5"] == expected[5]
@@ -162,6 +163,14 @@ def test_label_files_stand_for_folders(run, tmp_path):
         "data.test_labels": str(tmp_path / "test_labels.txt"),
     }
     found = evaluate(ask(run[0], **settings), str(tmp_path / "out"))
+    lists = {f"data.{s}_path": str(tmp_path / f"{s}.txt") for s in ("train", "test")}
+    labels = {f"data.{s}_labels": str(tmp_path / f"{s}_labels.txt") for s in ("train", "test")}
+    listed = evaluate(ask(run[0], **lists, **labels), str(tmp_path / "listed"))
+    assert listed["protocols"]["knn"]["numbers"] == found["protocols"]["knn"]["numbers"]
+    same_twice = {"data.path": str(tmp_path / "train.txt"), **labels}
+    same_twice["data.test_labels"] = same_twice["data.train_labels"]
+    with pytest.raises(SourceError, match=r"train and test are the same .*data\.test_path"):
+        evaluate(ask(run[0], **same_twice), str(tmp_path / "twice"))
     same = evaluate(ask(run[0]), str(tmp_path / "run"))
     assert found["protocols"]["knn"]["numbers"] == same["protocols"]["knn"]["numbers"]
     (tmp_path / "test_labels.txt").write_text("a\n" * 3)
@@ -233,12 +242,31 @@ def test_a_class_that_train_lacks_and_unreadable_pictures(run, tmp_path):
     (tmp_path / "p" / "val" / "d").rename(tmp_path / "p" / "val" / "a")
     assert not (tmp_path / "out").exists()
     found = evaluate(ask(run[0], **data, **{"data.max_bad": 1}), out)
-    assert found["about"]["splits"]["test"]["pictures"] == 12
+    assert found["protocols"]["knn"]["settings"]["splits"]["test"]["pictures"] == 12
     truncated = (tmp_path / "p" / "val" / "a" / "3.png").read_bytes()[:60]
     (tmp_path / "p" / "val" / "a" / "0.png").unlink()
     (tmp_path / "p" / "val" / "a" / "3.png").write_bytes(truncated)  # its header is whole
     with pytest.raises(SourceError, match=r"1 of 11 pictures of test cannot be decoded.*3\.png"):
         evaluate(ask(run[0], **data), str(tmp_path / "again"))
+    write_pictures(tmp_path / "r", count=12)
+    shutil.copy(tmp_path / "r" / "a" / "3.png", tmp_path / "p" / "val" / "a" / "3.png")
+    assert evaluate(ask(run[0], **data), str(tmp_path / "again"))["protocols"]["knn"]["headline"]
+
+
+def test_a_square_larger_than_the_picture_is_no_black_frame(run, tmp_path):
+    report = evaluate(ask(run[0], image_size=32), str(tmp_path / "out"))
+    assert report["about"]["preprocessing"]["resize_px"] == 32
+    with pytest.raises(ConfigError, match=r"resize_size 16 px .* --config\.resize_size=32"):
+        evaluate(ask(run[0], image_size=32, resize_size=16), str(tmp_path / "other"))
+
+
+def test_results_of_other_weights_are_not_overwritten(run, tmp_path):
+    evaluate(ask(run[0]), str(tmp_path))
+    backbone = load(run[0])
+    other = jax.tree.map(lambda x: x + 1, backbone.params)
+    write_bundle(tmp_path / "b", backbone.model, other, backbone.preprocessing, "test")
+    with pytest.raises(ConfigError, match=r"figures of others \(weights\.fingerprint.*--workdir"):
+        evaluate(ask(tmp_path / "b", **{"data.path": run[1].data.path}), str(tmp_path))
 
 
 def test_leave_one_out_asks_the_bank_about_itself(run, tmp_path):

@@ -54,6 +54,12 @@ def imagenet_v2(root: str, wnids: Sequence[str]) -> Files:
     """
     root = os.path.expanduser(root)
     folders = [str(number) for number in range(len(wnids))]
+    there = len(folders_in(root, "ImageNet-V2")) if os.path.isdir(root) else len(folders)
+    if there != len(folders):
+        raise SourceError(
+            f"ImageNet-V2: {root} holds {there} class folders, but the classifier has "
+            f"{len(folders)} classes, and its folders are numbers of these; train on all 1000"
+        )
     return class_files(root, folders, wnids, "ImageNet-V2")
 
 
