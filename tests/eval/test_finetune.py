@@ -67,6 +67,7 @@ def leaves(found):
     return jax.tree.leaves((found.params, found.head))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_learns_a_separable_set(weights):
     untrained = run(
         weights, dataclasses.replace(SETTINGS, lr=0.0, iterations=6, warmup_iterations=1)
@@ -79,6 +80,7 @@ def test_learns_a_separable_set(weights):
     assert min(jax.tree.leaves(moved)) > 1e-5  # all else is trained
 
 
+@pytest.mark.usefixtures("one_device")
 def test_lora_learns_and_leaves_the_rest_alone(weights):
     lora = Lora(rank=4, targets=("attn/qkv", "attn/proj"))
     settings = dataclasses.replace(SETTINGS, lora=lora, lr=2e-2, avgpool=True)
@@ -90,6 +92,7 @@ def test_lora_learns_and_leaves_the_rest_alone(weights):
     assert sum(jax.tree.leaves(changed)) == 2
 
 
+@pytest.mark.usefixtures("one_device")
 def test_resume_equals_a_straight_run(weights, monkeypatch, tmp_path):
     class Killed(resume.Progress):
         def update(self, step, **shown):
@@ -120,6 +123,7 @@ def test_device_count_does_not_matter(weights):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_higher_resolution_resamples_the_positions_once(weights):
     larger = Preprocessing(28, 24, PREPROCESSING.mean, PREPROCESSING.std)
     model, params = at_resolution(weights.model, weights.params, 24)
@@ -137,6 +141,7 @@ def test_higher_resolution_resamples_the_positions_once(weights):
         at_resolution(weights.model, weights.params, 26)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_begins_with_a_head_of_the_probe(weights):
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(3, 24)).astype(np.float32), np.ones(3, np.float32)
@@ -204,6 +209,7 @@ def test_steps_of_the_optimizer_by_hand():
     np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_wrong_inputs_are_one_sentence(weights):
     with pytest.raises(ValueError, match="batch_size 16 is no multiple of group_size 6"):
         run(weights, dataclasses.replace(SHORT, group_size=6))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dinov2_jax.eval import linear, resume
+from dinov2_jax.eval.few_shot import draw_examples
 from dinov2_jax.eval.heads import RATES, Grid, Kind, accuracies, best, load_chosen, scores
 from dinov2_jax.eval.linear import Settings, epochs, initial_state, train_cached
-from dinov2_jax.eval.linear_few_shot import draw_shots, few_shot
+from dinov2_jax.eval.linear_few_shot import few_shot
 from dinov2_jax.sharding import make_mesh
 
 DIM, ROWS = 6, 70
@@ -343,7 +344,7 @@ def test_few_shot_is_the_mean_over_tries():
     for seed in range(2):
         rng = np.random.default_rng(seed)
         rows = [rng.permutation(np.flatnonzero(labels == c))[:3] for c in range(5)]
-        np.testing.assert_array_equal(draw_shots(labels, 3, seed), np.concatenate(rows))
+        np.testing.assert_array_equal(draw_examples(labels, 3, seed), np.concatenate(rows))
         rows = np.sort(np.concatenate(rows))
         heads = train_cached([c[rows] for c in columns], labels[rows], 5, settings)
         tries.append(list(accuracies(heads, val, val_labels).values()))

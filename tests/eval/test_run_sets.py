@@ -21,6 +21,8 @@ from dinov2_jax.sharding import path_name
 from dinov2_jax.weights.load import load
 from tests.features.tiny import backbone, write_weights
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 WNIDS = ["n01440764", "n01443537", "n02119789"]
 RNG = np.random.default_rng(0)
 

@@ -22,6 +22,8 @@ from dinov2_jax.models.vit import from_config
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import load
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 STORED = {
     "model.variant": "vit_tiny",
     "model.dim": 24,
