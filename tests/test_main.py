@@ -176,7 +176,7 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         "--config=configs/eval/knn.py", f"--config.checkpoint={tmp_path / 'none'}", cwd=ROOT
     )
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: no directory {tmp_path / 'none'}")
+    assert result.stderr.startswith(f"error: no weights at {tmp_path / 'none'}")
     assert result.stderr.count("\n") == 1
     shown = run(
         "--config=configs/eval/knn.py",
