@@ -18,5 +18,5 @@ def one_device(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch):
-    """Files need not survive a power cut here; an fsync takes a tenth of a second on a busy disk."""
+    """No file must survive a power cut here; an fsync takes 0.1 s on a busy disk."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
