@@ -1,6 +1,7 @@
 """Protocols with data of their own, whole: miniature sets in their official layouts to figures."""
 
 import json
+import os
 import pickle
 
 import jax
@@ -199,6 +200,16 @@ def test_logistic_regression_equals_scikit_learn_at_the_chosen_strength(
     score = 100 * peer.score(features["val"], labels["val"])
     assert outcome["headline"]["top-1"] == pytest.approx(score)
     assert outcome["protocol"]["chosen_on"] == "a tenth of train"
+
+
+def test_logistic_regression_beyond_the_memory_is_refused_at_once(
+    weights, imagenet, tmp_path, monkeypatch
+):
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes
+    with pytest.raises(ConfigError, match=r"27 pictures of 3 classes.*protocols=linear_cached"):
+        evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
