@@ -1,4 +1,4 @@
-"""Sources made of others: some records, other numbers of classes, labels from a text file."""
+"""Sources made of others: some records, other numbers of classes, labels from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,59 +9,75 @@ import numpy as np
 from dinov2_jax.data.sources import Source, SourceError
 
 
-class Subset:
-    """The records `rows` of a source, in this order, with their labels."""
+class View:
+    """Records of a source under labels of its own.
 
-    def __init__(self, source: Source, rows: np.ndarray) -> None:
-        self._source, self._rows = source, np.asarray(rows)
-        self.class_names = source.class_names
-        self.labels = None if source.labels is None else source.labels[self._rows]
+    Args:
+      source: pictures.
+      labels: of the chosen records; or None.
+      class_names: of the labels; or None.
+      rows: the chosen records, in this order; None for all.
+      targets: of sets where a picture has several classes; or None.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: np.ndarray | None,
+        class_names: tuple[str, ...] | None,
+        *,
+        rows: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
+    ) -> None:
+        self._source, self._rows = source, rows
+        self.labels, self.class_names, self.targets = labels, class_names, targets
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._source) if self._rows is None else len(self._rows)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._source[int(self._rows[index])]
+        return self._source[self._row(index)]
 
     def name(self, index: int) -> str:
         """That of the source."""
-        return self._source.name(int(self._rows[index]))
+        return self._source.name(self._row(index))
+
+    def _row(self, index: int) -> int:
+        return index if self._rows is None else int(self._rows[index])
 
 
-class Renumbered:
+def labelled_records(source: Source) -> Source:
+    """The records of a source whose label is known."""
+    assert source.labels is not None
+    known = np.flatnonzero(source.labels >= 0)
+    if len(known) == len(source):
+        return source
+    return View(source, source.labels[known], source.class_names, rows=known)
+
+
+def renumbered(source: Source, class_names: tuple[str, ...]) -> Source:
     """A source whose classes are some of another's, with that one's numbers.
 
     Raises:
       SourceError: a class that is not among `class_names`.
     """
-
-    def __init__(self, source: Source, class_names: tuple[str, ...]) -> None:
-        own, labels = source.class_names, source.labels
-        assert own is not None and labels is not None
-        odd = sorted(set(own) - set(class_names))
-        if odd:
-            raise SourceError(
-                f"{len(odd)} of {len(own)} classes, such as {odd[0]!r}, are not among the "
-                f"{len(class_names)} of the training set, such as {class_names[0]!r}; both need "
-                "the same names of classes"
-            )
-        place = {name: number for number, name in enumerate(class_names)}
-        numbers = np.array([place[name] for name in own] + [-1])  # -1 stays -1
-        self._source, self.class_names = source, class_names
-        self.labels: np.ndarray | None = numbers[labels]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._source[index]
-
-    def name(self, index: int) -> str:
-        """That of the source."""
-        return self._source.name(index)
+    own, labels = source.class_names, source.labels
+    assert own is not None and labels is not None
+    odd = sorted(set(own) - set(class_names))
+    if odd:
+        raise SourceError(
+            f"{len(odd)} of {len(own)} classes, such as {odd[0]!r}, are not among the "
+            f"{len(class_names)} of the training set, such as {class_names[0]!r}; both need the "
+            "same names of classes"
+        )
+    place = {name: number for number, name in enumerate(class_names)}
+    numbers = np.array([place[name] for name in own] + [-1])  # -1 stays -1
+    return View(source, numbers[labels], class_names)
 
 
-class Labelled:
+def with_label_file(
+    source: Source, path: str, class_names: tuple[str, ...] | None = None
+) -> Source:
     """A source with the labels of a text file.
 
     Its lines are classes (names or numbers) in the order of the records, or `<name> TAB <class>`
@@ -78,31 +94,16 @@ class Labelled:
       SourceError: another number of lines than records, a name without a line, or a class that is
         not among `class_names`.
     """
-
-    def __init__(
-        self, source: Source, path: str, class_names: tuple[str, ...] | None = None
-    ) -> None:
-        self._source = source
-        given = _classes(source, os.path.expanduser(path))
-        self.class_names = class_names or _names_of(given)
-        number = {name: i for i, name in enumerate(self.class_names)} | {"": -1}
-        unknown = next((name for name in given if name not in number), None)
-        if unknown is not None:
-            raise SourceError(
-                f"{path} has the class {unknown!r}, which the training set does not have; "
-                f"known are {len(self.class_names)} classes, such as {self.class_names[0]!r}"
-            )
-        self.labels: np.ndarray | None = np.array([number[name] for name in given], np.int64)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._source[index]
-
-    def name(self, index: int) -> str:
-        """That of the source."""
-        return self._source.name(index)
+    given = _classes(source, os.path.expanduser(path))
+    names = class_names or _names_of(given)
+    number = {name: i for i, name in enumerate(names)} | {"": -1}
+    unknown = next((name for name in given if name not in number), None)
+    if unknown is not None:
+        raise SourceError(
+            f"{path} has the class {unknown!r}, which the training set does not have; known are "
+            f"{len(names)} classes, such as {names[0]!r}"
+        )
+    return View(source, np.array([number[name] for name in given], np.int64), names)
 
 
 def _classes(source: Source, path: str) -> list[str]:

@@ -83,11 +83,14 @@ class FeatureCache:
       folder: where they are kept.
       backbone: from `load`.
       config: batch_size, compute_dtype and data of configs/eval/default.py.
+
+    Attributes:
+      weights: fingerprint of the backbone.
     """
 
     def __init__(self, folder: Path, backbone: Backbone, config: ConfigDict) -> None:
         self._folder, self._backbone, self._config = folder, backbone, config
-        self._weights = weights_fingerprint(backbone)
+        self.weights = weights_fingerprint(backbone)
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
         self._compiled: tuple[tuple[Request, int], Extractor] | None = None
 
@@ -107,12 +110,11 @@ class FeatureCache:
         request = self._request(wanted)
         home = self._folder / f"{split}-{self._key(source, request)}"
         names = {name for name, *_ in request.columns}
-        folder = _complete_with(home, names)
-        if folder is not None and self._repaired(folder, source, request):
-            with main_first():
-                if is_main():
-                    shutil.rmtree(folder)
-            folder = None
+        with main_first():  # one process decides, before the others look
+            folder = _complete_with(home, names)
+            if folder is not None and is_main() and self._repaired(folder, source, request):
+                shutil.rmtree(folder)
+                folder = None
         if folder is None:
             folder = home / "-".join(sorted(names))
             if is_main():
@@ -158,7 +160,7 @@ class FeatureCache:
 
     def _key(self, source: Source, request: Request) -> str:
         parts: Mapping[str, Any] = {
-            "weights": self._weights,
+            "weights": self.weights,
             "names": names_fingerprint(source),
             "content": content_fingerprint(source),
             "fit": dataclasses.asdict(request.fit),

@@ -189,6 +189,20 @@ def first_params(
     return {"lora": init_factors(params, settings.lora, settings.seed), **found}
 
 
+def check_settings(settings: Settings) -> None:
+    """Raises EvaluationError for a group or a warm-up that does not fit."""
+    if settings.batch_size % settings.group_size:
+        raise EvaluationError(
+            f"batch_size {settings.batch_size} is no multiple of group_size "
+            f"{settings.group_size}; give a group_size that divides it"
+        )
+    if settings.warmup_iterations >= settings.iterations:
+        raise EvaluationError(
+            f"warmup_iterations {settings.warmup_iterations} leave nothing of "
+            f"{settings.iterations} iterations; a quarter of them is usual"
+        )
+
+
 def finetune(
     model: VisionTransformer,
     params: Any,
@@ -221,16 +235,7 @@ def finetune(
         work.
     """
     check_labels(source, labels, classes)
-    if settings.batch_size % settings.group_size:
-        raise EvaluationError(
-            f"batch_size {settings.batch_size} is no multiple of group_size "
-            f"{settings.group_size}; give a group_size that divides it"
-        )
-    if settings.warmup_iterations >= settings.iterations:
-        raise EvaluationError(
-            f"warmup_iterations {settings.warmup_iterations} leave nothing of "
-            f"{settings.iterations} iterations; a quarter of them is usual"
-        )
+    check_settings(settings)
     mesh = mesh or make_mesh()
     model, params = at_resolution(model, params, preprocessing.image_px)
     trained = first_params(model, params, classes, settings, head)
@@ -264,14 +269,13 @@ def finetune(
     feed = labelled_batches(
         source,
         labels,
+        preprocessing,
         mesh,
         start,
         batch_size=settings.batch_size,
-        size=preprocessing.image_px,
         seed=settings.seed,
         workers=workers,
         max_pixels=max_pixels,
-        channels=len(preprocessing.mean),
     )
     with jax.set_mesh(mesh), feed as batches:
         state = run_steps(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from dinov2_jax.checkpoint import read_config
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.decode import FORMATS
 from dinov2_jax.data.sources import Source, SourceError, open_source
-from dinov2_jax.data.subset import Labelled, Renumbered, Subset
+from dinov2_jax.data.subset import labelled_records, renumbered, with_label_file
 from dinov2_jax.eval.datasets.imagenet import imagenet, imagenet_tfds
 from dinov2_jax.eval.datasets.transfer import transfer_set
+from dinov2_jax.features.manifest import names_fingerprint
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
@@ -48,22 +50,20 @@ class Data:
     title: str
     metric: str = "top1"
 
-    def describe(self) -> dict[str, Any]:
-        """For results.json: sizes and fingerprints (of names and labels, not of pixels)."""
-        splits = {
-            name: {"pictures": len(source), "fingerprint": fingerprint(source)}
-            for name, source in self.splits.items()
-        }
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """For results.json: sizes and fingerprints."""
+        splits = {name: describe(source) for name, source in self.splits.items()}
         return {"data": self.title, "classes": len(self.class_names), "splits": splits}
 
 
-def fingerprint(source: Source) -> str:
-    """Changes with the names of the records, their order and their labels."""
+def describe(source: Source) -> dict[str, Any]:
+    """How many pictures, and what changes with their names, order, labels and 64 of the files."""
     digest = hashlib.blake2b(digest_size=8)
-    for row in range(len(source)):
-        digest.update(source.name(row).encode("utf-8", "surrogateescape") + b"\n")
+    digest.update(names_fingerprint(source).encode())
     digest.update(np.ascontiguousarray(truth_of(source)).tobytes())
-    return digest.hexdigest()
+    digest.update(content_fingerprint(source).encode())
+    return {"pictures": len(source), "fingerprint": digest.hexdigest()}
 
 
 def content_fingerprint(source: Source) -> str:
@@ -102,12 +102,10 @@ def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
       ConfigError: no data, or no labels.
       SourceError, FileNotFoundError: in one sentence, before anything is computed.
     """
-    if config.set:
-        data = _open_set(config)
-        for name, source in data.splits.items():
-            require_readable(source, config.max_pixels, config.max_bad, name)
-        return data
-    return _open_source(_settings(config, stored))
+    data = _open_set(config) if config.set else _open_source(_settings(config, stored))
+    for name, source in data.splits.items():
+        require_readable(source, config.max_pixels, config.max_bad, name)
+    return data
 
 
 def _open_set(config: ConfigDict) -> Data:
@@ -145,11 +143,10 @@ def _open_source(data: Mapping[str, Any]) -> Data:
         source = _labelled(data, name, class_names)
         class_names = class_names or source.class_names
         splits[name] = _in_classes_of(splits["train"], source, name) if splits else source
-    _require_different(splits)
-    for name, source in splits.items():
-        require_readable(source, data["max_pixels"], data["max_bad"], name)
     title = f"{data['source']} {data['path'] or data['train_path']}".strip()
-    return Data(splits, tuple(class_names or ()), title)
+    found = Data(splits, tuple(class_names or ()), title)
+    _require_different(found)
+    return found
 
 
 def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +179,7 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
         cache_dir=data["cache_dir"] or None,
     )
     if file:
-        source = Labelled(source, file, class_names)
+        source = with_label_file(source, file, class_names)
     if source.labels is None:
         raise ConfigError(
             f"data source {data['source']!r} has no labels for {name}; use "
@@ -190,23 +187,21 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
             f"file with --config.data.{name}_labels, or another data set with "
             "--config.data.source and --config.data.path"
         )
-    known = np.flatnonzero(source.labels >= 0)
-    if not len(known):
+    if not (source.labels >= 0).any():
         raise SourceError(f"no picture of the split {name} has a label; check its label file")
-    return source if len(known) == len(source) else Subset(source, known)
+    return labelled_records(source)
 
 
-def _require_different(splits: Mapping[str, Source]) -> None:
+def _require_different(data: Data) -> None:
     """Raises SourceError where two splits are the same pictures, as of a list or a flat folder."""
     seen: dict[str, str] = {}
-    for name, source in splits.items():
-        mark = fingerprint(source) + content_fingerprint(source)
-        if mark in seen:
+    for name, about in data.description["splits"].items():
+        first = seen.setdefault(about["fingerprint"], name)
+        if first != name:
             raise SourceError(
-                f"{seen[mark]} and {name} are the same {len(source):,} pictures, because this "
+                f"{first} and {name} are the same {about['pictures']:,} pictures, because this "
                 f"source has no splits; name another with --config.data.{name}_path"
             )
-        seen[mark] = name
 
 
 def _in_classes_of(train: Source, source: Source, name: str) -> Source:
@@ -217,7 +212,7 @@ def _in_classes_of(train: Source, source: Source, name: str) -> Source:
     """
     if source.class_names != train.class_names and train.class_names and source.class_names:
         try:
-            source = Renumbered(source, train.class_names)
+            source = renumbered(source, train.class_names)
         except SourceError as error:
             raise SourceError(f"the split {name}: {error}") from error
     assert train.labels is not None and source.labels is not None

@@ -9,6 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.training_set import check_classes
@@ -31,13 +32,21 @@ def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
 
 @contextlib.contextmanager
 def labelled_batches(
-    source: Source, labels: np.ndarray, mesh: Mesh, start: int, *, batch_size: int, **how: Any
+    source: Source,
+    labels: np.ndarray,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    start: int,
+    *,
+    batch_size: int,
+    **how: Any,
 ) -> Iterator[Iterator[dict[str, Array]]]:
     """{"images": uint8 [B, S, S, C], "labels": int32 [B]}, split over the mesh, from `start` on.
 
     Of several processes each loads the pictures of its own devices.
 
     Args:
+      preprocessing: gives the side of the crops and the number of channels.
       how: other arguments of `LabelledLoader`.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -46,6 +55,8 @@ def labelled_batches(
         source,
         labels,
         batch_size=batch_size,
+        size=preprocessing.image_px,
+        channels=len(preprocessing.mean),
         start_batch=start,
         parts=parts,
         share=local_groups(mesh, parts),

@@ -281,8 +281,8 @@ def train_cached(
       quiet: shows no progress.
 
     Raises:
-      ValueError: wrong number of columns or labels, a class without pictures, features that are
-        not finite, or a folder with the state of other work.
+      EvaluationError: wrong number of columns or labels, a class without pictures, features that
+        are not finite, or a folder with the state of other work.
     """
     check_training(columns, labels, classes, settings.grid)
     check_finite(columns)

@@ -55,7 +55,7 @@ def train_images(
       mesh: by default over all devices; images and classes are split over it.
 
     Raises:
-      ValueError: as in `train_cached`.
+      EvaluationError: as in `train_cached`.
     """
     check_labels(source, labels, classes)
     mesh = mesh or make_mesh()
@@ -65,13 +65,12 @@ def train_images(
         labelled_batches,
         source,
         labels,
+        preprocessing,
         mesh,
         batch_size=settings.batch_size,
-        size=preprocessing.image_px,
         seed=settings.seed,
         workers=workers,
         max_pixels=max_pixels,
-        channels=len(preprocessing.mean),
     )
 
     def read(params: Any, batch: Batch) -> tuple[list[Array], Array]:

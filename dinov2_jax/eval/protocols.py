@@ -1,6 +1,7 @@
 """The protocols of an evaluation, what each reads and gives."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.configuration import ConfigError, nearest
 from dinov2_jax.data.sources import Source
 from dinov2_jax.eval.feature_cache import FeatureCache, Labelled, Wanted
-from dinov2_jax.eval.inputs import Data, fingerprint
-from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.eval.inputs import Data, describe
 from dinov2_jax.weights.load import Backbone
 
 
@@ -50,6 +50,7 @@ class Inputs:
       wanted: which of them, for all protocols of the same preprocessing.
       folder: where a protocol keeps what a kill must not lose.
       workdir: of the whole evaluation.
+      opened: what the protocol's `open` gave.
       seen: filled with sizes and fingerprints of the other pictures that were read.
     """
 
@@ -60,13 +61,14 @@ class Inputs:
     wanted: Wanted
     folder: Path
     workdir: Path
+    opened: Any = None
     seen: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """Of weights, data and whatever else trained classifiers depend on."""
-        data = self.data.describe() if self.data else {}
-        parts = weights_fingerprint(self.backbone), data, self.config.compute_dtype
+        data = self.data.description if self.data else {}
+        parts = self.cache.weights, data, self.config.compute_dtype
         text = repr((*parts, self.config.data.max_pixels, self.backbone.preprocessing))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -77,7 +79,7 @@ class Inputs:
 
     def features_of(self, source: Source, title: str, *, keep_unreadable: bool = False) -> Labelled:
         """Of other pictures."""
-        self.seen[title] = {"pictures": len(source), "fingerprint": fingerprint(source)}
+        self.seen[title] = describe(source)
         return self.cache.features(source, title, self.wanted, keep_unreadable=keep_unreadable)
 
 
@@ -89,7 +91,7 @@ class Protocol:
       wanted: the features it reads.
       run: gives the outcome.
       sections: fields of the configuration that it depends on.
-      check: refuses what cannot run, before anything is computed.
+      open: refuses what cannot run, before anything is computed, and gives the protocol's own data.
       needs_data: whether it reads `config.data`.
       always: runs again although its result is there, as that depends on more than `sections`
         (pictures of its own, a classifier); its features are not computed again.
@@ -98,7 +100,7 @@ class Protocol:
     wanted: Callable[[Backbone], Wanted]
     run: Callable[[Inputs], Outcome]
     sections: tuple[str, ...]
-    check: Callable[[Inputs, Sequence[str]], None]
+    open: Callable[[Inputs, Sequence[str]], Any]
     needs_data: bool = True
     always: bool = False
 

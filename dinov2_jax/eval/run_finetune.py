@@ -2,20 +2,21 @@
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.distributed import is_main
-from dinov2_jax.eval.finetune import STATE_FILE, Settings, finetune
+from dinov2_jax.eval.finetune import STATE_FILE, Settings, check_settings, finetune
 from dinov2_jax.eval.finetuned import Finetuned, predict
+from dinov2_jax.eval.heads import Chosen, load_chosen
 from dinov2_jax.eval.lora import Lora
 from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.resume import write_tensors
-from dinov2_jax.eval.run_frozen import check_one_class
-from dinov2_jax.eval.training_set import check_classes
+from dinov2_jax.eval.run_frozen import check_classifiers
 from dinov2_jax.weights.bundle import write_bundle
 
 # Fields of config.finetune that `Settings` has under the same name.
@@ -26,13 +27,16 @@ _FIELDS = (
 )
 
 
-def check_finetune(inputs: Inputs, others: Sequence[str]) -> None:
-    """Raises ConfigError or EvaluationError: several classes a picture, or one without any."""
-    check_one_class(inputs, "fine-tuning")
-    assert inputs.data is not None
-    labels = inputs.data.splits["train"].labels
-    assert labels is not None
-    check_classes(labels, len(inputs.data.class_names))
+def open_finetune(inputs: Inputs, others: Sequence[str]) -> Chosen | None:
+    """The linear classifier to begin with, if one is named.
+
+    Raises:
+      ConfigError, EvaluationError, FileNotFoundError: settings, classes or a head that do not fit.
+    """
+    check_classifiers(inputs, others)
+    check_settings(_settings(inputs.config.finetune))
+    head = inputs.config.finetune.head
+    return load_chosen(Path(head).expanduser()) if head else None
 
 
 def run_finetune(inputs: Inputs) -> Outcome:
@@ -51,6 +55,7 @@ def run_finetune(inputs: Inputs) -> Outcome:
         train.labels,
         len(inputs.data.class_names),
         settings,
+        head=inputs.opened,
         folder=inputs.folder,
         identity=inputs.identity,
         **how,

@@ -47,10 +47,21 @@ def _check_values(settings: ConfigDict) -> None:
         )
 
 
-def check_transfer(inputs: Inputs, others: Sequence[str]) -> None:
-    """Raises ConfigError or SourceError: no set, or one that is not whole."""
+def open_transfer(inputs: Inputs, others: Sequence[str]) -> dict[str, Transfer]:
+    """The sets that lie in `config.transfer.path`/<name>.
+
+    Raises:
+      ConfigError, SourceError: none of them, or one that is not whole.
+    """
     _check_values(inputs.config.logreg)
-    _sets(inputs)
+    root = Path(inputs.config.transfer.path).expanduser()
+    present = [name for name in TRANSFER_SETS if (root / name).is_dir()]
+    if not inputs.config.transfer.path or not present:
+        raise ConfigError(
+            "transfer needs --config.transfer.path=<folder> with one or more of the folders "
+            f"{', '.join(TRANSFER_SETS)} in it"
+        )
+    return {name: transfer_set(name, str(root / name)) for name in present}
 
 
 def run_logreg(inputs: Inputs) -> Outcome:
@@ -72,10 +83,9 @@ def run_logreg(inputs: Inputs) -> Outcome:
 
 
 def run_transfer(inputs: Inputs) -> Outcome:
-    """The same on each of the twelve sets that lies in `config.transfer.path`/<name>."""
-    sets = _sets(inputs)
+    """The same on each of the twelve sets that is there."""
     headline, protocol, published = {}, {}, {}
-    for name, found in sets.items():
+    for name, found in inputs.opened.items():
         parts = {"train": found.train, "val": found.val, "test": found.test}
         splits = {
             part: inputs.features_of(source, f"{name}-{part}")
@@ -91,17 +101,6 @@ def run_transfer(inputs: Inputs) -> Outcome:
         headline["average of 12"] = float(np.mean(list(headline.values())))
         published["average of 12"] = ("logreg", "average")
     return Outcome(headline, dict(headline), protocol, published=published)
-
-
-def _sets(inputs: Inputs) -> dict[str, Transfer]:
-    root = Path(inputs.config.transfer.path).expanduser()
-    present = [name for name in TRANSFER_SETS if (root / name).is_dir()]
-    if not inputs.config.transfer.path or not present:
-        raise ConfigError(
-            "transfer needs --config.transfer.path=<folder> with one or more of the folders "
-            f"{', '.join(TRANSFER_SETS)} in it"
-        )
-    return {name: transfer_set(name, str(root / name)) for name in present}
 
 
 def _fit(

@@ -33,8 +33,12 @@ from dinov2_jax.eval.retrieval import (
 from dinov2_jax.sharding import make_mesh, own_mesh
 
 
-def check_retrieval(inputs: Inputs, others: Sequence[str]) -> None:
-    """Raises ConfigError or SourceError: no set, path or scale, or lists and pictures missing."""
+def open_retrieval(inputs: Inputs, others: Sequence[str]) -> Any:
+    """The set that `config.retrieval` names.
+
+    Raises:
+      ConfigError, SourceError: no set, path or scale, or lists and pictures missing.
+    """
     settings = inputs.config.retrieval
     if not settings.set or not settings.path:
         raise ConfigError(
@@ -43,15 +47,14 @@ def check_retrieval(inputs: Inputs, others: Sequence[str]) -> None:
         )
     if not settings.scales or min(settings.scales) <= 0:
         raise ConfigError(f"config.retrieval.scales is {settings.scales}; such as (1.0,)")
-    _SETS[settings.set][0](settings.path)
+    return _SETS[settings.set][0](settings.path)
 
 
 def run_retrieval(inputs: Inputs) -> Outcome:
-    """The set that `config.retrieval` names; searched by every process on its own devices."""
+    """Searched by every process on its own devices."""
     settings = inputs.config.retrieval
-    opened, judge = _SETS[settings.set]
     with jax.set_mesh(own_mesh(make_mesh())):
-        found = judge(inputs, opened(settings.path))
+        found = _SETS[settings.set][1](inputs, inputs.opened)
     how = {"scales": settings.scales, "faiss_index": settings.faiss_index}
     same = settings.scales == (1.0,) and not settings.faiss_index
     return dataclasses.replace(found, protocol={**found.protocol, **how}, comparable=same)

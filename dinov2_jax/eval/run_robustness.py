@@ -8,6 +8,7 @@ import numpy as np
 
 from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.sources import Source
+from dinov2_jax.data.subset import View
 from dinov2_jax.eval.datasets.imagenet_variants import (
     CORRUPTIONS,
     SEVERITIES,
@@ -23,26 +24,25 @@ from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import HEAD_FILE, columns_of
 
 
-def check_robustness(inputs: Inputs, others: Sequence[str]) -> None:
-    """Raises ConfigError or SourceError: no variant, no classifier, or a variant that is not whole.
+def open_robustness(inputs: Inputs, others: Sequence[str]) -> "dict[str, list[_Part]]":
+    """Every variant whose path is given in `config.robustness`.
 
     Args:
       others: protocols of this evaluation; linear and linear_cached give a classifier.
+
+    Raises:
+      ConfigError, SourceError: no variant, no classifier, or a variant that is not whole.
     """
     paths = _paths(inputs)
     if not {"linear", "linear_cached"} & set(others):
         _head(inputs)
-    for name, path in paths.items():
-        _OPENED[name](inputs, path)
+    return {name: _OPENED[name](inputs, path) for name, path in paths.items()}
 
 
 def run_robustness(inputs: Inputs) -> Outcome:
-    """Every variant whose path is given in `config.robustness`."""
+    """The chosen linear classifier on every variant."""
     head = _head(inputs)
-    measured = {
-        name: _measure(inputs, head, name, _OPENED[name](inputs, path))
-        for name, path in _paths(inputs).items()
-    }
+    measured = {name: _measure(inputs, head, name, parts) for name, parts in inputs.opened.items()}
     headline = {f"{name}, {m}": v[m] for name, v in measured.items() for m in list(v)[:1]}
     published = {figure: ("linear", figure.partition(",")[0]) for figure in headline}
     return Outcome(headline, measured, {"classifier": head.name}, published=published)
@@ -122,29 +122,11 @@ def _corrupted(inputs: Inputs, path: str) -> list[_Part]:
     ]
 
 
-class _Relabelled:
-    """The test split, which must be ImageNet's validation set, with ReaL's labels as targets."""
-
-    class_names: tuple[str, ...] | None = None
-
-    def __init__(self, source: Source, targets: np.ndarray) -> None:
-        self._source, self.labels, self.targets = source, source.labels, targets
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._source[index]
-
-    def name(self, index: int) -> str:
-        """That of the test split."""
-        return self._source.name(index)
-
-
 def _real(inputs: Inputs, path: str) -> list[_Part]:
     assert inputs.data is not None
-    source = inputs.data.splits["test"]
-    return [_Part("test", _Relabelled(source, real_labels(path, source)))]
+    source = inputs.data.splits["test"]  # which must be ImageNet's validation set
+    real = View(source, source.labels, source.class_names, targets=real_labels(path, source))
+    return [_Part("test", real)]
 
 
 _OPENED: dict[str, Callable[[Inputs, str], list[_Part]]] = {

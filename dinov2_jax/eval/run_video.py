@@ -35,19 +35,17 @@ _SETS = {
 }
 
 
-def check_video(inputs: Inputs, others: Sequence[str]) -> None:
-    """Raises ConfigError or SourceError: no set or path, lists or videos missing, no PyAV."""
+def open_video(inputs: Inputs, others: Sequence[str]) -> dict[str, VideoFrames]:
+    """The frames of "train" and "test" of the set that `config.video` names.
+
+    Raises:
+      ConfigError, SourceError, ImportError: no set or path, lists or videos missing, no PyAV.
+    """
     settings = inputs.config.video
     if not settings.set or not settings.path:
         raise ConfigError(
             f"video needs --config.video.set (of {', '.join(_SETS)}) and --config.video.path"
         )
-    for videos in _videos(inputs).values():
-        VideoFrames(videos)
-
-
-def _videos(inputs: Inputs) -> dict[str, Files]:
-    settings = inputs.config.video
     which = _SETS[settings.set]
     names = {"train": "train", "test": which.test}
     more = {"allow_missing": settings.allow_missing} if settings.set == "kinetics400" else {}
@@ -57,15 +55,14 @@ def _videos(inputs: Inputs) -> dict[str, Files]:
             f"{settings.set}: the lists of train and {which.test} have different classes; take "
             "both from one release, and whole"
         )
-    return videos
+    return {name: VideoFrames(files) for name, files in videos.items()}
 
 
 def run_video(inputs: Inputs) -> Outcome:
-    """52 linear classifiers on the set that `config.video` names."""
-    settings = inputs.config.video
-    which, videos = _SETS[settings.set], _videos(inputs)
-    classes = len(videos["train"].class_names or ())
-    pooled = {name: _pooled(inputs, videos[name], name, which) for name in videos}
+    """52 linear classifiers on the pooled frames of each video."""
+    settings, frames = inputs.config.video, inputs.opened
+    which, classes = _SETS[settings.set], len(frames["train"].class_names or ())
+    pooled = {name: _pooled(inputs, frames[name], name, which) for name in frames}
     probe = linear_settings(inputs)
     columns, labels = pooled["train"]
     heads = train_cached(columns, labels, classes, probe, folder=inputs.folder)
@@ -87,10 +84,9 @@ def run_video(inputs: Inputs) -> Outcome:
 
 
 def _pooled(
-    inputs: Inputs, videos: Files, name: str, which: _Set
+    inputs: Inputs, frames: VideoFrames, name: str, which: _Set
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """One row a video of each column, and its label; without videos that cannot be read."""
-    frames = VideoFrames(videos)
     title = f"{inputs.config.video.set}-{name}"
     features = inputs.features_of(frames, title, keep_unreadable=True)
     columns = [pool_frames(np.asarray(c), FRAMES, which.pooling) for c in columns_of(features)]

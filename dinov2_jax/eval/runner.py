@@ -21,20 +21,20 @@ from dinov2_jax.eval.protocols import (
 )
 from dinov2_jax.eval.published import published
 from dinov2_jax.eval.results import Results
-from dinov2_jax.eval.run_finetune import check_finetune, run_finetune
+from dinov2_jax.eval.run_finetune import open_finetune, run_finetune
 from dinov2_jax.eval.run_frozen import (
     check_classifiers,
+    check_few_shot,
     check_knn,
     run_few_shot,
     run_knn,
     run_linear,
     run_linear_cached,
 )
-from dinov2_jax.eval.run_logreg import check_logreg, check_transfer, run_logreg, run_transfer
-from dinov2_jax.eval.run_retrieval import check_retrieval, run_retrieval
-from dinov2_jax.eval.run_robustness import check_robustness, run_robustness
-from dinov2_jax.eval.run_video import check_video, run_video
-from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.eval.run_logreg import check_logreg, open_transfer, run_logreg, run_transfer
+from dinov2_jax.eval.run_retrieval import open_retrieval, run_retrieval
+from dinov2_jax.eval.run_robustness import open_robustness, run_robustness
+from dinov2_jax.eval.run_video import open_video, run_video
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
@@ -42,27 +42,27 @@ from dinov2_jax.weights.load import Backbone, load
 PROTOCOLS = {
     "knn": Protocol(cls_as_evaluated, run_knn, ("knn",), check_knn),
     "few_shot": Protocol(
-        probe_features, run_few_shot, ("few_shot", "knn", "linear"), check_classifiers
+        probe_features, run_few_shot, ("few_shot", "knn", "linear"), check_few_shot
     ),
     "logreg": Protocol(cls_of_whole_square, run_logreg, ("logreg",), check_logreg),
     "transfer": Protocol(
-        *(cls_of_whole_square, run_transfer, ("transfer", "logreg"), check_transfer),
+        *(cls_of_whole_square, run_transfer, ("transfer", "logreg"), open_transfer),
         needs_data=False,
         always=True,
     ),
     "linear": Protocol(probe_features, run_linear, ("linear",), check_classifiers),
     "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",), check_classifiers),
-    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",), check_finetune),
+    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",), open_finetune),
     "robustness": Protocol(
-        *(probe_features, run_robustness, ("robustness",), check_robustness), always=True
+        *(probe_features, run_robustness, ("robustness",), open_robustness), always=True
     ),
     "retrieval": Protocol(
-        *(cls_as_evaluated, run_retrieval, ("retrieval",), check_retrieval),
+        *(cls_as_evaluated, run_retrieval, ("retrieval",), open_retrieval),
         needs_data=False,
         always=True,
     ),
     "video": Protocol(
-        *(probe_features, run_video, ("video", "linear"), check_video),
+        *(probe_features, run_video, ("video", "linear"), open_video),
         needs_data=False,
         always=True,
     ),
@@ -89,9 +89,9 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     if any(protocol.needs_data for protocol in protocols.values()):
         with main_first():
             data = open_data(config.data, stored_settings(backbone))
-    results = Results(folder / "results.json", _about(config, backbone))
     cache_folder = Path(config.feature_cache or folder / "features").expanduser()
     cache = FeatureCache(cache_folder, backbone, config)
+    results = Results(folder / "results.json", _about(config, backbone, cache.weights))
     todo = {
         name: protocol
         for name, protocol in protocols.items()
@@ -102,10 +102,10 @@ def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
         name: Inputs(backbone, data, config, cache, wanted[name], folder / name, folder)
         for name in todo
     }
+    opened = {name: todo[name].open(inputs, tuple(protocols)) for name, inputs in given.items()}
     for name, protocol in todo.items():
-        protocol.check(given[name], tuple(protocols))
-    for name, protocol in todo.items():
-        _run(name, protocol, given[name], results)
+        inputs = dataclasses.replace(given[name], opened=opened[name])
+        _run(name, protocol, inputs, results)
     if is_main():
         print(results.table())
         print(f"written to {results.path}")
@@ -167,14 +167,14 @@ def _folder(workdir: str, backbone: Backbone) -> Path:
     return step.parent.parent / "eval" / step.name
 
 
-def _about(config: ConfigDict, backbone: Backbone) -> dict[str, Any]:
+def _about(config: ConfigDict, backbone: Backbone, fingerprint: str) -> dict[str, Any]:
     """What all figures depend on."""
     return {
         "weights": {
             "source": backbone.source,
             "layout": backbone.layout,
             "which": config.which,
-            "fingerprint": weights_fingerprint(backbone),
+            "fingerprint": fingerprint,
             "architecture": architecture_fields(backbone.model),
         },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
@@ -188,7 +188,7 @@ def _settings(config: ConfigDict, protocol: Protocol, data: Data | None) -> dict
     fields = {section: whole[section] for section in protocol.sections}
     if data is None or not protocol.needs_data:
         return fields
-    return fields | data.describe() | {"max_bad": config.data.max_bad}
+    return fields | data.description | {"max_bad": config.data.max_bad}
 
 
 def _shared(protocols: dict[str, Protocol], backbone: Backbone) -> dict[str, Wanted]:

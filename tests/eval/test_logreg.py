@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from dinov2_jax.eval import logreg
 from dinov2_jax.eval.logistic import place, solve_path
-from dinov2_jax.eval.logreg import C_VALUES, evaluate, fit, split, sweep
+from dinov2_jax.eval.logreg import evaluate, split, sweep
+from dinov2_jax.eval.logreg_fit import C_VALUES, fit
 from dinov2_jax.eval.metrics import mean_average_precision, top_accuracy
 from dinov2_jax.sharding import make_mesh
 

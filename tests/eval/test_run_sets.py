@@ -15,6 +15,7 @@ from dinov2_jax.configuration import ConfigError
 from dinov2_jax.data.sources import SourceError
 from dinov2_jax.eval.datasets.imagenet_variants import CORRUPTIONS
 from dinov2_jax.eval.datasets.voc import VOC_CLASSES
+from dinov2_jax.eval.errors import EvaluationError
 from dinov2_jax.eval.heads import load_chosen
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
@@ -346,6 +347,17 @@ def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, ran
     config = ask(tmp_path / "finetune" / "weights", ("knn",))
     config.data.set, config.data.path = "imagenet", str(imagenet)
     assert evaluate(config, str(tmp_path / "knn"))["protocols"]["knn"]["headline"]
+
+
+def test_fine_tuning_says_at_once_what_does_not_fit(weights, imagenet, tmp_path):
+    data = {"data.set": "imagenet", "data.path": str(imagenet)}
+    wrong = {"finetune.head": str(tmp_path / "head.safetensors")}
+    with pytest.raises(FileNotFoundError, match="there is no linear head"):
+        evaluate(ask(weights, ("knn", "finetune"), **data, **wrong), str(tmp_path / "out"))
+    wrong = {"finetune.group_size": 48}
+    with pytest.raises(EvaluationError, match="no multiple of group_size 48"):
+        evaluate(ask(weights, ("knn", "finetune"), **data, **wrong), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_transfer_sets_of_a_folder(weights, tmp_path):
