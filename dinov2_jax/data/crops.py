@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -54,20 +55,23 @@ def _central_box(height: int, width: int) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def resize_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+def resize_crop(image: np.ndarray, box: Box, size: int, flip: bool = False) -> np.ndarray:
     """`crop(box).resize((size, size), BICUBIC)` of Pillow: uint8 [H, W, C] -> [size, size, C].
 
-    Nothing outside of the box is read. cykooz-resizer has Pillow's kernel (Keys' cubic with
-    a = -0.5, antialiased) in vector instructions: the ten crops of a photo of 500 px take 1.0 ms
-    of a core, with Pillow 5.5. It does the axes in the other order, so that values rounded in
-    between differ: 0.16 of 255 on average.
+    `flip` turns left and right. Nothing outside of the box is read. cykooz-resizer has Pillow's
+    kernel (Keys' cubic with a = -0.5, antialiased) in vector instructions: the ten crops of a photo
+    of 500 px take 1.0 ms of a core, with Pillow 5.5. It does the axes in the other order, so that
+    values rounded in between differ: 0.16 of 255 on average.
     """
     top, left, height, width = box
     pixels = image[top : top + height, left : left + width]
     resize = _resize_with_pillow if simd is None else _resize_with_simd
     channels = pixels.shape[2]
     parts = [pixels] if channels in _CHANNELS else np.split(pixels, channels, axis=2)
-    return np.concatenate([resize(part, size) for part in parts], axis=2)
+    parts = [resize(part, size) for part in parts]
+    if flip:  # 0.006 ms at 224 px, by numpy's indexing 0.25
+        parts = [cv2.flip(part, 1).reshape(part.shape) for part in parts]
+    return np.concatenate(parts, axis=2)
 
 
 def _resize_with_simd(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -100,8 +104,7 @@ def sample_crops(
     boxes = [sample_box(rng, height, width, scale) for _ in range(number)]
     crops = np.empty((number, size, size, channels), np.uint8)
     for view, (box, flip) in enumerate(zip(boxes, flips, strict=True)):
-        crop = resize_crop(image, box, size)
-        crops[view] = crop[:, ::-1] if flip else crop
+        crops[view] = resize_crop(image, box, size, flip)
     return crops
 
 

@@ -58,9 +58,9 @@ def test_what_is_no_picture_of_five_channels_is_a_bad_record(raw, reason):
         decode(raw, channels=5)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize("channels", [1, 2, 5, 200])
 def test_every_channel_is_cropped_as_of_a_picture_in_colour(channels):
-    image = NOISE[..., :channels]
+    image = np.tile(NOISE, 40)[..., :channels]
     for side in (40, 200):
         large = np.kron(image, np.ones((side // 40, side // 40, 1), np.uint8))
         found = sample_crops(np.random.default_rng(1), large, 3, 16, (0.3, 1.0))
