@@ -320,8 +320,8 @@ def test_spec_from_config_and_its_errors():
 def test_no_operation_is_repeated_by_fusion():
     """XLA may fuse the jitter into each read of a blur; that once cost 25 times the time.
 
-    The compiled program counts 834 operations a pixel at these sizes, half of them the blur's
-    matrix products; with the jitter repeated it was 1,773.
+    The compiled program counts 162 operations a pixel, the body of the jitter's loop once; with
+    the four places written out, and repeated for each tap, it was 1,753.
     """
     images = 4
     crops = (
@@ -330,4 +330,4 @@ def test_no_operation_is_repeated_by_fusion():
     )
     compiled = augment.lower(jax.random.key(0), *crops, ColourSpec()).compile()
     pixels = images * (2 * 32**2 + 8 * 16**2)
-    assert compiled.cost_analysis()["flops"] / pixels < 1200
+    assert compiled.cost_analysis()["flops"] / pixels < 300
