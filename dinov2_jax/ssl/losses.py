@@ -29,9 +29,12 @@ def cross_entropy(logits: Logits, targets: Targets, temp: float = STUDENT_TEMP) 
     """
     if isinstance(logits, Scores):
         return blocked.cross_entropy(logits, targets, temp)
-    scaled = logits.astype(jnp.float32) / temp
-    inner = jnp.einsum("...k,...k->...", targets, scaled, precision="highest")
-    return targets.sum(axis=-1) * jax.nn.logsumexp(scaled, axis=-1) - inner
+    # Of the logits as they are, not of logits / temp: an array of [..., K] less in memory.
+    logits = logits.astype(jnp.float32)
+    inner = jnp.einsum("...k,...k->...", targets, logits, precision="highest") / temp
+    peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    total = jnp.exp((logits - peak) / temp).sum(axis=-1)
+    return targets.sum(axis=-1) * (jnp.log(total) + peak[..., 0] / temp) - inner
 
 
 def _swap_crops(targets: Targets) -> Targets:
