@@ -33,6 +33,24 @@ def masked_group_mean(logits: Array, valid: Array) -> Array:
     return jnp.mean(total / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0), axis=0)
 
 
+def max_over_rows(x: Array) -> Array:
+    """The greatest of each column, [..., K] -> [K]; all leading axes are rows."""
+    if x.ndim > 1:
+        x = jax.lax.platform_dependent(x, cpu=_max_by_halves, default=lambda x: x.max(axis=-2))
+    return x.max(axis=tuple(range(x.ndim - 1)))
+
+
+def _max_by_halves(x: Array) -> Array:
+    """[..., n, K] -> [..., K]. XLA's CPU backend walks down the columns: 183 ms for 620 x 131,072
+    on two cores, halves of the rows against each other 13 ms.
+    """
+    while x.shape[-2] > 1:
+        half = x.shape[-2] // 2
+        pairs = jnp.maximum(x[..., :half, :], x[..., half : 2 * half, :])
+        x = pairs if x.shape[-2] == 2 * half else pairs.at[..., 0, :].max(x[..., -1, :])
+    return x[..., 0, :]
+
+
 def sinkhorn_knopp(
     logits: Array,
     temp: Array | float,
@@ -58,15 +76,14 @@ def sinkhorn_knopp(
     rows = jnp.ones(logits.shape[:-1], bool) if valid is None else valid
     # Shifts per prototype and per row are absorbed by u and v; with them exp stays in range for
     # gains beyond 3 at temp 0.04 (the reference, without any, overflows at gain / temp = 88).
-    batch_axes = tuple(range(scaled.ndim - 1))
-    scaled -= jnp.max(scaled, batch_axes, where=rows[..., None], initial=-jnp.inf)
+    scaled -= max_over_rows(jnp.where(rows[..., None], scaled, -jnp.inf))
     row_shift = jnp.max(scaled, axis=-1)
     matrix = jnp.where(rows[..., None], jnp.exp(scaled - row_shift[..., None]), 0.0)
     count = rows.sum()
     tiny = jnp.finfo(jnp.float32).tiny
     v = jnp.where(rows, jnp.exp(row_shift), 0.0)  # the division by the total cancels in u
     for _ in range(iterations):
-        column_sums = jnp.einsum("...k,...->k", matrix, v, precision="highest")
+        column_sums = jnp.einsum("...,...k->k", v, matrix, precision="highest")
         u = 1.0 / (prototypes * jnp.maximum(column_sums, tiny))
         row_sums = jnp.einsum("...k,k->...", matrix, u, precision="highest")
         v = jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0)

@@ -89,6 +89,15 @@ def test_centers():
     np.testing.assert_allclose(ibot, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (2, 5), (7, 5), (64, 3), (3, 13, 4), (2, 1, 3), (9,)])
+def test_the_greatest_of_each_column(shape):
+    """On CPU by halves of the rows, odd numbers of them too; infinite where a column has nothing."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[x < -1] = -np.inf
+    want = x.reshape(-1, shape[-1]).max(axis=0)
+    np.testing.assert_array_equal(jax.jit(targets.max_over_rows)(x), want)
+
+
 def reference_sinkhorn(logits: np.ndarray, temp: float) -> np.ndarray:
     """The reference's sequence of normalisations, in float64."""
     q = np.exp(logits.astype(np.float64) / temp).T
