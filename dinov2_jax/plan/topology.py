@@ -20,6 +20,10 @@ from dinov2_jax.plan.chips import CHIPS, GPU_USABLE, Chip, chip_of
 
 EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"
 
+# The largest slices, sides in ascending order (cloud.google.com/tpu/docs/v5e, v6e, v5p). libtpu
+# describes larger ones too, and ends the whole process when it compiles for them.
+LARGEST = {"v5e": (16, 16), "v6e": (16, 16), "v5p": (16, 16, 24)}
+
 # A compiler's target as XLA's text format has it: limits of the architecture (CUDA's programming
 # guide, compute capability 9.0) and the few sizes in which H100 and H200 differ.
 _HOPPER = """
@@ -81,13 +85,20 @@ def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
             f"config.plan.topology {topology!r} names no known chip; did you mean {near[0]}? "
             f"(such as {EXAMPLES}; empty: the devices at hand)"
         )
-    most = 3 if name.startswith("v") else 2
-    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{0,{most - 1}}}", sizes):
+    largest = LARGEST.get(name, ())
+    axes = len(largest) or 2
+    if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{0,{axes - 1}}}", sizes):
         raise ConfigError(
             f"config.plan.topology {topology!r} does not say how many chips; write it like "
             f"{EXAMPLES}"
         )
-    return CHIPS[name], tuple(int(size) for size in sizes.split("x"))
+    shape = tuple(int(size) for size in sizes.split("x"))
+    if any(a > b for a, b in zip(sorted(shape)[::-1], largest[::-1], strict=False)):
+        raise ConfigError(
+            f"config.plan.topology {topology!r} is larger than a slice of {name} can be; the "
+            f"largest is {name}:{'x'.join(map(str, largest))}"
+        )
+    return CHIPS[name], shape
 
 
 def _tpu_devices(topology: str) -> Sequence[Any]:

@@ -150,6 +150,10 @@ def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):
         ("v5e:4x", "does not say how many chips"),
         ("h100:0", "does not say how many chips"),
         ("h100:2x4x8", "does not say how many chips"),
+        ("v5e:4x4x4", "does not say how many chips"),
+        ("v5e:16x32", "the largest is v5e:16x16"),
+        ("v6e:32x2", "the largest is v6e:16x16"),
+        ("v5p:4x20x20", "the largest is v5p:16x16x24"),
     ],
 )
 def test_what_is_no_topology(name, message):
