@@ -7,9 +7,13 @@ A collective inside a loop counts as often as the loop runs; XLA writes the trip
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from dinov2_jax.plan.chips import Chip
 from dinov2_jax.plan.hlo import Instruction, Part, Place, Program, is_own_share, read_program
 
 KINDS = (
@@ -33,6 +37,8 @@ class Collective:
       times: how often it runs in a step.
       op_name: where it comes from, as JAX names it.
       gathers: an all-reduce in which each device gives its own share and zeros for the rest.
+      groups: the devices that exchange with each other, by their place in the mesh; for
+        collective-permute pairs of sender and receiver. Empty: all of them.
     """
 
     kind: str
@@ -40,12 +46,28 @@ class Collective:
     times: int
     op_name: str
     gathers: bool = False
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def wire_bytes(self) -> int:
         """What each device sends in a step, by a ring of many devices."""
         passes = 2 if self.kind == "all-reduce" else 1  # reduce-scatter and all-gather
         return self.times * passes * sum(part.bytes for part in self.parts)
+
+    def seconds(self, chip: Chip, machines: Sequence[int]) -> float:
+        """Time on the wire in a step at full rate.
+
+        A machine's members of a group share its network, each by a ring of its own.
+
+        Args:
+          machines: of each device in the order of the mesh.
+        """
+        rate = chip.link_bandwidth
+        for group in self.groups or (range(len(machines)),):
+            members = Counter(machines[device] for device in group)
+            if len(members) > 1:
+                rate = min(rate, min(members.values()) * chip.network_bandwidth)
+        return self.wire_bytes / rate
 
 
 def read_collectives(hlo: str) -> list[Collective]:
@@ -103,7 +125,28 @@ def _collectives(
     for gathers in (True, False):
         own = tuple(part for part, g in zip(parts, gathered, strict=True) if g == gathers)
         if own:
-            yield Collective(kind, own, times, origin[1] if origin else "", gathers)
+            name, groups = origin[1] if origin else "", _groups(instruction.rest)
+            yield Collective(kind, own, times, name, gathers, groups)
+
+
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
+    """replica_groups={{0,1},{2,3}}, or [2,2]<=[4]: 0 to 3 in two rows of two; T transposes."""
+    if found := _LISTED.search(rest):
+        return tuple(_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1]))
+    if found := _IOTA.search(rest):
+        dims = _numbers(found[3])
+        order = _numbers(found[4]) if found[4] else range(len(dims))
+        rows = np.arange(math.prod(dims)).reshape(dims).transpose(tuple(order))
+        return tuple(map(tuple, rows.reshape(int(found[1]), int(found[2])).tolist()))
+    return ()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
 
 
 def _scatters(body: Mapping[str, Instruction]) -> bool:

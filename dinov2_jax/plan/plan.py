@@ -38,6 +38,8 @@ def for_target(config: ConfigDict, target: Target) -> ConfigDict:
 
 def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str) -> dict[str, Any]:
     """As `plan`, for a target that is open and a configuration that was checked against it."""
+    for note in notes:
+        print(note)
     print(
         f"compiling one step for {target.name} ({target.devices[0].device_kind}); nothing is run, "
         "a large model takes minutes",
@@ -45,7 +47,7 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
     )
     first = try_setting(config, target)
     flops = step_flops(config)
-    print("\n".join([*describe(config, target, first, flops), *notes]), flush=True)
+    print("\n".join(describe(config, target, first, flops)), flush=True)
     others: list[Trial] = []
     if first.fits is False:
         for trial in search(config, target, first, config.plan.trials):

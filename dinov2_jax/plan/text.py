@@ -27,7 +27,7 @@ ROWS = {
 
 
 class Rate(NamedTuple):
-    """What a run takes at the configured MFU."""
+    """What a run takes at the configured MFU; chip-hours also of chips that the mesh leaves out."""
 
     images_per_s: float
     step_s: float
@@ -42,7 +42,7 @@ def rate(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, floa
     images_per_s = config.plan.mfu * target.chip.peak_flops * trial.devices / flops["model"]
     step_s = trial.batch_size / images_per_s
     seconds = step_s * config.total_steps
-    return Rate(images_per_s, step_s, seconds / 86400, seconds / 3600 * trial.devices)
+    return Rate(images_per_s, step_s, seconds / 86400, seconds / 3600 * len(target.devices))
 
 
 def describe(
@@ -159,7 +159,8 @@ def collective_lines(target: Target, trial: Trial) -> list[str]:
         lines.append(f"  {name:<44}{size(row['bytes']):>12}  {times}")
     together = f"  {'together':<44}{size(total):>12}"
     if target.chip is not None:
-        together += f"  {total / target.chip.link_bandwidth * 1e3:,.0f} ms at the link's full rate"
+        seconds = sum(c.seconds(target.chip, trial.machines) for c in trial.collectives)
+        together += f"  {seconds * 1e3:,.0f} ms at the links' full rate"
     return [*lines, together, *_gathers_by_sums(trial, total), *_verdict(trial, total)]
 
 

@@ -42,6 +42,7 @@ class Trial:
       changes: dotted field -> value, against the configured setting.
       micro_batches, prototype_block: of the setting.
       mesh: (data, fsdp, tensor).
+      machines: of each device in the order of the mesh.
       memory: None when the compiler ran out of memory without saying what it needs.
       collectives: None when the program did not compile, for want of memory.
       scores: what `prototype_block` would save.
@@ -55,6 +56,7 @@ class Trial:
     micro_batches: int
     prototype_block: int
     mesh: tuple[int, int, int]
+    machines: tuple[int, ...]
     memory: Memory | None
     collectives: list[Collective] | None
     scores: ScoreBytes
@@ -91,6 +93,7 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
         micro_batches=config.micro_batches,
         prototype_block=config.prototype_block,
         mesh=(mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
+        machines=tuple(device.process_index for device in mesh.devices.flat),
         memory=memory,
         collectives=collectives,
         scores=score_bytes(config, batch, mesh),

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from dinov2_jax.plan.collectives import Collective, Shapes, by_purpose, read_collectives, squeeze
 from dinov2_jax.plan.hlo import Part
 from dinov2_jax.sharding import make_mesh
+from tests.plan.toy import CHIP
 
 
 def compiled_text(function, *shapes, spec):
@@ -77,6 +78,46 @@ def test_an_all_reduce_of_own_shares_is_a_gather():
     shapes = Shapes(frozenset({squeeze((16, 4)), squeeze((16, 8))}))
     assert list(by_purpose(found[True], shapes)) == ["weights"]
     assert list(by_purpose(found[False], shapes)) == ["gradients"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "groups", "rate"),
+    [
+        ("fsdp", {(0, 1, 2, 3), (4, 5, 6, 7)}, 100),  # inside a machine
+        ("data", {(0, 4), (1, 5), (2, 6), (3, 7)}, 10),  # each device by its own card
+        (("data", "fsdp"), {tuple(range(8))}, 40),  # four rings, four cards
+    ],
+)
+def test_who_exchanges_with_whom_and_how_fast(axes, groups, rate):
+    mesh = make_mesh(2, 4)
+
+    def total(x):
+        return jax.shard_map(lambda s: jax.lax.psum(s, axes), in_specs=P(), out_specs=P())(x)
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(total).lower(jnp.zeros(5)).compile().as_text()
+    (found,) = read_collectives(text)
+    assert {tuple(sorted(group)) for group in found.groups or (range(8),)} == groups
+    chip = dataclasses.replace(CHIP, link_bandwidth=100.0, network_bandwidth=10.0)
+    machines = (0, 0, 0, 0, 1, 1, 1, 1)
+    assert found.seconds(chip, machines) == pytest.approx(2 * 5 * 4 / rate)
+    assert found.seconds(CHIP, machines) == 2 * 5 * 4 / CHIP.link_bandwidth  # one torus
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,2},{1,3}}, to_apply=%add", ((0, 2), (1, 3))),
+        ("replica_groups=[2,3]<=[6], dimensions={0}", ((0, 1, 2), (3, 4, 5))),
+        ("replica_groups=[3,2]<=[2,3]T(1,0), dimensions={0}", ((0, 3), (1, 4), (2, 5))),
+        ("source_target_pairs={{0,1},{1,0}}, channel_id=3", ((0, 1), (1, 0))),
+        ("replica_groups={}, to_apply=%add", ()),
+    ],
+)
+def test_groups_as_they_are_written(text, groups):
+    hlo = f"ENTRY %main (x: f32[4]) -> f32[4] {{\n  %y = f32[4]{{0}} all-reduce(%x), {text}\n}}\n"
+    (found,) = read_collectives(hlo)
+    assert found.groups == groups
 
 
 # The forms in which TPU and GPU compilers write what the CPU's does not.

@@ -254,15 +254,17 @@ def test_what_a_tpu_compiler_says_it_needs(text, needed):
 def test_rate_by_hand():
     config = plan_config(**{"plan.mfu": 0.5, "total_steps": 1000})
     target = Target("v5e:2x4", jax.devices(), CHIPS["v5e"])
-    found = rate(
-        config, target, toy_trial(500, batch=400), {"model": 197e12 / 100, "executed": 0.0}
-    )
+    trial, flops = toy_trial(500, batch=400), {"model": 197e12 / 100, "executed": 0.0}
+    found = rate(config, target, trial, flops)
     assert found is not None
     # A chip at half its peak does 50 images/s, eight 400: a step a second.
     assert found.images_per_s == pytest.approx(400)
     assert found.step_s == pytest.approx(1.0)
     assert found.days == pytest.approx(1000 / 86400)
     assert found.chip_hours == pytest.approx(8 * 1000 / 3600)
+    # A mesh that leaves out half of the chips is paid for all of them.
+    larger = dataclasses.replace(target, devices=2 * jax.devices())
+    assert rate(config, larger, trial, flops) == found._replace(chip_hours=2 * found.chip_hours)
 
 
 def test_a_gpu_needs_more_than_jaxs_default_share():

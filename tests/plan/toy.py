@@ -1,5 +1,6 @@
 """A configuration to plan, a chip of 1,000 bytes, and trials that nobody compiled."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,6 +38,7 @@ def toy_trial(
         micro_batches=changes.get("micro_batches", 1),
         prototype_block=changes.get("prototype_block", 0),
         mesh=mesh,
+        machines=(0,) * math.prod(mesh),
         memory=memory,
         collectives=[] if fits else None,
         scores=ScoreBytes(*scores),
