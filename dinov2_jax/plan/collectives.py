@@ -130,19 +130,37 @@ def _collectives(
 
 
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
-_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_IOTA = re.compile(rf"replica_groups=\[(\d+),(\d+)\]<={_ORDER}")
+_MESH = re.compile(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))? \{{([^}}]*)\}}")
 
 
 def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
-    """replica_groups={{0,1},{2,3}}, or [2,2]<=[4]: 0 to 3 in two rows of two; T transposes."""
+    """Three ways to write them; () where there is none, or a fourth.
+
+    {{0,1},{2,3}}. [2,2]<=[4]: 0 to 3 in two rows of two; T transposes before they are cut.
+    mesh['a'=2,'b'=2] {'b'}: along 'b'; with device_ids=([2,2]T(1,0)) of devices in that order.
+    """
     if found := _LISTED.search(rest):
         return tuple(_numbers(group) for group in re.findall(r"\{([\d,]*)\}", found[1]))
     if found := _IOTA.search(rest):
-        dims = _numbers(found[3])
-        order = _numbers(found[4]) if found[4] else range(len(dims))
-        rows = np.arange(math.prod(dims)).reshape(dims).transpose(tuple(order))
-        return tuple(map(tuple, rows.reshape(int(found[1]), int(found[2])).tolist()))
+        rows = _ordered(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+        return tuple(map(tuple, rows.tolist()))
+    if found := _MESH.search(rest):
+        axes = {name: int(n) for name, n in re.findall(r"'([^']*)'=(\d+)", found[1])}
+        devices = _ordered(found[2] or str(math.prod(axes.values())), found[3])
+        along = [list(axes).index(name) for name in re.findall(r"'([^']*)'", found[4])]
+        last = np.moveaxis(devices.reshape(*axes.values()), along, range(-len(along), 0))
+        rows = last.reshape(-1, math.prod(last.shape[len(axes) - len(along) :]))
+        return tuple(map(tuple, rows.tolist()))
     return ()
+
+
+def _ordered(dims: str, transposed: str | None) -> np.ndarray:
+    """0, 1, 2 ... as an array of `dims`, transposed."""
+    shape = _numbers(dims)
+    order = _numbers(transposed) if transposed else range(len(shape))
+    return np.arange(math.prod(shape)).reshape(shape).transpose(tuple(order))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

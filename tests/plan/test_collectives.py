@@ -110,6 +110,12 @@ def test_who_exchanges_with_whom_and_how_fast(axes, groups, rate):
         ("replica_groups={{0,2},{1,3}}, to_apply=%add", ((0, 2), (1, 3))),
         ("replica_groups=[2,3]<=[6], dimensions={0}", ((0, 1, 2), (3, 4, 5))),
         ("replica_groups=[3,2]<=[2,3]T(1,0), dimensions={0}", ((0, 3), (1, 4), (2, 5))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, channel_id=1", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=2] {'a','b'}", ((0, 2), (1, 3))),
+        (
+            "replica_groups=mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'b'}, to_apply=%add",
+            ((0, 3), (1, 4), (2, 5)),
+        ),
         ("source_target_pairs={{0,1},{1,0}}, channel_id=3", ((0, 1), (1, 0))),
         ("replica_groups={}, to_apply=%add", ()),
     ],
