@@ -14,7 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from dinov2_jax.plan.chips import Chip
-from dinov2_jax.plan.hlo import Instruction, Part, Place, Program, is_own_share, read_program
+from dinov2_jax.plan.hlo import (
+    Instruction,
+    Part,
+    Place,
+    Program,
+    is_own_share,
+    origin,
+    read_program,
+)
 
 KINDS = (
     "all-gather",
@@ -73,11 +81,42 @@ class Collective:
 def read_collectives(hlo: str) -> list[Collective]:
     """All collectives that a step runs. hlo: `compiled.as_text()`."""
     program, entry = read_program(hlo)
-    return list(_walk(Place(entry), 1, program))
+    return list(_walk(Place(entry), 1, _each_once(program)))
 
 
 # ------------------------------------------------------------------------------- reading
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+def _each_once(program: Program) -> Program:
+    """Without the parts of a message that a TPU passes on from fusion to fusion.
+
+    It starts in one with the custom call AsyncCollectiveStart; those after it, among the products
+    that it travels beside, and the one in which it ends repeat the instruction with its channel.
+    """
+    starts = {
+        (name, started)
+        for name, body in program.items()
+        for i in body.values()
+        if '"AsyncCollectiveStart"' in i.rest
+        for started in i.operands
+    }
+    channels = {_channel(program[name].get(started)) for name, started in starts} - {None}
+
+    def body_without(name: str) -> Mapping[str, Instruction]:
+        body = program[name].items()
+        return {k: i for k, i in body if _channel(i) not in channels or (name, k) in starts}
+
+    return {name: body_without(name) for name in program} if channels else program
+
+
+def _channel(instruction: Instruction | None) -> str | None:
+    """Of a collective."""
+    if instruction is None or instruction.opcode.removesuffix("-start") not in KINDS:
+        return None
+    found = _CHANNEL.search(instruction.rest)
+    return found[1] if found else None
 
 
 def _walk(place: Place, times: int, program: Program) -> Iterator[Collective]:
@@ -95,15 +134,43 @@ def _walk(place: Place, times: int, program: Program) -> Iterator[Collective]:
 
 
 def _trip_count(loop: Instruction, program: Program) -> int:
-    """What XLA found, or the bound in `i < bound`; 1 if neither is there."""
+    """What XLA found, or the bound in `i < bound` by what a turn adds to i; 1 if neither is there.
+
+    A TPU's rings of 16 shares pass two of them on in each direction in a turn: i grows by 2.
+    """
     known = _TRIP_COUNT.search(loop.rest)
     if known:
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-    body = program.get(condition[1], {}).values() if condition else ()
-    bounds = [i.rest for i in body if i.opcode == "constant" and i.type.startswith(("s32", "u32"))]
-    less = any("direction=LT" in i.rest for i in body)
-    return int(bounds[0].split(")")[0]) if less and len(bounds) == 1 else 1
+    inside = program.get(condition[1], {}) if condition else {}
+    bounds = [n for n in map(_constant, inside.values()) if n is not None]
+    compare = next((i for i in inside.values() if "direction=LT" in i.rest), None)
+    if compare is None or len(bounds) != 1:
+        return 1
+    return math.ceil(bounds[0] / _increment(loop, inside.get(compare.operands[0]), program))
+
+
+def _increment(loop: Instruction, counter: Instruction | None, program: Program) -> int:
+    """What the loop's body adds to its counter, an element of what it carries; 1 if not found."""
+    body = re.search(r"body=%?([\w.\-]+)", loop.rest)
+    element = re.search(r"index=(\d+)", counter.rest) if counter else None
+    results = [i for i in program.get(body[1], {}).values() if i.root] if body else []
+    if not element or not results or results[0].opcode != "tuple":
+        return 1
+    assert body is not None
+    found = origin(results[0].operands[int(element[1])], Place(body[1]), program)
+    if found is None or found[0].opcode != "add":
+        return 1
+    terms = [origin(name, found[1], program) for name in found[0].operands]
+    steps = [_constant(term[0]) for term in terms if term is not None]
+    return next((step for step in steps if step), 1)
+
+
+def _constant(instruction: Instruction) -> int | None:
+    whole = instruction.type.startswith(("s32", "u32"))
+    return (
+        int(instruction.rest.split(")")[0]) if instruction.opcode == "constant" and whole else None
+    )
 
 
 def _collectives(

@@ -233,6 +233,76 @@ def test_weights_that_a_tpu_gathers_by_all_reduce():
     assert list(by_purpose(sum_of, shapes)) == ["gradients"]
 
 
+# As a TPU's compiler writes a gather that goes on during two products, and a ring of eight shares
+# that are passed on in both directions, two of each in a turn.
+PASSED_ON = """
+HloModule jit_step, is_scheduled=true
+
+%first (w: bf16[8,16]) -> (bf16[8,16], bf16[64,16], u32[]) {
+  %w = bf16[8,16]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,16]{1,0} all-gather(%w), channel_id=7, dimensions={0}
+  ROOT %started = (bf16[8,16], bf16[64,16], u32[]) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (w: bf16[8,16], whole: bf16[64,16], x: f32[4]) -> (f32[4], bf16[8,16], bf16[64,16]) {
+  %w = bf16[8,16]{1,0} parameter(0)
+  %whole = bf16[64,16]{1,0} parameter(1)
+  %x = f32[4]{0} parameter(2)
+  %all-gather.2 = bf16[64,16]{1,0} all-gather(%w), channel_id=7, dimensions={0}
+  ROOT %both = (f32[4], bf16[8,16], bf16[64,16]) tuple(%x, %w, %all-gather.2)
+}
+
+%last (w: bf16[8,16], whole: bf16[64,16]) -> bf16[64,16] {
+  %w = bf16[8,16]{1,0} parameter(0)
+  %whole = bf16[64,16]{1,0} parameter(1)
+  %all-gather.3 = bf16[64,16]{1,0} all-gather(%w), channel_id=7, dimensions={0}
+  ROOT %done = bf16[64,16] custom-call(%w, %whole, %all-gather.3), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+%before (t: (bf16[8,16], u32[])) -> pred[] {
+  %t = (bf16[8,16]{1,0}, u32[]) parameter(0)
+  %bound = u32[]{:T(128)} constant(4)
+  %turn = u32[]{:T(128)} get-tuple-element(%t), index=1
+  ROOT %less = pred[]{:T(512)} compare(%turn, %bound), direction=LT
+}
+
+%ring (t: (bf16[8,16], u32[])) -> (bf16[8,16], u32[]) {
+  %t = (bf16[8,16]{1,0}, u32[]) parameter(0)
+  %share = bf16[8,16]{1,0} get-tuple-element(%t), index=0
+  %turn = u32[]{:T(128)} get-tuple-element(%t), index=1
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%turn, %two)
+  %left = bf16[8,16]{1,0} collective-permute(%share), channel_id=1, source_target_pairs={{0,1}}
+  %right = bf16[8,16]{1,0} collective-permute(%share), channel_id=2, source_target_pairs={{1,0}}
+  %again = bf16[8,16]{1,0} collective-permute(%left), channel_id=3, source_target_pairs={{0,1}}
+  %back = bf16[8,16]{1,0} collective-permute(%right), channel_id=4, source_target_pairs={{1,0}}
+  ROOT %carried = (bf16[8,16]{1,0}, u32[]) tuple(%again, %next)
+}
+
+ENTRY %main (w: bf16[8,16], x: f32[4]) -> bf16[64,16] {
+  %w = bf16[8,16]{1,0} parameter(0)
+  %x = f32[4]{0} parameter(1)
+  %start = (bf16[8,16], bf16[64,16], u32[]) fusion(%w), kind=kCustom, calls=%first
+  %p1 = (f32[4], bf16[8,16], bf16[64,16]) fusion(%w, %g, %x), kind=kOutput, calls=%beside
+  %p2 = (f32[4], bf16[8,16], bf16[64,16]) fusion(%w, %g, %x), kind=kOutput, calls=%beside
+  %whole = bf16[64,16]{1,0} fusion(%w, %g), kind=kCustom, calls=%last
+  %zero = u32[] constant(0)
+  %init = (bf16[8,16], u32[]) tuple(%w, %zero)
+  ROOT %loop = (bf16[8,16], u32[]) while(%init), condition=%before, body=%ring
+}
+"""
+
+
+def test_what_is_passed_on_counts_once():
+    gather, *ring = read_collectives(PASSED_ON)
+    assert (gather.kind, gather.times, gather.wire_bytes) == ("all-gather", 1, 64 * 16 * 2)
+    # The bound is 4 and 2 are added, so two turns of four shares: what a gather would send.
+    assert [(c.kind, c.times) for c in ring] == [("collective-permute", 2)] * 4
+    assert sum(c.wire_bytes for c in ring) == 64 * 16 * 2
+
+
 # A weight [48, 144] with its bias, and 64 prototypes.
 SHAPES = Shapes(frozenset({squeeze((48, 144)), (144,)}), frozenset({64}))
 
