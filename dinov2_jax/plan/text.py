@@ -228,6 +228,8 @@ def outcome(
                 f"{config.optimizer.lr_scaling}, total_steps does not)"
             )
         return lines + collective_lines(target, last) + rate_lines(config, target, last, flops)
+    if not config.plan.trials:
+        return ["no other setting was tried: --config.plan.trials is 0"]
     assert target.chip is not None
     images = images_that_fit(last, target.chip.usable_bytes)
     if images < 1:

@@ -194,3 +194,7 @@ def test_a_search_that_finds_nothing_says_how_many_chips_would_do():
     last = toy_trial(1225, state=25, batch=16, mesh=SHARDED)
     (line,) = outcome(config, TARGET, [last], FLOPS)
     assert "1.6 images a chip" in line and "40 chips for a batch of 64" in line
+    config.plan.trials = 0
+    assert outcome(config, TARGET, [last], FLOPS) == [
+        "no other setting was tried: --config.plan.trials is 0"
+    ]
