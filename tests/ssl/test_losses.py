@@ -91,7 +91,7 @@ def test_centers():
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 5), (7, 5), (64, 3), (3, 13, 4), (2, 1, 3), (9,)])
 def test_the_greatest_of_each_column(shape):
-    """On CPU by halves of the rows, odd numbers of them too; infinite where a column has nothing."""
+    """On CPU by halves of the rows, odd numbers too; -inf where a column has nothing."""
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     x[x < -1] = -np.inf
     want = x.reshape(-1, shape[-1]).max(axis=0)
