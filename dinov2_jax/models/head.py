@@ -11,7 +11,7 @@ from flax import struct
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.layers import linear
+from dinov2_jax.models.layers import gelu, linear
 from dinov2_jax.sharding import constrain_batch, constrain_prototypes, constrain_scores
 
 EPS = 1e-12  # least norm that is divided by
@@ -104,7 +104,7 @@ class DINOHead(nn.Module):
             width = self.bottleneck_dim if last else self.hidden_dim
             # The names are the reference's positions in its nn.Sequential: mlp.0, mlp.2, mlp.4.
             x = constrain_batch(linear(width, True, self.dtype, f"mlp_{2 * i}")(x))
-            x = x if last else jax.nn.gelu(x, approximate=False)
+            x = x if last else gelu(x)
         return l2_normalize(x)
 
     @nn.compact

@@ -60,6 +60,16 @@ def unpack(packed: Array, like: Sequence[Array]) -> list[Array]:
     return out
 
 
+def gelu(x: Array) -> Array:
+    """Exact GELU: x times the share of a standard normal below x."""
+    if x.dtype == jnp.float32:
+        # JAX's own takes erfc, which holds the relative error far down the tail, by two formulas of
+        # which one is thrown away: 1.4 ms for 1,370 x 1,536 numbers on two cores, this 0.5 ms, and
+        # forward and backward 1.7 and 1.1 ms. Both are within 2e-7 |x| of the exact value.
+        return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    return jax.nn.gelu(x, approximate=False)
+
+
 class Attention(nn.Module):
     """Self-attention with one fused projection whose outputs are [q; k; v], each head-major."""
 
@@ -94,7 +104,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         dim = x.shape[-1]
         x = linear(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
         return linear(dim, self.use_bias, self.dtype, "fc2")(x)
 
 
