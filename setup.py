@@ -11,8 +11,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dinov2_jax/__init__.py").r
 CORE = [
     "absl-py>=2.1",
     "array-record>=0.8",
-    # Crops at five times Pillow's speed. Linux on ARM has no wheels: there Pillow makes them.
-    "cykooz-resizer>=4.0; sys_platform != 'linux' or platform_machine == 'x86_64'",
+    # Crops at five times Pillow's speed. Linux and Windows on ARM have no wheels: there
+    # Pillow makes them.
+    "cykooz-resizer>=4.0; sys_platform == 'darwin' or platform_machine in 'x86_64 AMD64'",
     "einops>=0.8",
     "flatbuffers>=24.3",  # of jax.export
     "flax>=0.12,<0.13",

@@ -15,17 +15,8 @@ from dinov2_jax.bench.harness import BUSY_LOAD
 from dinov2_jax.monitor import write_json
 
 _PACKAGES = (
-    *(
-        "dinov2_jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "numpy",
-        "cykooz-resizer",
-        "pillow",
-        "simplejpeg",
-    ),
+    *("dinov2_jax", "jax", "jaxlib", "flax", "optax", "numpy"),
+    *("cykooz-resizer", "opencv-python-headless", "pillow", "simplejpeg"),
     *("torch", "torchvision", "timm", "transformers", "lightly"),
 )
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

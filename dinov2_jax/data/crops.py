@@ -1,4 +1,4 @@
-"""Random resized crops and flips in uint8: torchvision's box law, Pillow's bicubic pixels."""
+"""Random resized crops and flips in uint8: torchvision's box law, Pillow's bicubic kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 try:
     import cykooz_resizer as simd
-except ImportError:  # there are no wheels for Linux on ARM
+except ImportError:  # there are no wheels for Linux and Windows on ARM
     simd = None
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default for RandomResizedCrop
@@ -80,7 +80,7 @@ def _resize_with_simd(pixels: np.ndarray, size: int) -> np.ndarray:
     source = simd.ImageData(width, height, kind, pixels.tobytes())
     crop = simd.ImageData(size, size, kind)
     cubic = simd.ResizeAlg.convolution(simd.FilterType.catmull_rom)
-    # A resizer keeps buffers and is not to be shared between threads; a new one costs 1 us.
+    # A resizer holds buffers: one for each crop, so that threads share nothing, takes 1 us.
     simd.Resizer().resize(source, crop, simd.ResizeOptions(cubic, use_alpha=False))
     return np.frombuffer(crop.get_buffer(), np.uint8).reshape(size, size, channels)
 

@@ -9,7 +9,8 @@ from jax import Array
 # Forward on two cores, 6 heads, together -> apart: 8 x 257 tokens 13 -> 7.2 ms, 1 x 257 tokens
 # 1.7 -> 1.3 ms. Features, ViT-S/14, fp32: 8 x 257 tokens 585 -> 535 ms, 1 x 1,370 545 -> 521 ms.
 LOGITS_OF_PRODUCT = 2**20  # of one head, in numbers: longer rows in blocks, shorter images together
-LOGITS_AT_ONCE = 2**24  # of all products of a turn: 64 MiB in fp32
+MOST_BLOCKS = 16  # of a head's rows: each is compiled apart, and 16 reach to 4,096 tokens
+LOGITS_AT_ONCE = 2**24  # of all products of a turn, 64 MiB in fp32; but one head at least
 LOGITS_TO_KEEP = 2**19  # more than that the backward pass computes again, a turn at a time
 
 
@@ -21,7 +22,7 @@ def largest_divisor(number: int, limit: int) -> int:
 def at_once(batch: int, tokens: int, heads: int) -> tuple[int, int, int]:
     """Images and heads of one turn, and the rows of logits in one product."""
     images = largest_divisor(batch, LOGITS_OF_PRODUCT // tokens**2)
-    blocks = -(-(tokens**2) // LOGITS_OF_PRODUCT)
+    blocks = min(-(-(tokens**2) // LOGITS_OF_PRODUCT), MOST_BLOCKS)
     return (
         images,
         largest_divisor(heads, LOGITS_AT_ONCE // (images * tokens**2)),

@@ -18,7 +18,7 @@ from jax import Array
 
 from dinov2_jax.models.head import Scores
 from dinov2_jax.sharding import constrain_prototypes, constrain_scores, tensor_shards
-from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS
+from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS, max_over_rows
 
 
 @struct.dataclass
@@ -126,11 +126,10 @@ def sinkhorn_targets(
     features, prototypes = scores.features, len(scores.prototypes)
     rows = jnp.ones(features.shape[:-1], bool) if valid is None else valid
     count, tiny = rows.sum(), jnp.finfo(jnp.float32).tiny
-    over_rows = tuple(range(rows.ndim))
 
     def shift(highest: Array, blocks: Any) -> tuple[Array, Array]:
         scaled = _logits(features, blocks[0]) / temp
-        column = jnp.max(scaled, over_rows, where=rows[..., None], initial=-jnp.inf)
+        column = max_over_rows(jnp.where(rows[..., None], scaled, -jnp.inf))
         return jnp.maximum(highest, (scaled - column).max(-1)), column
 
     row_shift, shifts = _fold(shift, jnp.full(rows.shape, -jnp.inf), scores)
@@ -140,7 +139,7 @@ def sinkhorn_targets(
         def step(row_sums: Array, blocks: Any) -> tuple[Array, Array]:
             block, column = blocks
             matrix = jnp.exp(_logits(features, block) / temp - column - row_shift[..., None])
-            sums = jnp.einsum("...k,...->k", matrix, v, precision="highest")
+            sums = jnp.einsum("...,...k->k", v, matrix, precision="highest")
             u = 1.0 / (prototypes * jnp.maximum(sums, tiny))
             return row_sums + jnp.einsum("...k,k->...", matrix, u, precision="highest"), u
 
