@@ -112,18 +112,16 @@ def test_resume_equals_a_straight_run(weights, monkeypatch, tmp_path):
 
 
 def test_device_count_does_not_matter(weights):
-    """But for weights whose gradient is 0, as of the biases of keys: Adam makes steps of rounding.
-
-    So each tensor is compared on average; all of it moves by 3e-3 a step at most.
-    """
-    settings = dataclasses.replace(SHORT, iterations=4)
+    """But for the biases of keys, whose gradient is 0: Adam makes steps of its rounding."""
+    # Adam's first step is the rate itself, however small the gradient: a warm-up begins it at 0.
+    settings = dataclasses.replace(SHORT, iterations=4, warmup_iterations=1)
     one = run(weights, settings, mesh=make_mesh(devices=jax.devices()[:1]))
     many = run(weights, settings, mesh=make_mesh(data=4, fsdp=2))
     for found in (one, many):
         bias = found.params["blocks"]["attn"]["qkv"]["bias"]
         found.params["blocks"]["attn"]["qkv"]["bias"] = np.delete(bias, np.s_[24:48], axis=1)
     for a, b in zip(leaves(one), leaves(many), strict=True):
-        assert np.abs(a - b).mean() < 1e-6
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.usefixtures("one_device")
