@@ -239,24 +239,14 @@ def finetune(
     mesh = mesh or make_mesh()
     model, params = at_resolution(model, params, preprocessing.image_px)
     trained = first_params(model, params, classes, settings, head)
-    optimizer = layerwise_adamw(
-        trained,
-        model.depth,
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        warmup_iterations=settings.warmup_iterations,
-        iterations=settings.iterations,
-        layerwise_decay=settings.layerwise_decay,
-        weight_decay=settings.weight_decay,
-    )
-    known = dataclasses.asdict(settings) | {
+    optimizer = _optimizer(settings, trained, model.depth)
+    known = _settings_of_state(settings) | {
         "classes": classes,
         "identity": identity,
         "size": preprocessing.image_px,
         "labels": fingerprint([np.asarray(labels, np.int32)]),
         "head": "" if head is None else head.name,
     }
-    known.pop("save_every")
     file = StateFile(None if folder is None else Path(folder) / STATE_FILE, known)
     begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
     state, start = file.load(begun)
@@ -288,6 +278,26 @@ def finetune(
         backbone = jax.jit(functools.partial(_backbone, settings))(state["ema"], frozen)
     head_values = jax.tree.map(to_host, state["ema"]["head"])
     return Finetuned(model, jax.tree.map(to_host, backbone), head_values, settings.avgpool)
+
+
+def _optimizer(settings: Settings, trained: Any, depth: int) -> optax.GradientTransformation:
+    return layerwise_adamw(
+        trained,
+        depth,
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        warmup_iterations=settings.warmup_iterations,
+        iterations=settings.iterations,
+        layerwise_decay=settings.layerwise_decay,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _settings_of_state(settings: Settings) -> dict[str, Any]:
+    """What must not change when a stored state is continued: all but how often it is stored."""
+    known = dataclasses.asdict(settings)
+    known.pop("save_every")
+    return known
 
 
 def _compile_step(
