@@ -106,6 +106,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save in progress and ends the background threads."""
+        # Orbax removes what a killed run left half-written in a thread that only a save waits for;
+        # a command that is refused at once would end on its traceback. 0.12 has no public name.
+        cleanup = getattr(self._manager, "_cleanup_tmp_directory_future", None)
+        if cleanup is not None:
+            cleanup.result()
         self._manager.close()
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: atomic under kill -9, kept by policy, restored on another number of devices."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -226,3 +227,18 @@ def test_what_a_kill_left_is_removed_before_the_next_save(tmp_path: Path) -> Non
     assert read_config(tmp_path)[1].name == "1"
     save(tmp_path, [3])
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
+
+
+def test_closing_waits_for_the_removal_of_half_written_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    async def slowly(*_: object, **__: object) -> None:
+        await asyncio.sleep(0.3)
+        ended.append(True)
+
+    cleanup = "orbax.checkpoint._src.path.temporary_paths.cleanup_temporary_paths"
+    monkeypatch.setattr(cleanup, slowly)
+    Checkpoints(tmp_path, 2, 0).close()
+    assert ended
