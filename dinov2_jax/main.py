@@ -19,15 +19,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from dinov2_jax.arguments import Arguments, parse_arguments, spelled, validate_overrides
-from dinov2_jax.checks import check_config
-from dinov2_jax.configuration import (
-    CHOICES,
-    ConfigError,
-    leaves,
-    load_config,
-    nearest,
-)
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.config.files import CHOICES, ConfigError, leaves, load_config, nearest
+from dinov2_jax.config.overrides import Arguments, parse_arguments, spelled, validate_overrides
+from dinov2_jax.errors import UserError
 
 
 def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
@@ -53,25 +48,25 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Starts `config.task`; the imports are here because they load JAX."""
-    from dinov2_jax import distributed
+    from dinov2_jax.parallel import processes
 
     if config.task == "train":
         if not workdir:
             raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
-        distributed.start(config.distributed)
+        processes.start(config.distributed)
         from dinov2_jax.train import loop
 
         loop.train(config, workdir)
     elif config.task == "eval":
         check_config(config, device_count=1)
-        distributed.start(config.distributed)
+        processes.start(config.distributed)
         from dinov2_jax.eval import runner
 
         runner.evaluate(config, workdir)
     elif config.task == "embed":
         check_config(config, device_count=1)
-        distributed.start(config.distributed)
-        from dinov2_jax.features import task
+        processes.start(config.distributed)
+        from dinov2_jax.features import embed as task
 
         task.embed(config, workdir)
     elif config.task == "plan":
@@ -92,25 +87,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         raise ConfigError(
             f"unknown config.task {config.task!r}; did you mean {nearest(config.task, tasks)!r}?"
         )
-
-
-def known_errors() -> tuple[type[BaseException], ...]:
-    """Errors whose message says all; any other keeps its traceback."""
-    from dinov2_jax.checkpoint import CheckpointError
-    from dinov2_jax.data.bad_records import TooManyBadRecords
-    from dinov2_jax.data.sources import SourceError
-    from dinov2_jax.eval.errors import EvaluationError
-    from dinov2_jax.features.shards import ShardsError
-    from dinov2_jax.sharding import MeshError
-    from dinov2_jax.train.nonfinite import NonFiniteLoss
-    from dinov2_jax.weights.files import WeightsError
-
-    ours = (
-        *(ConfigError, CheckpointError, SourceError, WeightsError, ShardsError),
-        *(TooManyBadRecords, NonFiniteLoss, MeshError, EvaluationError),
-    )
-    # ImportError: an optional package that a source needs; the message names the pip install.
-    return (*ours, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -146,11 +122,11 @@ def explain(error: Exception) -> int:
     """Says on stderr what went wrong; returns the exit status, or raises what has no sentence."""
     from jax import distributed
 
-    from dinov2_jax.distributed import LOST, lost_process
+    from dinov2_jax.parallel.processes import LOST, lost_process
 
     show_all = "DINOV2_JAX_TRACEBACK" in os.environ
     lost = lost_process(error)
-    if lost or (isinstance(error, known_errors()) and not show_all):
+    if lost or (isinstance(error, UserError | OSError | ImportError) and not show_all):
         print(f"error: {lost or error}", file=sys.stderr)
         return LOST if lost else 2
     if not distributed.is_initialized():

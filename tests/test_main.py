@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from dinov2_jax.arguments import parse_arguments
-from dinov2_jax.configuration import ConfigError, load_config
+from dinov2_jax.config.files import ConfigError, load_config
+from dinov2_jax.config.overrides import parse_arguments
 from dinov2_jax.main import main, resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]

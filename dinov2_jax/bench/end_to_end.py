@@ -29,7 +29,7 @@ from dinov2_jax.bench.step import (
     recipe,
     title_of,
 )
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.files import ConfigError
 
 LEAST_FILES = 256  # the packages' photographs are repeated to as many, or to a batch
 

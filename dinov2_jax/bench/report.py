@@ -12,7 +12,7 @@ from typing import Any
 
 from dinov2_jax.bench.duel import Record, Rules, say
 from dinov2_jax.bench.harness import BUSY_LOAD
-from dinov2_jax.monitor import write_json
+from dinov2_jax.run.files import write_json
 
 _PACKAGES = (
     *("dinov2_jax", "jax", "jaxlib", "flax", "optax", "numpy"),

@@ -16,7 +16,7 @@ from typing import Any
 from dinov2_jax.bench.duel import Contender, run_case
 from dinov2_jax.bench.harness import compare
 from dinov2_jax.bench.report import finish, parser, prepare
-from dinov2_jax.configuration import ConfigError, load_config, to_dict
+from dinov2_jax.config.files import ConfigError, load_config, to_dict
 
 PEERS = {
     "lightly": ("lightly", False),

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.data.decode import BadImage
-from dinov2_jax.data.pipeline import Batch, load_record
-from dinov2_jax.data.sources import Source
+from dinov2_jax.data.loader import Batch, load_record
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.errors import UserError
 
 # From so many bad pictures on, their share among those seen says something about the rest.
 _ENOUGH_BAD = 10
 
 
-class TooManyBadRecords(ValueError):
+class TooManyBadRecords(UserError):
     """More pictures are unreadable than the configuration allows."""
 
 

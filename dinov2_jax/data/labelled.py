@@ -11,7 +11,7 @@ import numpy as np
 
 from dinov2_jax.data.crops import sample_crops
 from dinov2_jax.data.decode import MAX_PIXELS, BadImage
-from dinov2_jax.data.pipeline import (
+from dinov2_jax.data.loader import (
     MAX_REPLACEMENTS,
     Batch,
     GroupsOfBatches,
@@ -19,7 +19,7 @@ from dinov2_jax.data.pipeline import (
     copy_batch,
     load_record,
 )
-from dinov2_jax.data.sources import Source
+from dinov2_jax.data.sources.source import Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from dinov2_jax.data.decode import BadImage
 from dinov2_jax.data.fit import Fit
-from dinov2_jax.data.pipeline import Batch, Reader, copy_batch, load_record
-from dinov2_jax.data.sources import Source
+from dinov2_jax.data.loader import Batch, Reader, copy_batch, load_record
+from dinov2_jax.data.sources.source import Source
 
 # Pictures that a worker hands over at a time: an exchange between processes costs a millisecond.
 _CHUNK = 16

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dinov2_jax.configuration import leaves
+from dinov2_jax.config.files import leaves
 from dinov2_jax.viz.curves import curve
 from dinov2_jax.viz.page import document, folded, section, table
 

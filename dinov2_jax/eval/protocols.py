@@ -9,10 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import ConfigError, nearest
-from dinov2_jax.data.sources import Source
-from dinov2_jax.eval.feature_cache import FeatureCache, Labelled, Wanted
-from dinov2_jax.eval.inputs import Data, describe
+from dinov2_jax.config.files import ConfigError, nearest
+from dinov2_jax.data.fingerprint import describe
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.eval.data import Data
+from dinov2_jax.features.cache import FeatureCache, Labelled, Wanted
 from dinov2_jax.weights.load import Backbone
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from dinov2_jax import __version__
-from dinov2_jax.configuration import ConfigError, diff_configs
+from dinov2_jax.config.files import ConfigError, diff_configs
 from dinov2_jax.eval.protocols import Outcome
-from dinov2_jax.monitor import write_json
+from dinov2_jax.run.files import write_json
 
 _PACKAGES = ("jax", "flax", "numpy")
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.distributed import is_main
-from dinov2_jax.eval.finetune import STATE_FILE, Settings, check_settings, finetune
-from dinov2_jax.eval.finetuned import Finetuned, predict
-from dinov2_jax.eval.heads import Chosen, load_chosen
-from dinov2_jax.eval.lora import Lora
-from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.eval.resume import write_tensors
 from dinov2_jax.eval.run_frozen import check_classifiers
+from dinov2_jax.heads.finetune.classifier import Finetuned, predict
+from dinov2_jax.heads.finetune.lora import Lora
+from dinov2_jax.heads.finetune.train import STATE_FILE, Settings, check_settings, finetune
+from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.run.resume import write_tensors
 from dinov2_jax.weights.bundle import write_bundle
 
 # Fields of config.finetune that `Settings` has under the same name.

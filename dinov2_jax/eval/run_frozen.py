@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.distributed import is_main, main_first
-from dinov2_jax.eval.feature_cache import Labelled
-from dinov2_jax.eval.heads import RATES, Chosen, Grid, Heads, best
-from dinov2_jax.eval.knn import few_shot_knn, knn_accuracy, leave_one_out
-from dinov2_jax.eval.linear import STATE_FILE, Settings, train_cached
-from dinov2_jax.eval.linear_few_shot import few_shot
-from dinov2_jax.eval.linear_images import train_images
-from dinov2_jax.eval.metrics import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.eval.training_set import check_classes
-from dinov2_jax.sharding import make_mesh, own_mesh
+from dinov2_jax.features.cache import Labelled
+from dinov2_jax.heads.grid import RATES, Chosen, Grid, Heads, best
+from dinov2_jax.heads.knn import few_shot_knn, knn_accuracy, leave_one_out
+from dinov2_jax.heads.linear_few_shot import few_shot
+from dinov2_jax.heads.probe import STATE_FILE, Settings, train_cached
+from dinov2_jax.heads.probe_images import train_images
+from dinov2_jax.heads.training_set import check_classes
+from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.parallel.mesh import make_mesh, own_mesh
+from dinov2_jax.parallel.processes import is_main, main_first
 
 HEAD_FILE = "head.safetensors"
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.distributed import is_main
-from dinov2_jax.eval import logreg
-from dinov2_jax.eval.datasets.transfer import TRANSFER_SETS, Transfer, transfer_set
-from dinov2_jax.eval.feature_cache import Labelled
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.datasets.transfer import TRANSFER_SETS, Transfer, transfer_set
 from dinov2_jax.eval.protocols import Inputs, Outcome
-from dinov2_jax.sharding import make_mesh, own_mesh
+from dinov2_jax.features.cache import Labelled
+from dinov2_jax.heads.logistic import regression as logreg
+from dinov2_jax.parallel.mesh import make_mesh, own_mesh
+from dinov2_jax.parallel.processes import is_main
 
 # What the data sets and what the solver call the metrics, and what a reader does.
 _METRICS = {"top1": "top1", "mean_per_class": "mean_per_class", "map11": "mAP"}

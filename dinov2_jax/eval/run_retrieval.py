@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.data.sources import Source
-from dinov2_jax.eval.datasets.retrieval_sets import (
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.datasets.retrieval import (
     MetSet,
     Pairs,
     RevisitedSet,
@@ -18,19 +18,13 @@ from dinov2_jax.eval.datasets.retrieval_sets import (
     met_set,
     revisited_set,
 )
-from dinov2_jax.eval.errors import EvaluationError
-from dinov2_jax.eval.feature_cache import Wanted
-from dinov2_jax.eval.met import KS, choose_vote, met_scores, vote
+from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.protocols import Inputs, Outcome, cls_as_evaluated
-from dinov2_jax.eval.retrieval import (
-    faiss_search,
-    map_at_k,
-    multi_scale_features,
-    rank_all,
-    revisited_map,
-    search,
-)
-from dinov2_jax.sharding import make_mesh, own_mesh
+from dinov2_jax.features.cache import Wanted
+from dinov2_jax.features.rank import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.metrics.met import KS, choose_vote, met_scores, vote
+from dinov2_jax.metrics.ranking import map_at_k, revisited_map
+from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 
 
 def open_retrieval(inputs: Inputs, others: Sequence[str]) -> Any:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.data.sources import Source
-from dinov2_jax.data.subset import View
-from dinov2_jax.eval.datasets.imagenet_variants import (
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.sources.views import View
+from dinov2_jax.datasets.imagenet_variants import (
     CORRUPTIONS,
     SEVERITIES,
     imagenet_c,
@@ -18,10 +18,10 @@ from dinov2_jax.eval.datasets.imagenet_variants import (
     imagenet_v2,
     real_labels,
 )
-from dinov2_jax.eval.heads import Chosen, load_chosen
-from dinov2_jax.eval.metrics import corruption_errors, real_accuracy, top_accuracy
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import HEAD_FILE, columns_of
+from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.metrics.classification import corruption_errors, real_accuracy, top_accuracy
 
 
 def open_robustness(inputs: Inputs, others: Sequence[str]) -> "dict[str, list[_Part]]":

@@ -5,13 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.data.sources import SourceError
-from dinov2_jax.eval.datasets.files import Files
-from dinov2_jax.eval.datasets.video_sets import kinetics, ssv2, ucf101
-from dinov2_jax.eval.heads import best
-from dinov2_jax.eval.linear import train_cached
-from dinov2_jax.eval.metrics import top_accuracy
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.video import FRAMES, VideoFrames, pool_frames
+from dinov2_jax.datasets.files import Files
+from dinov2_jax.datasets.video import kinetics, ssv2, ucf101
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import (
     accuracy_by_rate,
@@ -19,7 +17,9 @@ from dinov2_jax.eval.run_frozen import (
     keep_head,
     linear_settings,
 )
-from dinov2_jax.eval.video import FRAMES, VideoFrames, pool_frames
+from dinov2_jax.heads.grid import best
+from dinov2_jax.heads.probe import train_cached
+from dinov2_jax.metrics.classification import top_accuracy
 
 
 class _Set(NamedTuple):

@@ -6,10 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import ConfigError, to_dict
-from dinov2_jax.distributed import is_main, main_first
-from dinov2_jax.eval.feature_cache import FeatureCache, Wanted
-from dinov2_jax.eval.inputs import Data, open_data, stored_settings
+from dinov2_jax.config.files import ConfigError, to_dict
+from dinov2_jax.eval.data import Data, open_data, stored_settings
 from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.protocols import (
     Inputs,
@@ -35,7 +33,9 @@ from dinov2_jax.eval.run_logreg import check_logreg, open_transfer, run_logreg, 
 from dinov2_jax.eval.run_retrieval import open_retrieval, run_retrieval
 from dinov2_jax.eval.run_robustness import open_robustness, run_robustness
 from dinov2_jax.eval.run_video import open_video, run_video
+from dinov2_jax.features.cache import FeatureCache, Wanted
 from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.parallel.processes import is_main, main_first
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
 

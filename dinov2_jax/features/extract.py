@@ -14,14 +14,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov2_jax.data.decode import MAX_PIXELS
-from dinov2_jax.data.given import Arrays, Paths
-from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.data.sources.given import Arrays, Paths
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.data.stream import Picture, stream_pictures, why_unreadable
 from dinov2_jax.features.batches import Batch, batches_of
 from dinov2_jax.features.forward import make_forward
 from dinov2_jax.features.request import Request, make_request
-from dinov2_jax.monitor import Throughput
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
+from dinov2_jax.run.progress import Throughput
 from dinov2_jax.weights.load import Backbone, load
 
 Columns = dict[str, np.ndarray]

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from dinov2_jax import __version__
-from dinov2_jax.configuration import diff_configs
-from dinov2_jax.data.bad_records import one_line
-from dinov2_jax.data.sources import Source
+from dinov2_jax.config.files import diff_configs
+from dinov2_jax.data.fingerprint import printable
+from dinov2_jax.data.sources.source import Source
 from dinov2_jax.features.shards import Layout, ShardsError, Writer
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone
@@ -34,19 +34,6 @@ def weights_fingerprint(backbone: Backbone) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).reshape(-1))
     return digest.hexdigest()
-
-
-def names_fingerprint(source: Source) -> str:
-    """Changes with the names of the pictures and their order, not with what the files hold."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in range(len(source)):
-        digest.update(printable(source.name(row)).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def printable(name: str) -> str:
-    """On one line and in UTF-8, whatever bytes a file system allows."""
-    return one_line(name).encode("utf-8", "backslashreplace").decode()
 
 
 class Ledger:

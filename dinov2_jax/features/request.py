@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from dinov2_jax.configuration import ConfigError, nearest
+from dinov2_jax.config.files import ConfigError, nearest
 from dinov2_jax.data.fit import POLICIES, Fit
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dinov2_jax.errors import UserError
+
 Columns = dict[str, np.ndarray]
 # Shape of one row and dtype, by column.
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype]]
@@ -16,7 +18,7 @@ _MOST_BYTES = 1 << 28
 _PARTIAL = ".npy.partial"
 
 
-class ShardsError(ValueError):
+class ShardsError(UserError):
     """Features that cannot be written or continued; the message is one sentence."""
 
 

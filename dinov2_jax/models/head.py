@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.layers import gelu, linear
-from dinov2_jax.sharding import constrain_batch, constrain_prototypes, constrain_scores
+from dinov2_jax.parallel.constraints import constrain_batch, constrain_prototypes, constrain_scores
 
 EPS = 1e-12  # least norm that is divided by
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from dinov2_jax.models.block import Block, split_keys
 from dinov2_jax.models.layers import layer_norm
 from dinov2_jax.models.positions import resize_positions
-from dinov2_jax.sharding import constrain_batch
+from dinov2_jax.parallel.constraints import constrain_batch
 
 
 @dataclasses.dataclass(frozen=True)

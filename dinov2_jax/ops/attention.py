@@ -26,7 +26,7 @@ from dinov2_jax.ops.attention_cudnn import cudnn_attention
 from dinov2_jax.ops.attention_looped import looped_attention
 from dinov2_jax.ops.attention_splash import splash_attention
 from dinov2_jax.ops.attention_triton import triton_attention
-from dinov2_jax.sharding import BATCH
+from dinov2_jax.parallel.mesh import BATCH
 
 log = logging.getLogger("dinov2_jax")
 

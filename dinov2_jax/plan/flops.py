@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from dinov2_jax.sharding import make_mesh
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.ssl.objective import student_loss, teacher_targets
 from dinov2_jax.train.setup import abstract_batch, make_objective
 

@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dinov2_jax.checks import check_config
-from dinov2_jax.configuration import to_dict
-from dinov2_jax.monitor import write_json
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.config.files import to_dict
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, describe_search, outcome, summary
 from dinov2_jax.plan.topology import Target, open_target
 from dinov2_jax.plan.trial import Trial, try_setting
+from dinov2_jax.run.files import write_json
 
 
 def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:

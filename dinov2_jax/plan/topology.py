@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.plan.chips import CHIPS, GPU_USABLE, Chip, chip_of
 
 EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.collectives import Collective, Shapes, read_collectives, squeeze
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target
-from dinov2_jax.sharding import make_mesh
 from dinov2_jax.train.setup import Run, abstract_batch, make_run
 
 Changes = dict[str, Any]

@@ -17,7 +17,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.models.head import Scores
-from dinov2_jax.sharding import constrain_prototypes, constrain_scores, tensor_shards
+from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_scores, tensor_shards
 from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS, max_over_rows
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dinov2_jax.sharding import constrain_batch
+from dinov2_jax.parallel.constraints import constrain_batch
 
 
 def take_part(x: Array, groups: int, parts: int, index: Array) -> Array:

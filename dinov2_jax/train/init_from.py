@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.distributed import main_first
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.models.vit import VARIANTS, Variant, VisionTransformer
+from dinov2_jax.parallel.processes import main_first
 from dinov2_jax.train.setup import Run
 from dinov2_jax.weights.adapt import with_channels, with_image_size
 from dinov2_jax.weights.architecture import HEAD_DIM, in_channels

@@ -9,14 +9,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax import __version__, monitor
-from dinov2_jax.checkpoint import CheckpointError, Checkpoints
-from dinov2_jax.checks import check_config
-from dinov2_jax.configuration import diff_configs, leaves, to_dict
+from dinov2_jax import __version__
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.config.files import diff_configs, leaves, to_dict
 from dinov2_jax.data.bad_records import BadRecords
-from dinov2_jax.data.pipeline import TrainLoader
-from dinov2_jax.data.sources import Source, open_source
-from dinov2_jax.distributed import (
+from dinov2_jax.data.loader import TrainLoader
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import local_groups, put_batch
+from dinov2_jax.parallel.processes import (
     Exchange,
     end_when_lost,
     is_main,
@@ -24,12 +26,15 @@ from dinov2_jax.distributed import (
     own_name,
     require_same,
 )
-from dinov2_jax.sharding import local_groups, make_mesh, put_batch
+from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
+from dinov2_jax.run.health import HealthMonitor
+from dinov2_jax.run.interrupt import StopRequest
+from dinov2_jax.run.metrics import Output
+from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.init_from import initial_params
-from dinov2_jax.train.interrupt import StopRequest
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
-from dinov2_jax.train.rundir import report, write_config, write_crop_sheet
+from dinov2_jax.train.report import report, write_config, write_crop_sheet
 from dinov2_jax.train.setup import Run, crop_spec, make_run, mask_spec, return_free_memory
 
 
@@ -55,7 +60,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         require_same(newest_checkpoint=str(checkpoints.latest_step()))
         state, start = _start_state(config, run, checkpoints, source, bad, notes)
         write_config(folder, config)
-        out = monitor.Output(folder, config.total_steps, start, silent=not is_main())
+        out = Output(folder, config.total_steps, start, silent=not is_main())
         stack.enter_context(out)
         for note in [*_describe(config, source, mesh, start), *notes]:
             out.message(note)
@@ -76,15 +81,15 @@ def _run_steps(
     loader: TrainLoader,
     checkpoints: Checkpoints,
     bad: BadRecords,
-    out: monitor.Output,
+    out: Output,
     stop: StopRequest,
 ) -> Any:
     """The steps `start`.. of a run and what happens between them; returns the last state."""
     probe, which_knn = make_probe(config, run.objective.teacher.backbone)
     out.message(which_knn)
-    health = monitor.HealthMonitor(config.dino.head_prototypes)
+    health = HealthMonitor(config.dino.head_prototypes)
     nonfinite = NonFiniteWatch(out.folder, name=own_name())
-    meter = monitor.Throughput(config.batch_size)
+    meter = Throughput(config.batch_size)
 
     def hear(news: dict[str, np.ndarray]) -> None:
         bad.update(news)

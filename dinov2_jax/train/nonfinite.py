@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.errors import UserError
+
 MAX_STREAK = 3
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """Three steps in a row had no finite loss and gradient."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from dinov2_jax.sharding import path_name
+from dinov2_jax.parallel.mesh import path_name
 
 _EMBEDDING = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed")
 

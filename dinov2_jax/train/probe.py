@@ -8,15 +8,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.pipeline import eval_batches
-from dinov2_jax.data.sources import Source, SourceError, check_same_classes, open_source
-from dinov2_jax.distributed import is_main
-from dinov2_jax.eval.features import cls_forward, extract_features
-from dinov2_jax.eval.heads import Grid, accuracies
-from dinov2_jax.eval.knn import knn_accuracy
-from dinov2_jax.eval.linear import Settings, train_cached
+from dinov2_jax.data.loader import eval_batches
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source, SourceError, check_same_classes
+from dinov2_jax.features.frozen import cls_forward, extract_features
+from dinov2_jax.heads.grid import Grid, accuracies
+from dinov2_jax.heads.knn import knn_accuracy
+from dinov2_jax.heads.probe import Settings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.sharding import own_mesh
+from dinov2_jax.parallel.mesh import own_mesh
+from dinov2_jax.parallel.processes import is_main
 
 # One input, the cls token of the last block, with all learning rates: 13 classifiers.
 _GRID = Grid(blocks=(1,), avgpool=(False,))

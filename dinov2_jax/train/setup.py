@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from dinov2_jax.data.loader import CropSpec, MaskSpec
 from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
-from dinov2_jax.data.pipeline import CropSpec, MaskSpec
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.models.vit import from_config
-from dinov2_jax.sharding import batch_sharding, state_shardings
+from dinov2_jax.parallel.mesh import state_shardings
+from dinov2_jax.parallel.placement import batch_sharding
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
 from dinov2_jax.train.optimizer import AdamW, make_optimizer
 from dinov2_jax.train.schedules import Schedules, scale_lr

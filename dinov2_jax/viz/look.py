@@ -10,10 +10,10 @@ from jax import Array
 
 from dinov2_jax.data.decode import BadImage
 from dinov2_jax.data.fit import Fit
+from dinov2_jax.data.loader import eval_batches, load_record
 from dinov2_jax.data.photometric import normalize
-from dinov2_jax.data.pipeline import eval_batches, load_record
 from dinov2_jax.data.preprocess import Preprocessing
-from dinov2_jax.data.sources import Source, SourceError
+from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.models.attention_maps import attention_maps
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.canvas import resize

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.monitor import read_metrics
+from dinov2_jax.run.metrics import read_metrics
 from dinov2_jax.viz.curves import curve, number, series
 from dinov2_jax.viz.page import document, folded, numbers, picture, section, table
 from dinov2_jax.viz.sheet import png_bytes

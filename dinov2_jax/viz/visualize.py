@@ -8,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dinov2_jax.configuration import ConfigError, leaves
-from dinov2_jax.configuration import nearest as nearest_name
-from dinov2_jax.data.sources import Source, SourceError, open_source
+from dinov2_jax.config.files import ConfigError, leaves
+from dinov2_jax.config.files import nearest as nearest_name
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.viz.figures import (
     attention_figures,
@@ -151,7 +152,7 @@ def _facts(config: ConfigDict, backbone: Backbone, pictures: list[Picture]) -> l
         f"shorter side {config.image_px} px",
     ]
     if config.data.source == "openmoji":
-        from dinov2_jax.data.samples import attribution
+        from dinov2_jax.data.sources.openmoji import attribution
 
         facts.append(attribution())
     return facts

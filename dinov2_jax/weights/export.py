@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from dinov2_jax import __version__
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights import onnx, stablehlo
 from dinov2_jax.weights.architecture import in_channels

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dinov2_jax.errors import UserError
+
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # Index and single file of a Hugging Face directory, the safe format first.
 _MODEL_FILES = (
@@ -21,7 +23,7 @@ _MODEL_FILES = (
 )
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be used; the message is one sentence with the file and the remedy."""
 
 

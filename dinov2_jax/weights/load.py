@@ -13,9 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dinov2_jax.checkpoint import read_config, restore_params
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
+from dinov2_jax.run.checkpoint import read_config, restore_params
 from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision_transformer
 from dinov2_jax.weights.bundle import is_bundle, read_bundle
 from dinov2_jax.weights.convert import flatten, from_reference, unknown_names

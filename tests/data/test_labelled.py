@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.decode import BadImage
-from dinov2_jax.data.folder import Folder
-from dinov2_jax.data.given import Arrays, Paths
 from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.sources.folder import Folder
+from dinov2_jax.data.sources.given import Arrays, Paths
 
 LABELS = np.asarray([3, 0, -1, 1, 2, 0, 1])
 

@@ -10,14 +10,11 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.decode import decode
-from dinov2_jax.data.folder import Folder
-from dinov2_jax.data.sources import (
-    ArrayRecord,
-    SourceError,
-    Tfds,
-    check_same_classes,
-    open_source,
-)
+from dinov2_jax.data.sources.array_record import ArrayRecord
+from dinov2_jax.data.sources.folder import Folder
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import SourceError, check_same_classes
+from dinov2_jax.data.sources.tfds import Tfds
 
 
 def save(path: Path, value: int = 0) -> bytes:

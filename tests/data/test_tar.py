@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.decode import decode
-from dinov2_jax.data.sources import SourceError, open_source
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import SourceError
 
 
 def write_tar(path: Path, names: list[str], mode: str = "w") -> dict[str, bytes]:

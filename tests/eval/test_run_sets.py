@@ -11,15 +11,15 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from configs.eval import default as eval_config
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.data.sources import SourceError
-from dinov2_jax.eval.datasets.imagenet_variants import CORRUPTIONS
-from dinov2_jax.eval.datasets.voc import VOC_CLASSES
-from dinov2_jax.eval.errors import EvaluationError
-from dinov2_jax.eval.heads import load_chosen
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.datasets.imagenet_variants import CORRUPTIONS
+from dinov2_jax.datasets.voc import VOC_CLASSES
+from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
-from dinov2_jax.sharding import path_name
+from dinov2_jax.heads.grid import load_chosen
+from dinov2_jax.parallel.mesh import path_name
 from dinov2_jax.weights.load import load
 from tests.features.tiny import backbone, write_weights
 

@@ -11,14 +11,15 @@ from PIL import Image
 
 from configs import default
 from configs.eval import default as eval_config
-from dinov2_jax.checkpoint import Checkpoints
-from dinov2_jax.configuration import ConfigError, to_dict
+from dinov2_jax.config.files import ConfigError, to_dict
 from dinov2_jax.data.photometric import normalize
-from dinov2_jax.data.sources import SourceError, open_source
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval import runner
-from dinov2_jax.eval.knn import knn_accuracy
 from dinov2_jax.eval.runner import evaluate
+from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.models.vit import from_config
+from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import load
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as parquet
 import pytest
 
 from configs import embed as embed_config
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.features import task
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.features import embed as task
+from dinov2_jax.features.embed import embed, share
 from dinov2_jax.features.extract import extract
 from dinov2_jax.features.shards import NpyWriter, ShardsError, rows_of_shards
-from dinov2_jax.features.task import embed, share
 from dinov2_jax.main import main
 from tests.features.tiny import write_pictures, write_weights
 

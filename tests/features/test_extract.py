@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 import dinov2_jax
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.crops import center_crop
 from dinov2_jax.data.decode import decode
 from dinov2_jax.data.photometric import normalize
-from dinov2_jax.data.sources import SourceError, open_source
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.features.extract import as_source, extract
 from tests.features.tiny import PATCH, PREPROCESSING, backbone, write_pictures, write_weights
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from dinov2_jax.models.block import add_residual, kept_crops, sample_kept
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
-from dinov2_jax.sharding import BATCH, make_mesh
+from dinov2_jax.parallel.mesh import BATCH, make_mesh
 
 
 def group_keys(groups: int) -> jax.Array:

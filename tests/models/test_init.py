@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from dinov2_jax.configuration import CHOICES
+from dinov2_jax.config.files import CHOICES
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import swiglu_hidden_dim
 from dinov2_jax.models.vit import REMAT, VARIANTS, VisionTransformer, from_config

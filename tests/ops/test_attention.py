@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.configuration import CHOICES
+from dinov2_jax.config.files import CHOICES
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ops import attention as attention_module
 from dinov2_jax.ops.attention import (
@@ -22,7 +22,7 @@ from dinov2_jax.ops.attention import (
     per_device,
     refusal,
 )
-from dinov2_jax.sharding import BATCH, make_mesh
+from dinov2_jax.parallel.mesh import BATCH, make_mesh
 from tests.ops.kernels import HEAD_DIM, KERNELS, TOLERANCE, assert_equal, draw, formula, run
 
 

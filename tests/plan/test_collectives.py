@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.collectives import Collective, Shapes, by_purpose, read_collectives, squeeze
 from dinov2_jax.plan.hlo import Part
-from dinov2_jax.sharding import make_mesh
 from tests.plan.toy import CHIP
 
 

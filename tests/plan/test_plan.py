@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from dinov2_jax.checks import check_config
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
@@ -18,7 +19,6 @@ from dinov2_jax.plan.hlo import Part
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.text import collective_lines, fit_words, rate, stray
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.sharding import MeshError, make_mesh
 from dinov2_jax.train.setup import abstract_batch, make_run
 from tests.plan.toy import CHIP, plan_config, toy_trial
 from tests.train.tiny import random_batch

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from dinov2_jax.checks import check_config
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.search import (
     fewer_at_a_time,
     images_that_fit,
@@ -18,7 +19,6 @@ from dinov2_jax.plan.search import (
 from dinov2_jax.plan.text import outcome, setting_line, summary
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.plan.trial import ScoreBytes, score_bytes, try_setting
-from dinov2_jax.sharding import make_mesh
 from dinov2_jax.train.setup import abstract_batch
 from tests.plan.toy import CHIP, plan_config, toy_trial
 

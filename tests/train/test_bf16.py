@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dinov2_jax.models.head import DINOHead
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config
 

@@ -12,11 +12,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import dinov2_jax
-from dinov2_jax.checkpoint import read_config
-from dinov2_jax.configuration import ConfigError
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
+from dinov2_jax.run.checkpoint import read_config
 from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.setup import make_run
 from dinov2_jax.weights.bundle import write_bundle

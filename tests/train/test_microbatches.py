@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dinov2_jax.checks import check_config
-from dinov2_jax.configuration import ConfigError
-from dinov2_jax.sharding import make_mesh
+from dinov2_jax.config.checks import check_config
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.ssl.microbatches import join_parts, take_part
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config, train_steps

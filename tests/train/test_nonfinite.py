@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data.sources import SourceError
-from dinov2_jax.sharding import make_mesh
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.train.probe import linear_top1, make_probe
 from dinov2_jax.train.setup import make_networks
 from tests.train.tiny import tiny_config

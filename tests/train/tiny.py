@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dinov2_jax.data.masking import sample_masks
-from dinov2_jax.sharding import make_mesh, put_batch
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.train.setup import make_run
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.preprocess import Preprocessing
-from dinov2_jax.data.sources import open_source
+from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.main import main
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.look import fit_to_patches, look, read_pictures

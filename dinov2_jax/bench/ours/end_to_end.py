@@ -15,9 +15,10 @@ from dinov2_jax.bench.harness import Arrays, Part, Settings, Side
 from dinov2_jax.bench.ours import step
 from dinov2_jax.bench.ours.pipeline import statistics_of
 from dinov2_jax.bench.ours.runtime import configure, side_of
-from dinov2_jax.data.pipeline import TrainLoader
-from dinov2_jax.data.sources import open_source
-from dinov2_jax.sharding import local_groups, make_mesh, put_batch
+from dinov2_jax.data.loader import TrainLoader
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import local_groups, put_batch
 from dinov2_jax.train.loop import loading
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.setup import make_photometric, make_run

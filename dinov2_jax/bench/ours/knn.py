@@ -5,7 +5,7 @@ import numpy as np
 from dinov2_jax.bench.draws import draw_unit_vectors
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import configure, side_of
-from dinov2_jax.eval.bank import Bank
+from dinov2_jax.features.search import Bank
 
 
 def side(settings: Settings) -> Side:

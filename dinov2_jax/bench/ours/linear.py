@@ -9,9 +9,9 @@ import numpy as np
 from dinov2_jax.bench.draws import draw_probe
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import configure, side_of
-from dinov2_jax.eval import linear
-from dinov2_jax.eval.heads import RATES, Grid
-from dinov2_jax.sharding import make_mesh
+from dinov2_jax.heads import probe as linear
+from dinov2_jax.heads.grid import RATES, Grid
+from dinov2_jax.parallel.mesh import make_mesh
 
 
 def side(settings: Settings) -> Side:

@@ -5,7 +5,7 @@ import numpy as np
 from dinov2_jax.bench.draws import draw_classes, logistic_objective
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import configure, side_of
-from dinov2_jax.eval.logreg_fit import Model, fit_path
+from dinov2_jax.heads.logistic.fit import Model, fit_path
 
 
 def side(settings: Settings) -> Side:

@@ -12,8 +12,8 @@ from dinov2_jax.bench.ours.runtime import side_of
 from dinov2_jax.bench.photos import read_jpeg
 from dinov2_jax.data.crops import Box, resize_crop, sample_crops
 from dinov2_jax.data.decode import decode
+from dinov2_jax.data.loader import CropSpec, decode_side
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
-from dinov2_jax.data.pipeline import CropSpec, decode_side
 
 SPEC = CropSpec(224, (0.32, 1.0), 96, (0.05, 0.32), 8)
 

@@ -1,0 +1,1 @@
+"""Configurations: reading, overriding and checking them, without importing JAX."""

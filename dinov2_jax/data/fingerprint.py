@@ -1,0 +1,49 @@
+"""What tells one set of pictures from another: names, labels and a sample of the content."""
+
+import contextlib
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.bad_records import one_line
+from dinov2_jax.data.sources.source import Source
+
+
+def names_fingerprint(source: Source) -> str:
+    """Changes with the names of the pictures and their order, not with what the files hold."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in range(len(source)):
+        digest.update(printable(source.name(row)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def printable(name: str) -> str:
+    """On one line and in UTF-8, whatever bytes a file system allows."""
+    return one_line(name).encode("utf-8", "backslashreplace").decode()
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """How many pictures, and what changes with their names, order, labels and 64 of the files."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(names_fingerprint(source).encode())
+    digest.update(np.ascontiguousarray(truth_of(source)).tobytes())
+    digest.update(content_fingerprint(source).encode())
+    return {"pictures": len(source), "fingerprint": digest.hexdigest()}
+
+
+def content_fingerprint(source: Source) -> str:
+    """Of 64 records spread over all, or of all if there are fewer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in np.unique(np.linspace(0, len(source) - 1, 64).astype(int)):
+        with contextlib.suppress(OSError):
+            record = source[int(row)]
+            digest.update(record if isinstance(record, bytes) else np.ascontiguousarray(record))
+    return digest.hexdigest()
+
+
+def truth_of(source: Source) -> np.ndarray:
+    """Labels [n], -1 where there are none; of sets with several classes a picture [n, classes]."""
+    truth = getattr(source, "targets", None)
+    truth = source.labels if truth is None else truth
+    return np.full(len(source), -1, np.int64) if truth is None else truth

@@ -1,0 +1,1 @@
+"""Where pictures come from; every source is a random-access list (see `source.Source`)."""

@@ -1,0 +1,54 @@
+"""ArrayRecord files, read without TensorFlow."""
+
+from __future__ import annotations
+
+import glob
+import os
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError, first_line, missing, read_one
+
+
+class ArrayRecord:
+    """ArrayRecord files whose records are encoded pictures (the bytes of a JPEG, PNG, ... file).
+
+    `path` is a file, a glob or a folder of *.array_record* files; there are no labels or splits.
+    """
+
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, path: str) -> None:
+        files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+        if os.path.isdir(path):
+            files = sorted(glob.glob(os.path.join(glob.escape(path), "*.array_record*")))
+            if not files:
+                raise SourceError(f"data.path={path} holds no *.array_record file")
+        if not files:
+            raise missing(path)
+        try:
+            from array_record.python import array_record_data_source
+        except ImportError as error:
+            raise ImportError(
+                "data.source='array_record' needs a package; pip install array-record"
+            ) from error
+        try:
+            self._records = array_record_data_source.ArrayRecordDataSource(files)
+        except RuntimeError as error:
+            raise SourceError(
+                f"data.path={path} cannot be read as ArrayRecord: {first_line(error)}"
+            ) from error
+        self._path = path
+        if not len(self._records):
+            raise SourceError(f"data.path={path} holds no record")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> bytes:
+        return read_one(self._records, index)
+
+    def name(self, index: int) -> str:
+        """`path[index]`."""
+        return f"{self._path}[{index}]"

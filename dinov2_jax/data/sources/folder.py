@@ -1,0 +1,186 @@
+"""Pictures below a folder, or those that a text file lists: no names, labels or metadata needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from dinov2_jax.data.sources.openmoji import SPLITS
+from dinov2_jax.data.sources.source import SourceError, check_name, missing
+
+# Files are judged by their content when they are read, not by their names. Only what certainly is
+# no picture is left out here, so that it does not count as a bad record.
+_NOT_PICTURES = frozenset(
+    "." + ending
+    for ending in (
+        *("txt", "md", "rst", "json", "jsonl", "csv", "tsv", "html", "htm", "xml", "yaml", "yml"),
+        *("toml", "ini", "cfg", "log", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "py"),
+        *("sh", "js", "css", "svg", "ico", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z"),
+        *("rar", "db", "sqlite", "mp4", "m4v", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac"),
+        *("npy", "npz", "pt", "pth", "mat", "pkl", "h5", "hdf5", "parquet", "array_record"),
+        *("tfrecord", "xmp", "thm", "aae", "part", "tmp", "cls"),
+    )
+)
+# A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
+MAX_FILE_BYTES = 1 << 29
+# What the folders of a split are called, torchvision's and others' ways.
+_SPLIT_FOLDERS = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid", "test"),
+    "test": ("test", "validation", "val", "valid"),
+}
+
+
+class Names:
+    """Many strings in one block of bytes: 14 million paths cost their characters, not objects."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._text = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._text[start : self._ends[index]])
+
+
+class Folder:
+    """All pictures under a folder, or those that a text file lists, in the order of their names.
+
+    A folder with the two folders train/ and val/ (or validation/, valid/, test/) has these splits.
+    In any other the splits "train" and "test" exist with labels only: four fifths and a fifth, by a
+    hash of the relative name, so that a new file never moves another; without labels a split is
+    everything.
+    """
+
+    def __init__(self, path: str, split: str = "all", labels: str = "none") -> None:
+        if not os.path.exists(path):
+            raise missing(path)
+        listed = not os.path.isdir(path)
+        of_split = None if listed else _split_folder(path, split)
+        if of_split is not None:
+            path, split = of_split, "all"
+        self._root = os.path.dirname(os.path.abspath(path)) if listed else os.path.abspath(path)
+        names = _read_list(path) if listed else sorted(_walk(self._root))
+        if not names:
+            raise SourceError(f"data.path={path} holds no picture; name a folder with image files")
+        self.class_names: tuple[str, ...] | None = None
+        self.labels: np.ndarray | None = None
+        folders = _class_folders(names, labels, path)
+        if folders is not None:
+            split = "test" if split == "validation" else split  # what other data sets call it
+            check_name("split", split, SPLITS)
+            names, folders = _take_split(names, folders, split, path)
+            self.class_names, self.labels = folders
+        self._names = Names(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> bytes:
+        with open(os.path.join(self._root, self._names[index]), "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
+            return file.read()
+
+    def name(self, index: int) -> str:
+        """The path relative to the folder or to the list."""
+        return self._names[index]
+
+
+def _walk(root: str) -> Iterator[bytes]:
+    """Relative names of all regular, not hidden files; a directory is entered once."""
+    top = os.fsencode(root)
+    pending, entered = [b""], set()
+    while pending:
+        prefix = pending.pop()
+        info = os.stat(os.path.join(top, prefix))
+        if (info.st_dev, info.st_ino) in entered:  # a loop of symbolic links
+            continue
+        entered.add((info.st_dev, info.st_ino))
+        try:
+            entries = sorted(os.scandir(os.path.join(top, prefix)), key=lambda entry: entry.name)
+        except PermissionError:
+            yield prefix  # reading it fails, so it is counted and listed like a bad picture
+            continue
+        for entry in entries:
+            name = os.path.join(prefix, entry.name)
+            if entry.name.startswith(b"."):
+                continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, or to where we may not look
+                continue
+            if is_folder:
+                pending.append(name)
+            elif is_file and may_be_picture(entry.name):
+                yield name
+
+
+def may_be_picture(name: bytes) -> bool:
+    return os.path.splitext(os.fsdecode(name))[1].lower() not in _NOT_PICTURES
+
+
+def _split_folder(path: str, split: str) -> str | None:
+    """The folder of a split, if `path` is divided into folders of the training set and another."""
+
+    def first(names: Sequence[str]) -> str | None:
+        folders = (os.path.join(path, name) for name in names)
+        return next(filter(os.path.isdir, folders), None)
+
+    divided = all(first(_SPLIT_FOLDERS[name]) for name in ("train", "test"))
+    return first(_SPLIT_FOLDERS[split]) if divided and split in _SPLIT_FOLDERS else None
+
+
+def _read_list(path: str) -> list[bytes]:
+    with open(path, "rb") as file:
+        start = file.read(4096)
+        if b"\0" in start:  # also in UTF-16, which some editors and shells write
+            raise SourceError(
+                f"data.path={path} is neither a folder nor a list of paths in UTF-8, one a line; "
+                "unpack an archive first, and name the folder"
+            )
+        text = (start + file.read()).removeprefix(b"\xef\xbb\xbf")
+    lines = (line.strip(b"\r\n") for line in text.split(b"\n"))
+    return [line for line in lines if line.strip()]
+
+
+def _class_folders(names: list[bytes], labels: str, path: str) -> list[bytes] | None:
+    """The class folder of every name, or None without labels."""
+    if labels == "none":
+        return None
+    folders = [name.partition(b"/")[0] if b"/" in name else b"" for name in names]
+    if labels == "auto":
+        return folders if b"" not in folders and len(set(folders)) > 1 else None
+    if b"" in folders:
+        lost = os.fsdecode(names[folders.index(b"")])
+        raise SourceError(
+            f"labels='folders' needs every picture in a class folder, but {lost} lies directly in "
+            f"{path}; move it or set labels='none'"
+        )
+    return folders
+
+
+def _take_split(
+    names: list[bytes], folders: list[bytes], split: str, path: str
+) -> tuple[list[bytes], tuple[tuple[str, ...], np.ndarray]]:
+    classes, numbers = np.unique(np.array(folders, object), return_inverse=True)
+    keep: Callable[[bytes], bool] = {
+        "train": lambda name: not _is_test(name),
+        "test": _is_test,
+        "all": lambda name: True,
+    }[split]
+    chosen = [row for row, name in enumerate(names) if keep(name)]
+    if not chosen:
+        raise SourceError(f"the split {split!r} of {path} is empty; it needs more pictures")
+    class_names = tuple(os.fsdecode(name) for name in classes)
+    return [names[row] for row in chosen], (class_names, numbers[chosen].astype(np.int64))
+
+
+def _is_test(name: bytes) -> bool:
+    return hashlib.blake2b(name, digest_size=8).digest()[0] % 5 == 0

@@ -1,0 +1,77 @@
+"""What every source of pictures offers.
+
+A source is a random-access list. A record is either encoded bytes or uint8 [H, W, 3]; sources
+are pickled once into every worker process and open their files there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dinov2_jax.errors import UserError
+
+
+class SourceError(UserError):
+    """A source that cannot be opened or holds nothing; the message is one sentence."""
+
+
+class Source(Protocol):
+    """Random access to pictures; picklable."""
+
+    class_names: tuple[str, ...] | None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class numbers, int64 [len(self)], or None."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        """Encoded bytes or uint8 [H, W, 3]. Raises OSError where it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What a user can find the record by, for instance its path."""
+
+
+def check_name(field: str, value: str, valid: Sequence[str]) -> None:
+    """Raises SourceError with the nearest of `valid` unless `value` is one of them."""
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SourceError(f"{field}={value!r} is none of {', '.join(map(repr, valid))}{hint}")
+
+
+def check_same_classes(bank: Source, query: Source) -> None:
+    """Raises SourceError where the class numbers of two sources mean different classes."""
+    ours, theirs = set(bank.class_names or ()), set(query.class_names or ())
+    if ours != theirs:
+        odd = sorted(ours ^ theirs)
+        raise SourceError(
+            f"the bank has {len(ours)} classes and the queries {len(theirs)}, {len(odd)} of them "
+            f"on one side only, such as {odd[0]!r}; k-NN needs the same class folders in both"
+        )
+
+
+def missing(path: str) -> FileNotFoundError:
+    """The error for a path that does not exist, naming its nearest neighbour."""
+    parent, name = os.path.split(os.path.abspath(path))
+    siblings = os.listdir(parent) if os.path.isdir(parent) else []
+    near = difflib.get_close_matches(name, siblings, n=1)
+    hint = f"; did you mean {os.path.join(parent, near[0])}?" if near else ""
+    return FileNotFoundError(f"data.path={path} does not exist{hint}")
+
+
+def read_one(records: Any, index: int) -> Any:
+    try:
+        return records[index]
+    except RuntimeError as error:  # what array_record raises for a damaged chunk; others are whole
+        raise OSError(first_line(error)) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

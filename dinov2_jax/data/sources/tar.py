@@ -1,0 +1,91 @@
+"""Pictures in tar files, read where they lie: nothing is unpacked."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from dinov2_jax.data.sources.folder import MAX_FILE_BYTES, Names, may_be_picture
+from dinov2_jax.data.sources.source import SourceError, missing
+
+# First bytes of the compressions that tar files come in.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+
+
+class Tar:
+    """All pictures in plain tar files, in the order of the files' names and of their members.
+
+    `path` is a file, a glob or a folder of *.tar files; there are no labels or splits. Opening
+    reads the headers once, and from then on a picture is one read at its known place. What is
+    certainly no picture by its name (the .json and .cls of WebDataset) is passed over, as in
+    folders.
+    """
+
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, path: str) -> None:
+        files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+        if os.path.isdir(path):
+            files = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+            if not files:
+                raise SourceError(f"data.path={path} holds no *.tar file")
+        if not files:
+            raise missing(path)
+        self._files = [os.path.abspath(file) for file in files]
+        members = [(number, *m) for number, file in enumerate(files) for m in _members(file)]
+        if not members:
+            raise SourceError(f"data.path={path} holds no picture")
+        numbers, names, starts, sizes = zip(*members, strict=True)
+        self._file = np.array(numbers, np.int32)
+        self._names = Names(names)
+        self._start, self._size = np.array(starts, np.int64), np.array(sizes, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> bytes:
+        size = int(self._size[index])
+        if size > MAX_FILE_BYTES:
+            raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
+        # Opened anew each time: workers on any number of threads then share no position.
+        with open(self._files[self._file[index]], "rb") as file:
+            file.seek(int(self._start[index]))
+            return file.read(size)
+
+    def name(self, index: int) -> str:
+        """`file.tar:member`."""
+        return f"{os.path.basename(self._files[self._file[index]])}:{self._names[index]}"
+
+
+def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
+    """(name, first byte, bytes) of every picture in a tar file."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for mark, name in _COMPRESSED.items():
+        if start.startswith(mark):
+            raise SourceError(
+                f"data.path={path} is compressed by {name}, so that no picture can be read without "
+                "all before it; decompress it first (pictures hardly become smaller)"
+            )
+    try:
+        with tarfile.open(path, "r:", errors="surrogateescape") as archive:
+            for member in archive:
+                name = os.fsencode(member.name)
+                hidden = os.path.basename(name).startswith(b".")
+                if member.isreg() and not member.issparse() and not hidden and may_be_picture(name):
+                    yield name, member.offset_data, member.size
+                archive.members = []  # which would keep an object a picture
+    except tarfile.TarError as error:
+        raise SourceError(
+            f"data.path={path} is no tar file, or ends too early ({error}); copy it again"
+        ) from error

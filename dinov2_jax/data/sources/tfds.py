@@ -1,0 +1,80 @@
+"""Prepared TFDS data sets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError, first_line, read_one
+
+
+class Tfds:
+    """A prepared TFDS data set in a random-access format, read without TensorFlow.
+
+    `path` is a name, `name@data_dir`, or the folder of a prepared version (where its
+    dataset_info.json lies). Pictures come undecoded from the feature "image", or from the first
+    feature that is an image; labels from "label", or the first class label.
+    """
+
+    def __init__(self, path: str, split: str = "train") -> None:
+        import tensorflow_datasets as tfds
+
+        builder = _tfds_builder(path)
+        features = builder.info.features
+        image = _feature(features, "image", tfds.features.Image)
+        if image is None:
+            raise SourceError(f"data.path={path} has no image among {', '.join(features)}")
+        self._image = image
+        self._label = _feature(features, "label", tfds.features.ClassLabel)
+        self.class_names: tuple[str, ...] | None = None
+        if self._label is not None:
+            self.class_names = tuple(features[self._label].names)
+        decoders = {image: tfds.decode.SkipDecoding()}
+        try:
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+        except Exception as error:  # TFDS has many types for a missing split or folder
+            raise SourceError(f"data.path={path}, split={split!r}: {first_line(error)}") from error
+        self._title = f"{path}/{split}"
+        self._labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        return read_one(self._records, index)[self._image]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class numbers, int64; the first use reads every record once."""
+        if self._label is not None and self._labels is None:
+            found = (self._records[row][self._label] for row in range(len(self)))
+            self._labels = np.fromiter(found, np.int64, len(self))
+        return self._labels
+
+    def name(self, index: int) -> str:
+        """`name/split[index]`."""
+        return f"{self._title}[{index}]"
+
+
+def _tfds_builder(path: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    if os.path.isfile(os.path.join(path, "dataset_info.json")):
+        return tfds.builder_from_directory(path)
+    name, _, data_dir = path.partition("@")
+    try:
+        return tfds.builder(name, data_dir=data_dir or None)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(
+            name, tfds.list_builders(with_community_datasets=False), n=1
+        )
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SourceError(f"data.path={path} names no TFDS data set{hint}") from error
+
+
+def _feature(features: Any, preferred: str, kind: type) -> str | None:
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    return preferred if preferred in found else next(iter(found), None)

@@ -1,0 +1,100 @@
+"""CIFAR in its Python pickles: pictures as arrays, of which a copy for workers carries none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.datasets.stored import read_pickle
+
+
+class Cifar:
+    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, when first asked.
+
+    Args:
+      paths: of the pickles, in order.
+      labels, class_names: see `Source`.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], labels: np.ndarray, class_names: tuple[str, ...]
+    ) -> None:
+        self.labels, self.class_names = labels, class_names
+        self._paths = list(paths)
+        self._pixels: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_pixels": None}  # 150 MB that a worker reads itself
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._pixels is None:
+            parts = [_planes(read_pickle(path), path) for path in self._paths]
+            self._pixels = np.concatenate(parts)
+        return self._pixels[index].reshape(3, 32, 32).transpose(1, 2, 0)
+
+    def name(self, index: int) -> str:
+        """`train[index]`, or of the test set."""
+        return f"{os.path.basename(self._paths[0])}[{index}]"
+
+
+def cifar(
+    root: str, files: Sequence[str], meta: str, label_key: str, name_key: str, title: str
+) -> Cifar:
+    """Opens pickles of one split and checks that pictures, labels and classes agree.
+
+    Args:
+      root: their folder.
+      files: their names.
+      meta: the file of class names.
+      label_key, name_key: of labels in the pickles, and of names in `meta`.
+      title: what messages call the set.
+
+    Raises:
+      SourceError: a missing or damaged file, lists that disagree, a class without picture.
+    """
+    lost = [file for file in files if not os.path.isfile(os.path.join(root, file))]
+    if lost:
+        raise SourceError(f"{title}: {root} has no {lost[0]}; unpack the archive again")
+    names = read_pickle(os.path.join(root, meta)).get(name_key.encode())
+    if not names:
+        raise SourceError(f"{title}: {root}/{meta} holds no {name_key}; unpack the archive again")
+    class_names = tuple(name.decode() for name in names)
+    paths = [os.path.join(root, file) for file in files]
+    labels = np.concatenate([_labels(path, label_key, title) for path in paths])
+    empty = np.setdiff1d(np.arange(len(class_names)), labels)
+    if empty.size or labels.max() >= len(class_names) or labels.min() < 0:
+        raise SourceError(
+            f"{title}: the labels of {', '.join(files)} are not the {len(class_names)} classes of "
+            f"{meta}; unpack the archive again"
+        )
+    return Cifar(paths, labels, class_names)
+
+
+def _labels(path: str, key: str, title: str) -> np.ndarray:
+    batch = read_pickle(path)
+    labels = batch.get(key.encode())
+    if labels is None:
+        raise SourceError(f"{title}: {path} holds no {key}; unpack the archive again")
+    pictures = len(_planes(batch, path))
+    if len(labels) != pictures:
+        raise SourceError(
+            f"{title}: {path} has {len(labels):,} labels for {pictures:,} pictures; unpack the "
+            "archive again"
+        )
+    return np.asarray(labels, np.int64)
+
+
+def _planes(batch: dict[bytes, np.ndarray], path: str) -> np.ndarray:
+    """Rows of 1024 red, 1024 green and 1024 blue values."""
+    data = batch.get(b"data")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+        raise SourceError(
+            f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack the archive again"
+        )
+    return data

@@ -1,0 +1,251 @@
+"""Files of a data set with their labels, and the lists and folders that name them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.sources.folder import MAX_FILE_BYTES, Names, may_be_picture
+from dinov2_jax.data.sources.source import SourceError
+
+
+class Files:
+    """Pictures or videos below one folder, in the order given; a file is read when asked for.
+
+    Attributes:
+      labels: class numbers int64 [n], -1 where there is none; or None.
+      class_names: of the numbers; or None.
+      targets: of sets where a picture has several classes, int8 [n, classes]; or None.
+
+    Args:
+      root: the folder.
+      names: relative to `root`, with "/".
+      labels, class_names, targets: see above.
+      title: what messages call the set.
+
+    Raises:
+      SourceError: no file, labels of another length or beyond the classes, a class without file, a
+        file that is missing.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        labels: Sequence[int] | np.ndarray | None = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        targets: np.ndarray | None = None,
+        title: str,
+    ) -> None:
+        if not names:
+            raise SourceError(f"{title}: {root} holds no file of this set; check the folder")
+        self._root = os.path.abspath(root)
+        self.labels = None if labels is None else np.asarray(labels, np.int64)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.targets = targets
+        for rows, what in ((self.labels, "labels"), (targets, "rows of targets")):
+            if rows is not None and len(rows) != len(names):
+                raise SourceError(
+                    f"{title}: {len(rows):,} {what} for {len(names):,} files; both must come from "
+                    "the same release"
+                )
+        if self.labels is not None and self.class_names is not None:
+            _check_classes(self.labels, self.class_names, title)
+        _check_present(self._root, names, title)
+        self._names = Names([os.fsencode(name) for name in names])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> bytes:
+        with open(self.path(index), "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
+            return file.read()
+
+    def name(self, index: int) -> str:
+        """The path relative to the set's folder."""
+        return self._names[index]
+
+    def path(self, index: int) -> str:
+        """The whole path."""
+        return os.path.join(self._root, self._names[index])
+
+
+def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str) -> None:
+    if labels.max() >= len(class_names) or labels.min() < -1:
+        bad = labels.max() if labels.max() >= len(class_names) else labels.min()
+        raise SourceError(
+            f"{title}: class number {bad} is none of the {len(class_names)} classes; lists and "
+            "labels must come from the same release"
+        )
+    empty = np.setdiff1d(np.arange(len(class_names)), labels)
+    if empty.size:
+        raise SourceError(
+            f"{title}: {empty.size} of {len(class_names)} classes have no file, such as "
+            f"{class_names[empty[0]]!r}; the copy is incomplete"
+        )
+
+
+def absent(root: str, names: Sequence[str]) -> list[int]:
+    """Places of the names that are no entries of their folders; a folder is listed once."""
+    known: dict[str, set[str]] = {}
+    lost = []
+    for place, name in enumerate(names):
+        folder, base = os.path.split(name)
+        if folder not in known:
+            path = os.path.join(root, folder)
+            known[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
+        if base not in known[folder]:
+            lost.append(place)
+    return lost
+
+
+def _check_present(root: str, names: Sequence[str], title: str) -> None:
+    lost = absent(root, names)
+    if lost:
+        raise SourceError(
+            f"{title}: {len(lost):,} of {len(names):,} files are missing, such as "
+            f"{os.path.join(root, names[lost[0]])}; unpack the archives again"
+        )
+
+
+def require(root: str, *choices: str, title: str) -> str:
+    """The first of several relative paths that exists below `root`, whole.
+
+    Raises:
+      SourceError: when none does.
+    """
+    root = os.path.expanduser(root)
+    for choice in choices:
+        path = os.path.join(root, choice)
+        if os.path.exists(path):
+            return path
+    wanted = " or ".join(choices)
+    raise SourceError(
+        f"{title}: {root} has no {wanted}; name the folder into which the set was unpacked"
+    )
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file in UTF-8, without blank ones.
+
+    Raises:
+      SourceError: when it is no text, or holds nothing.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is no text in UTF-8; unpack it again") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise SourceError(f"{path} is empty; unpack it again")
+    return lines
+
+
+def read_rows(path: str, columns: int) -> list[list[str]]:
+    """Lines split at blanks into so many columns, of which the last may hold blanks.
+
+    Raises:
+      SourceError: when a line has fewer.
+    """
+    rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != columns:
+            raise SourceError(
+                f"{path}: line {number} is {' '.join(row)!r}, but needs {columns} columns; "
+                "unpack it again"
+            )
+    return rows
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      SourceError: when it is none.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise SourceError(f"{path} is no JSON ({error}); download it again") from error
+
+
+def as_number(text: Any, path: str) -> int:
+    """A whole number of a list.
+
+    Raises:
+      SourceError: when it is none.
+    """
+    try:
+        return int(text)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{path} has {text!r} where a number belongs; unpack it again") from error
+
+
+def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -> list[int]:
+    """The number of each class name.
+
+    Raises:
+      SourceError: for a name that is none of the classes.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise SourceError(
+            f"{path} names the class {unknown[0]!r}, which is none of the {len(class_names)} "
+            "classes; lists and labels must come from the same release"
+        )
+    return [numbers[name] for name in names]
+
+
+def folders_in(path: str, title: str) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out.
+
+    Raises:
+      SourceError: when there is none.
+    """
+    with os.scandir(path) as entries:
+        found = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not found:
+        raise SourceError(f"{title}: {path} holds no class folder; check the folder")
+    return found
+
+
+def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], title: str) -> Files:
+    """All pictures of class folders: the folder at place i holds class i.
+
+    Raises:
+      SourceError: a folder that is missing or holds no picture.
+    """
+    lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
+    if lost:
+        raise SourceError(
+            f"{title}: {len(lost)} of {len(folders)} class folders are missing in {root}, such as "
+            f"{lost[0]!r}; the copy is incomplete"
+        )
+    names, labels = [], []
+    for label, folder in enumerate(folders):
+        inside = pictures_in(os.path.join(root, folder))
+        names += [f"{folder}/{name}" for name in inside]
+        labels += [label] * len(inside)
+    return Files(root, names, labels, class_names, title=title)
+
+
+def pictures_in(path: str) -> list[str]:
+    """Names of the files directly in a folder that may be pictures, sorted."""
+    with os.scandir(path) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".")
+            and may_be_picture(os.fsencode(entry.name))
+            and entry.is_file()
+        )

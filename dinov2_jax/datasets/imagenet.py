@@ -1,0 +1,198 @@
+"""ImageNet-1k in the layouts that people have.
+
+There is one order of classes: the 1000 WordNet ids ("n01440764") sorted, which is that of the
+folders of train/, of synset_words.txt, of LOC_synset_mapping.txt, of TFDS and of every released
+classifier. The devkit counts otherwise (its ILSVRC2012_ID 1 is n02119789); its validation labels
+are brought to the sorted order by meta.mat.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source, SourceError, check_name
+from dinov2_jax.datasets.files import (
+    Files,
+    as_number,
+    class_files,
+    class_numbers,
+    folders_in,
+    pictures_in,
+    read_lines,
+    read_rows,
+    require,
+)
+from dinov2_jax.datasets.stored import read_mat
+
+_SYNSETS = ("synset_words.txt", "synsets.txt", "LOC_synset_mapping.txt")
+_VAL_LABELS = (
+    "LOC_val_solution.csv",
+    "imagenet_2012_validation_synset_labels.txt",
+    "val.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
+_KAGGLE = "/ILSVRC/Data/CLS-LOC"  # its lists lie above all of this
+_DEVKIT = "ILSVRC2012_devkit_t12/data"
+
+
+def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
+    """ILSVRC 2012 as folders.
+
+    Training pictures lie in train/<WordNet id>/. Validation pictures lie in val/<WordNet id>/, or
+    all in val/ with their labels in one of: LOC_val_solution.csv (Kaggle), a text file with a
+    WordNet id a line (imagenet_2012_validation_synset_labels.txt), one with "name number" a line
+    where numbers count the sorted ids from 0 (Caffe's val.txt), or the devkit's
+    ILSVRC2012_validation_ground_truth.txt with its meta.mat beside it, which needs scipy.
+
+    Args:
+      root: the folder of train/ and val/, of Kaggle's archive ILSVRC/Data/CLS-LOC. Lists are looked
+        for in it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and beside ILSVRC.
+      split: "train" or "val".
+      val_labels: the file of validation labels, if it lies elsewhere.
+
+    Raises:
+      SourceError: a class, picture or list that is missing; lists of another length.
+      ImportError: the devkit's labels without scipy.
+    """
+    check_name("split", split, ("train", "val"))
+    title, root = f"ImageNet {split}", os.path.expanduser(root)
+    folder = require(root, split, *(["validation"] if split == "val" else []), title=title)
+    wnids = known_wnids(root)
+    flat = split == "val" and pictures_in(folder)
+    if not flat:
+        wnids = wnids or folders_in(folder, title)
+        return class_files(folder, wnids, wnids, title)
+    path = val_labels or _find(root, _VAL_LABELS)
+    if not path:
+        raise SourceError(
+            f"{title}: the pictures in {folder} need labels; put one of {', '.join(_VAL_LABELS)} "
+            f"into {root}, or sort the pictures into class folders"
+        )
+    labels, wnids = _read_val_labels(path, flat, wnids)
+    return Files(folder, flat, labels, wnids, title=title)
+
+
+def imagenet_tfds(path: str, split: str) -> Source:
+    """ImageNet prepared by TFDS as ArrayRecord, read without TensorFlow.
+
+    Args:
+      path: "imagenet2012", "imagenet2012@data_dir" or the folder of the version.
+      split: "train" or "val".
+
+    Raises:
+      SourceError: not prepared, or of classes in another order.
+    """
+    check_name("split", split, ("train", "val"))
+    source = open_source("tfds", path, {"train": "train", "val": "validation"}[split])
+    names = list(source.class_names or ())
+    if not names or names != sorted(names):
+        raise SourceError(
+            f"data.path={path} has no classes in the order of sorted WordNet ids, but "
+            f"{names[:2]} ...; name a prepared imagenet2012"
+        )
+    return source
+
+
+def known_wnids(root: str) -> list[str]:
+    """The sorted WordNet ids, of a list file in or above `root`, else of the folders of train/.
+
+    Returns:
+      Nothing where there is neither.
+
+    Raises:
+      SourceError: for a list in another order.
+    """
+    path = _find(root, _SYNSETS)
+    if path:
+        wnids = [line.split()[0] for line in read_lines(path)]
+        if wnids != sorted(set(wnids)):
+            raise SourceError(
+                f"{path} does not list each WordNet id once in sorted order, which is the order "
+                "of classes; remove it to take the folders of train/"
+            )
+        return wnids
+    train = os.path.join(root, "train")
+    return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
+
+
+def _find(root: str, names: Sequence[str]) -> str:
+    """The first of the files in `root`, the folder above, or a devkit in them; or ""."""
+    whole = os.path.abspath(root)
+    bases = [whole, os.path.dirname(whole), whole.removesuffix(_KAGGLE)]
+    places = [place for base in bases for place in (base, os.path.join(base, _DEVKIT))]
+    paths = (os.path.join(place, name) for name in names for place in places)
+    return next(filter(os.path.isfile, paths), "")
+
+
+def _read_val_labels(
+    path: str, pictures: Sequence[str], wnids: list[str]
+) -> tuple[list[int], list[str]]:
+    """Class numbers of pictures in the order of their names, and the WordNet ids."""
+    lines = read_lines(path)
+    if lines[0].isdigit():  # the devkit
+        by_id = _devkit_wnids(os.path.join(os.path.dirname(path), "meta.mat"))
+        numbers = [as_number(line, path) for line in lines]
+        if max(numbers) > len(by_id) or min(numbers) < 1:
+            raise SourceError(f"{path} holds an id that is none of 1 ... {len(by_id)}")
+        order = sorted(by_id)
+        if wnids and wnids != order:
+            raise SourceError(
+                f"{path} is of {len(order)} classes, but {len(wnids)} others are listed or lie in "
+                "train/; take all of one release"
+            )
+        place = {wnid: number for number, wnid in enumerate(order)}
+        return _of_length([place[by_id[n - 1]] for n in numbers], pictures, path), order
+    if not wnids:
+        raise SourceError(
+            f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
+        )
+    if path.endswith(".csv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
+        numbers = class_numbers([wnid for _, wnid in rows], wnids, path)
+        found = dict(zip((name for name, _ in rows), numbers, strict=True))
+    elif len(lines[0].split()) == 1:
+        return _of_length(class_numbers(lines, wnids, path), pictures, path), wnids
+    else:
+        found = {
+            os.path.splitext(name)[0]: as_number(label, path) for name, label in read_rows(path, 2)
+        }
+    lost = [name for name in pictures if os.path.splitext(name)[0] not in found]
+    if lost:
+        raise SourceError(
+            f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
+            f"{lost[0]}; take the list of this release"
+        )
+    _of_length(list(found), pictures, path)
+    return [found[os.path.splitext(name)[0]] for name in pictures], wnids
+
+
+def _of_length(labels: list, pictures: Sequence[str], path: str) -> list:
+    if len(labels) != len(pictures):
+        raise SourceError(different_lengths(path, len(labels), len(pictures)))
+    return labels
+
+
+def different_lengths(path: str, labels: int, pictures: int) -> str:
+    """The sentence for a label file that does not belong to the pictures."""
+    return (
+        f"{path} has {labels:,} labels, but there are {pictures:,} pictures; both must be of the "
+        "same release, and whole"
+    )
+
+
+def _devkit_wnids(path: str) -> list[str]:
+    """WordNet ids by ILSVRC2012_ID, from 1 on; those of groups of classes are left out."""
+    if not os.path.isfile(path):
+        raise SourceError(
+            f"the devkit's ids need {path}; put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
+        )
+    synsets = read_mat(path)["synsets"]
+    leaves = [s for s in synsets if int(s["num_children"]) == 0]
+    by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in leaves}
+    if sorted(by_id) != list(range(1, len(by_id) + 1)):
+        raise SourceError(f"{path} does not number its classes 1 ... {len(by_id)}; unpack it again")
+    return [by_id[number] for number in sorted(by_id)]

@@ -1,0 +1,144 @@
+"""The variants of ImageNet that robustness is read from: V2, ReaL, A, R, Sketch and C.
+
+All use the sorted WordNet ids of `dinov2_jax.datasets.imagenet.known_wnids`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.datasets.files import (
+    Files,
+    class_files,
+    class_numbers,
+    folders_in,
+    read_json,
+    require,
+)
+from dinov2_jax.datasets.imagenet import different_lengths
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+class Subset(NamedTuple):
+    """A set of some of the 1000 classes.
+
+    Attributes:
+      pictures: labels 0 ... len(classes) - 1.
+      classes: int64; label i is the class number classes[i] of the 1000, so `scores[:, classes]`
+        of a classifier of 1000 are the scores of this set.
+    """
+
+    pictures: Files
+    classes: np.ndarray
+
+
+def imagenet_v2(root: str, wnids: Sequence[str]) -> Files:
+    """ImageNet-V2: folders 0 ... 999, whose names are class numbers.
+
+    Args:
+      root: such as imagenetv2-matched-frequency-format-val.
+      wnids: the 1000 WordNet ids in sorted order.
+    """
+    root = os.path.expanduser(root)
+    folders = [str(number) for number in range(len(wnids))]
+    there = len(folders_in(root, "ImageNet-V2")) if os.path.isdir(root) else len(folders)
+    if there != len(folders):
+        raise SourceError(
+            f"ImageNet-V2: {root} holds {there} class folders, but the classifier has "
+            f"{len(folders)} classes, and its folders are numbers of these; train on all 1000"
+        )
+    return class_files(root, folders, wnids, "ImageNet-V2")
+
+
+def imagenet_sketch(root: str, wnids: Sequence[str]) -> Files:
+    """ImageNet-Sketch: <WordNet id>/*, all 1000 classes; `root` may be the folder above sketch/."""
+    root = require(root, "sketch", "val", ".", title="ImageNet-Sketch")
+    return class_files(root, wnids, wnids, "ImageNet-Sketch")
+
+
+def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subset:
+    """ImageNet-A or ImageNet-R: <WordNet id>/*, 200 of the 1000 classes.
+
+    Args:
+      root: the folder of the class folders, such as imagenet-a.
+      wnids: the 1000 WordNet ids in sorted order.
+      classes: how many there must be.
+    """
+    root = os.path.expanduser(root)
+    title = f"ImageNet subset {os.path.basename(os.path.normpath(root))}"
+    folders = folders_in(require(root, ".", title=title), title)
+    numbers = class_numbers(folders, wnids, root)
+    if len(folders) != classes:
+        raise SourceError(
+            f"{title}: {root} holds {len(folders)} class folders, but the set has {classes}; the "
+            "copy is incomplete"
+        )
+    return Subset(class_files(root, folders, folders, title), np.array(numbers, np.int64))
+
+
+def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) -> Files:
+    """ImageNet-C: <corruption>/<severity 1 ... 5>/<WordNet id>/*.
+
+    Its tar files may be unpacked side by side or each into its own folder (noise/, blur/,
+    weather/, digital/, extra/).
+
+    Args:
+      corruption: usually one of CORRUPTIONS, the 15 of mCE.
+    """
+    title = f"ImageNet-C {corruption} {severity}"
+    groups = ("", "noise", "blur", "weather", "digital", "extra")
+    choices = [os.path.join(group, corruption, str(severity)) for group in groups]
+    return class_files(require(root, *choices, title=title), wnids, wnids, title)
+
+
+def real_labels(path: str, pictures: Source) -> np.ndarray:
+    """The reassessed labels (ReaL, Beyer et al. 2020) of the validation pictures.
+
+    Row i of the file belongs to ILSVRC2012_val_<i + 1 in 8 digits>.JPEG, whatever the order in
+    which the pictures are read.
+
+    Args:
+      path: real.json.
+      pictures: the validation set by its official file names, from `imagenet`.
+
+    Returns:
+      int64 [len(pictures), m], each row filled up with -1; a row without label is all -1.
+
+    Raises:
+      SourceError: no list of lists of class numbers, of another length, or pictures under other
+        names, as of TFDS.
+    """
+    lists = read_json(os.path.expanduser(path))
+    if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):
+        raise SourceError(f"{path} is no list of lists of labels; take real.json of its authors")
+    names = [pictures.name(row) for row in range(len(pictures))]
+    if len(lists) != len(names):
+        raise SourceError(different_lengths(path, len(lists), len(names)))
+    numbers = [re.search(r"ILSVRC2012_val_(\d{8})\.", name) for name in names]
+    found = [int(match[1]) if match else 0 for match in numbers]
+    if sorted(found) != list(range(1, len(lists) + 1)):
+        odd = next(
+            (name for name, number in zip(names, found, strict=True) if not number), names[0]
+        )
+        raise SourceError(
+            f"{path} belongs to pictures ILSVRC2012_val_00000001.JPEG, ..., each of them once, but "
+            f"one is called {odd}; take the validation set under its official names"
+        )
+    labels = np.full((len(lists), max(1, *map(len, lists))), -1, np.int64)
+    for row, number in enumerate(found):
+        values = lists[number - 1]
+        labels[row, : len(values)] = values
+    return labels

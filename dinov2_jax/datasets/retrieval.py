@@ -1,0 +1,198 @@
+"""R-Oxford, R-Paris, Met and AmsterTime in their official layouts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dinov2_jax.data.decode import BadImage, decode
+from dinov2_jax.data.sources.source import SourceError, check_name
+from dinov2_jax.datasets.files import Files, pictures_in, read_json, require
+from dinov2_jax.datasets.stored import read_pickle
+
+REVISITED = ("roxford5k", "rparis6k")
+_KINDS = ("easy", "hard", "junk")
+
+
+class Cropped:
+    """The queries of the revisited sets: uint8 [h, w, 3] within the box of the landmark.
+
+    The box belongs to the picture as it is shown, that is, after EXIF rotation, which the published
+    code does not apply; it makes no difference to pictures without such a mark.
+
+    Args:
+      files: the whole pictures.
+      boxes: px [n, 4] left, top, right, bottom; rounded, black where beyond the picture.
+    """
+
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(self, files: Files, boxes: np.ndarray) -> None:
+        self._files, self._boxes = files, boxes
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            image = decode(self._files[index])
+        except BadImage as error:  # what a source may raise is OSError
+            raise OSError(str(error)) from error
+        left, top, right, bottom = self._boxes[index].tolist()
+        return np.asarray(Image.fromarray(image).crop((left, top, right, bottom)))
+
+    def name(self, index: int) -> str:
+        """The path of the whole picture."""
+        return self._files.name(index)
+
+
+class RevisitedSet(NamedTuple):
+    """R-Oxford or R-Paris.
+
+    Attributes:
+      database, queries: pictures.
+      ground_truth: for every query {"easy", "hard", "junk"}: numbers in the database, int64; what
+        `dinov2_jax.eval.retrieval.revisited_map` takes.
+    """
+
+    database: Files
+    queries: Cropped
+    ground_truth: list[dict[str, np.ndarray]]
+
+
+def revisited_set(name: str, root: str) -> RevisitedSet:
+    """R-Oxford or R-Paris (Radenovic et al. 2018): jpg/*.jpg and gnd_<name>.pkl.
+
+    Args:
+      name: "roxford5k" or "rparis6k".
+      root: the folder of both, such as data/datasets/roxford5k; pictures of Paris lie in jpg/
+        itself, not in the folders of its archive.
+
+    Raises:
+      SourceError: a file that is missing, a ground truth of another form.
+    """
+    check_name("revisited set", name, REVISITED)
+    path = require(root, f"gnd_{name}.pkl", title=name)
+    stored = read_pickle(path, encoding="latin1")
+    if not isinstance(stored, dict) or not {"imlist", "qimlist", "gnd"} <= stored.keys():
+        raise SourceError(f"{path} holds no imlist, qimlist and gnd; download it again")
+    images, queries, truth = (list(stored[key]) for key in ("imlist", "qimlist", "gnd"))
+    if len(queries) != len(truth):
+        raise SourceError(
+            f"{path} has {len(queries)} queries and {len(truth)} ground truths; download it again"
+        )
+    ground_truth = [{kind: _numbers(entry, kind, path) for kind in _KINDS} for entry in truth]
+    named = [int(n.max()) for entry in ground_truth for n in entry.values() if n.size]
+    greatest = max(named, default=0)
+    if greatest >= len(images):
+        raise SourceError(
+            f"{path} names picture {greatest}, but lists {len(images):,}; download it again"
+        )
+    boxes = [np.asarray(entry.get("bbx", ()), np.float64) for entry in truth]
+    if any(box.shape != (4,) for box in boxes):
+        raise SourceError(f"{path} has a query without its box bbx; download it again")
+    folder = require(root, "jpg", title=name)
+    listed = {"database": images, "queries": queries}
+    files = {
+        part: Files(folder, [f"{image}.jpg" for image in names], title=f"{name} {part}")
+        for part, names in listed.items()
+    }
+    return RevisitedSet(files["database"], Cropped(files["queries"], np.stack(boxes)), ground_truth)
+
+
+def _numbers(entry: dict[str, Any], kind: str, path: str) -> np.ndarray:
+    if kind not in entry:
+        raise SourceError(
+            f"{path} has a query without {kind!r}; take the revisited ground truth, not the "
+            "original one"
+        )
+    return np.asarray(entry[kind], np.int64).reshape(-1)
+
+
+class MetSet(NamedTuple):
+    """Met: labels are the museum's numbers of exhibits, -1 for queries that show none.
+
+    Attributes:
+      database: training pictures.
+      validation: queries from which k and temperature are chosen.
+      test: queries.
+      classes: exhibits in the database.
+    """
+
+    database: Files
+    validation: Files
+    test: Files
+    classes: int
+
+
+def met_set(root: str, *, mini: bool = False) -> MetSet:
+    """Met (Ypsilantis et al. 2021): images/ and ground_truth/*.json.
+
+    MET_database.json lists {"id", "path"}, testset.json and valset.json {"path"} and, of queries
+    that show an exhibit, "MET_id"; paths begin at images/.
+
+    Args:
+      root: the folder of images/; the lists may lie in it or in ground_truth/.
+      mini: the smaller database, mini_MET_database.json.
+
+    Raises:
+      SourceError: a file that is missing, a list of another form, a query of an unknown exhibit.
+    """
+    database = f"{'mini_' if mini else ''}MET_database.json"
+    train = _met_files(root, database, "id", required=True)
+    validation = _met_files(root, "valset.json", "MET_id")
+    test = _met_files(root, "testset.json", "MET_id")
+    exhibits = np.unique(train.labels)
+    return MetSet(train, validation, test, len(exhibits))
+
+
+def _met_files(root: str, name: str, key: str, required: bool = False) -> Files:
+    path = require(root, f"ground_truth/{name}", name, title="Met")
+    entries = read_json(path)
+    good = isinstance(entries, list) and all(isinstance(e, dict) and "path" in e for e in entries)
+    if not good or (required and not all(key in entry for entry in entries)):
+        fields = f"path and {key}" if required else "path"
+        raise SourceError(f"{path} is no list of entries with {fields}; download it again")
+    labels = [int(entry.get(key, -1)) for entry in entries]
+    folder = require(root, "images", title="Met")
+    return Files(folder, [entry["path"] for entry in entries], labels, title=f"Met {name}")
+
+
+class Pairs(NamedTuple):
+    """AmsterTime: picture i of `new` and picture i of `old` show one place."""
+
+    new: Files
+    old: Files
+
+
+def amstertime(root: str) -> Pairs:
+    """AmsterTime (Yildiz et al. 2022): new/0000.png ..., old/0000.jpg ..., paired by their names.
+
+    Its evaluation ranks the new pictures for each old one, the old ones for each new one, and
+    takes the mean of both.
+
+    Raises:
+      SourceError: a folder that is missing, or a picture without its pair.
+    """
+    title = "AmsterTime"
+    by_stem = {}
+    for side in ("new", "old"):
+        names = pictures_in(require(root, side, title=title))
+        by_stem[side] = {os.path.splitext(name)[0]: name for name in names}
+    odd = sorted(by_stem["new"].keys() ^ by_stem["old"].keys())
+    if odd:
+        raise SourceError(
+            f"{title}: {len(odd)} pictures have no pair, such as {odd[0]!r}; new/ and old/ must "
+            "hold the same names"
+        )
+    stems = sorted(by_stem["new"])
+    return Pairs(*(_side(root, side, [by_stem[side][s] for s in stems]) for side in by_stem))
+
+
+def _side(root: str, side: str, names: Sequence[str]) -> Files:
+    return Files(os.path.join(os.path.expanduser(root), side), names, title=f"AmsterTime {side}")

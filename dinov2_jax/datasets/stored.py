@@ -1,0 +1,89 @@
+"""Python pickles and MATLAB files as published data sets use them, read without running code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """`_codecs.encode`, as in pickles of bytes."""
+    return text.encode(encoding)
+
+
+def _from_buffer(
+    data: Any, dtype: np.dtype, shape: tuple[int, ...], order: str, axes: Any = None
+) -> np.ndarray:
+    """`numpy._core.numeric._frombuffer`, as in pickles of arrays by protocol 5."""
+    if order == "K":
+        return np.frombuffer(data, dtype).reshape(shape).transpose(axes)
+    return np.frombuffer(data, dtype).reshape(shape, order=order)  # type: ignore
+
+
+# What the pickles of arrays and bytes name besides plain containers, by old and new names.
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): bytes,
+    ("builtins", "bytes"): bytes,
+}
+for _core in ("core", "_core"):
+    for _name in ("_reconstruct", "scalar"):
+        _ALLOWED[f"numpy.{_core}.multiarray", _name] = getattr(np._core.multiarray, _name)
+    _ALLOWED[f"numpy.{_core}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _DataOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise SourceError(
+            f"the pickle asks for {module}.{name}, but a data set holds arrays, strings and "
+            "numbers only; download it from its publisher"
+        )
+
+
+def read_pickle(path: str, encoding: str = "bytes") -> Any:
+    """A pickle of numpy arrays, bytes, strings, numbers, lists and dicts; nothing else is loaded.
+
+    Args:
+      encoding: of the strings of Python 2; "bytes" leaves them.
+
+    Raises:
+      SourceError: when it asks for anything else, or is damaged.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        return _DataOnly(io.BytesIO(data), encoding=encoding).load()
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise SourceError(f"{path} is no readable pickle ({error}); download it again") from error
+
+
+def read_mat(path: str) -> dict[str, Any]:
+    """The variables of a MATLAB file, single elements taken out of their arrays.
+
+    Raises:
+      ImportError: without scipy.
+      SourceError: when the file is damaged.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is a MATLAB file, which needs scipy; pip install scipy"
+        ) from error
+    try:
+        return loadmat(path, squeeze_me=True)
+    except Exception as error:  # scipy has several types for a damaged file
+        raise SourceError(
+            f"{path} is no readable MATLAB file ({error}); unpack it again"
+        ) from error

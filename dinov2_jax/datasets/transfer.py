@@ -1,0 +1,304 @@
+"""The twelve transfer sets of SimCLR's protocol in their official layouts (reference-facts 8.4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import Source, SourceError, check_name
+from dinov2_jax.datasets.cifar import cifar
+from dinov2_jax.datasets.files import (
+    Files,
+    as_number,
+    class_numbers,
+    folders_in,
+    pictures_in,
+    read_lines,
+    read_rows,
+    require,
+)
+from dinov2_jax.datasets.stored import read_mat
+from dinov2_jax.datasets.voc import voc2007
+
+TOP1, MEAN_PER_CLASS, MAP11 = "top1", "mean_per_class", "map11"
+
+
+class Transfer(NamedTuple):
+    """A set with its official splits.
+
+    Attributes:
+      train: what the classifier learns from.
+      val: for choosing the regularisation; None where the publishers have no such split.
+      test: what is reported.
+      metric: "top1", "mean_per_class" or "map11" (11-point mean average precision).
+    """
+
+    train: Source
+    val: Source | None
+    test: Source
+    metric: str
+
+
+def transfer_set(name: str, root: str) -> Transfer:
+    """Opens one of the twelve sets.
+
+    Args:
+      name: one of TRANSFER_SETS.
+      root: the folder into which it was unpacked; each function says what must lie in it.
+
+    Raises:
+      SourceError: an unknown name; lists, classes or pictures that are missing.
+      ImportError: "cars" and "flowers" without scipy.
+    """
+    check_name("transfer set", name, tuple(TRANSFER_SETS))
+    return TRANSFER_SETS[name](os.path.expanduser(root))
+
+
+def food101(root: str) -> Transfer:
+    """Food-101: images/<class>/<number>.jpg, meta/{classes,train,test}.txt."""
+    title = "Food-101"
+    classes = read_lines(require(root, "meta/classes.txt", title=title))
+
+    def split(name: str) -> Files:
+        path = require(root, f"meta/{name}.txt", title=title)
+        rows = read_lines(path)
+        labels = class_numbers([row.partition("/")[0] for row in rows], classes, path)
+        files = [f"{row}.jpg" for row in rows]
+        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+
+    return Transfer(split("train"), None, split("test"), TOP1)
+
+
+def cifar10(root: str) -> Transfer:
+    """CIFAR-10: cifar-10-batches-py with data_batch_1 ... 5, test_batch and batches.meta."""
+    train = [f"data_batch_{number}" for number in range(1, 6)]
+    return Transfer(*_cifar(root, "CIFAR-10", train, "test_batch"), TOP1)
+
+
+def cifar100(root: str) -> Transfer:
+    """CIFAR-100: cifar-100-python with train, test and meta; the 100 fine classes."""
+    return Transfer(*_cifar(root, "CIFAR-100", ["train"], "test"), TOP1)
+
+
+def _cifar(root: str, title: str, train: list[str], test: str) -> tuple[Source, None, Source]:
+    fine = title == "CIFAR-100"
+    folder = "cifar-100-python" if fine else "cifar-10-batches-py"
+    meta = "meta" if fine else "batches.meta"
+    root = os.path.dirname(require(root, meta, f"{folder}/{meta}", title=title))
+    keys = ("fine_labels", "fine_label_names") if fine else ("labels", "label_names")
+    return cifar(root, train, meta, *keys, title), None, cifar(root, [test], meta, *keys, title)
+
+
+def sun397(root: str) -> Transfer:
+    """SUN397: <letter>/<class>/*.jpg, ClassName.txt, Training_01.txt and Testing_01.txt.
+
+    The lists may lie in Partitions/; their lines begin with "/". The first of ten partitions.
+    """
+    title = "SUN397"
+
+    def listed(name: str) -> str:
+        return require(root, f"Partitions/{name}", name, title=title)
+
+    classes = [line.lstrip("/") for line in read_lines(listed("ClassName.txt"))]
+
+    def split(name: str) -> Files:
+        path = listed(f"{name}_01.txt")
+        rows = [line.lstrip("/") for line in read_lines(path)]
+        labels = class_numbers([os.path.dirname(row) for row in rows], classes, path)
+        return Files(root, rows, labels, classes, title=f"{title} {name}")
+
+    return Transfer(split("Training"), None, split("Testing"), TOP1)
+
+
+def cars(root: str) -> Transfer:
+    """Stanford Cars: cars_train/, cars_test/, devkit/*.mat, cars_test_annos_withlabels.mat.
+
+    The list of the test set with labels came apart from the devkit and may lie in either folder.
+    """
+    title = "Cars"
+    meta = read_mat(require(root, "devkit/cars_meta.mat", title=title))
+    classes = [str(name) for name in np.atleast_1d(meta["class_names"])]
+
+    def split(name: str, *lists: str) -> Files:
+        rows = np.atleast_1d(read_mat(require(root, *lists, title=title))["annotations"])
+        labels = [int(row["class"]) - 1 for row in rows]
+        files = [f"cars_{name}/{row['fname']}" for row in rows]
+        return Files(root, files, labels, classes, title=f"{title} {name}")
+
+    test = "cars_test_annos_withlabels.mat"
+    return Transfer(
+        split("train", "devkit/cars_train_annos.mat"),
+        None,
+        split("test", test, f"devkit/{test}"),
+        TOP1,
+    )
+
+
+def aircraft(root: str) -> Transfer:
+    """FGVC-Aircraft: data/images/*.jpg, data/variants.txt, data/images_variant_{split}.txt."""
+    title = "Aircraft"
+    root = os.path.dirname(require(root, "data/variants.txt", "variants.txt", title=title))
+    classes = read_lines(os.path.join(root, "variants.txt"))
+
+    def split(name: str) -> Files:
+        path = require(root, f"images_variant_{name}.txt", title=title)
+        files, variants = zip(*read_rows(path, 2), strict=True)
+        labels = class_numbers(variants, classes, path)
+        files = [f"{file}.jpg" for file in files]
+        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+
+    return Transfer(split("train"), split("val"), split("test"), MEAN_PER_CLASS)
+
+
+def voc(root: str) -> Transfer:
+    """Pascal VOC 2007, 20 classes, several a picture: `targets` instead of labels."""
+    return Transfer(*(voc2007(root, split) for split in ("train", "val", "test")), MAP11)
+
+
+def dtd(root: str) -> Transfer:
+    """DTD: images/<class>/*.jpg, labels/{train,val,test}1.txt; the first of ten partitions."""
+    title = "DTD"
+    classes = folders_in(_images(root, title), title)
+
+    def split(name: str) -> Files:
+        path = require(root, f"labels/{name}1.txt", title=title)
+        rows = read_lines(path)
+        labels = class_numbers([row.partition("/")[0] for row in rows], classes, path)
+        return Files(_images(root, title), rows, labels, classes, title=f"{title} {name}")
+
+    return Transfer(split("train"), split("val"), split("test"), TOP1)
+
+
+def pets(root: str) -> Transfer:
+    """Oxford-IIIT Pets: images/*.jpg, annotations/{trainval,test}.txt: name, class from 1, ..."""
+    title = "Pets"
+
+    def rows_of(name: str) -> list[tuple[str, int]]:
+        path = require(root, f"annotations/{name}.txt", title=title)
+        rows = [row for row in read_rows(path, 4) if not row[0].startswith("#")]
+        return [(row[0], as_number(row[1], path)) for row in rows]
+
+    # The breed is the file's name up to the number; "american_bulldog_100" is one of class 2.
+    breeds = {number: file.rpartition("_")[0] for file, number in rows_of("trainval")}
+    classes = [breeds.get(number, str(number)) for number in range(1, max(breeds) + 1)]
+
+    def split(name: str) -> Files:
+        rows = rows_of(name)
+        labels = [number - 1 for _, number in rows]
+        files = [f"{file}.jpg" for file, _ in rows]
+        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+
+    return Transfer(split("trainval"), None, split("test"), MEAN_PER_CLASS)
+
+
+def caltech101(
+    root: str, *, per_class: int = 30, seed: int = 0, background: bool = False
+) -> Transfer:
+    """Caltech-101: 101_ObjectCategories/<class>/*.jpg; a seeded 30 of each class are for training.
+
+    There is no official split; all other pictures are the test set. The 102nd folder,
+    BACKGROUND_Google, is left out unless wanted: 101 x 30 are the 3,030 training pictures of the
+    paper (Table 15), while SimCLR counts 102 classes.
+    """
+    title = "Caltech-101"
+    root = require(root, "101_ObjectCategories", "caltech101/101_ObjectCategories", title=title)
+    classes = folders_in(root, title)
+    classes = [name for name in classes if background or name != "BACKGROUND_Google"]
+    # DINOv2: the drawn pictures of the published numbers are not known.
+    rng = np.random.default_rng(seed)
+    parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "test": ([], [])}
+    for label, name in enumerate(classes):
+        files = pictures_in(os.path.join(root, name))
+        if len(files) <= per_class:
+            raise SourceError(
+                f"{title}: class {name!r} has {len(files)} pictures, of which {per_class} are for "
+                "training and others for testing; the copy is incomplete"
+            )
+        chosen = set(rng.permutation(len(files))[:per_class].tolist())
+        for place, file in enumerate(files):
+            rows, labels = parts["train" if place in chosen else "test"]
+            rows.append(f"{name}/{file}")
+            labels.append(label)
+    train, test = (
+        Files(root, *part, classes, title=f"{title} {name}") for name, part in parts.items()
+    )
+    return Transfer(train, None, test, MEAN_PER_CLASS)
+
+
+def flowers102(root: str) -> Transfer:
+    """Flowers-102: jpg/image_00001.jpg ..., setid.mat and imagelabels.mat."""
+    title = "Flowers-102"
+    labels = np.atleast_1d(read_mat(require(root, "imagelabels.mat", title=title))["labels"])
+    sets = read_mat(require(root, "setid.mat", title=title))
+    classes = [str(number) for number in range(1, int(labels.max()) + 1)]
+
+    def split(name: str) -> Files:
+        numbers = np.atleast_1d(sets[name]).astype(np.int64)
+        if numbers.max() > len(labels):
+            raise SourceError(
+                f"{title}: setid.mat names picture {numbers.max()}, but imagelabels.mat has "
+                f"{len(labels):,} labels; both must be of the same release"
+            )
+        files = [f"jpg/image_{number:05d}.jpg" for number in numbers]
+        rows = labels[numbers - 1].astype(np.int64) - 1
+        return Files(root, files, rows, classes, title=f"{title} {name}")
+
+    return Transfer(split("trnid"), split("valid"), split("tstid"), MEAN_PER_CLASS)
+
+
+def cub200(root: str) -> Transfer:
+    """CUB-200-2011: images/, images.txt, classes.txt, image_class_labels.txt, train_test_split.txt.
+
+    Every list has "number value" a line, by picture number.
+    """
+    title = "CUB"
+    root = os.path.dirname(require(root, "images.txt", "CUB_200_2011/images.txt", title=title))
+
+    def table(name: str) -> dict[int, str]:
+        path = require(root, name, title=title)
+        return {as_number(number, path): value for number, value in read_rows(path, 2)}
+
+    files, labels = table("images.txt"), table("image_class_labels.txt")
+    learn, names = table("train_test_split.txt"), table("classes.txt")
+    for name, other in (("image_class_labels.txt", labels), ("train_test_split.txt", learn)):
+        if other.keys() != files.keys():
+            raise SourceError(
+                f"{title}: {name} has {len(other):,} pictures and images.txt {len(files):,}; both "
+                "must be of the same release, and whole"
+            )
+    classes = [names[number] for number in sorted(names)]
+
+    def split(flag: str, name: str) -> Files:
+        chosen = [number for number in sorted(files) if learn[number] == flag]
+        return Files(
+            os.path.join(root, "images"),
+            [files[number] for number in chosen],
+            [as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen],
+            classes,
+            title=f"{title} {name}",
+        )
+
+    return Transfer(split("1", "train"), None, split("0", "test"), TOP1)
+
+
+def _images(root: str, title: str) -> str:
+    return require(root, "images", title=title)
+
+
+TRANSFER_SETS: dict[str, Callable[[str], Transfer]] = {
+    "food101": food101,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "sun397": sun397,
+    "cars": cars,
+    "aircraft": aircraft,
+    "voc2007": voc,
+    "dtd": dtd,
+    "pets": pets,
+    "caltech101": caltech101,
+    "flowers102": flowers102,
+    "cub200": cub200,
+}

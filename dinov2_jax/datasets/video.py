@@ -1,0 +1,149 @@
+"""UCF-101, Kinetics-400 and Something-Something v2 by their official lists: files of videos."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Sequence
+
+from dinov2_jax.data.sources.source import SourceError, check_name
+from dinov2_jax.datasets.files import (
+    Files,
+    absent,
+    as_number,
+    class_numbers,
+    read_json,
+    read_lines,
+    read_rows,
+    require,
+)
+
+log = logging.getLogger("dinov2_jax")
+
+
+def ucf101(root: str, split: str, *, fold: int = 1) -> Files:
+    """UCF-101: UCF-101/<class>/*.avi, ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt.
+
+    Args:
+      root: the folder of both; videos may lie in it directly.
+      split: "train" or "test".
+      fold: 1, 2 or 3.
+
+    Raises:
+      SourceError: a list, class or video that is missing.
+    """
+    check_name("split", split, ("train", "test"))
+    title = f"UCF-101 {split}"
+    lists = os.path.dirname(
+        require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
+    )
+    path = os.path.join(lists, "classInd.txt")
+    numbers = {name: as_number(number, path) for number, name in read_rows(path, 2)}
+    classes = sorted(numbers, key=lambda name: numbers[name])
+    path = require(lists, f"{split}list{fold:02d}.txt", title=title)
+    names = [line.split()[0] for line in read_lines(path)]  # training lists add the class number
+    labels = class_numbers([name.partition("/")[0] for name in names], classes, path)
+    folder = require(root, "UCF-101", ".", title=title)
+    return Files(folder, names, labels, classes, title=title)
+
+
+def kinetics(root: str, split: str, *, annotations: str = "", allow_missing: bool = False) -> Files:
+    """Kinetics: <split>.csv with label, youtube_id, time_start, time_end, split.
+
+    Videos are called <youtube_id>_<start in 6 digits>_<end in 6 digits>.mp4 and lie in the folder
+    of the split, or there in folders of their classes, whose blanks may be "_".
+
+    Args:
+      root: the folder of the splits' folders.
+      split: "train", "val" or "test"; a folder "validate" or "validation" is found as well.
+      annotations: the csv; by default <split>.csv in `root` or in annotations/.
+      allow_missing: leaves videos out that are not there, as the ones withdrawn from YouTube;
+        numbers of such a copy cannot be compared closely. At least one of each class must be left.
+
+    Raises:
+      SourceError: a list, class or video that is missing.
+    """
+    check_name("split", split, ("train", "val", "test"))
+    title, root = f"Kinetics {split}", os.path.expanduser(root)
+    spellings = [split, "validate", "validation"] if split == "val" else [split]
+    lists = [f"{folder}{name}.csv" for name in spellings for folder in ("", "annotations/")]
+    path = annotations or require(root, *lists, title=title)
+    rows = _kinetics_rows(path)
+    classes = sorted({label for label, _ in rows})
+    folder = require(root, *spellings, title=title)
+    names = _in_folders(folder, rows)
+    lost = set(absent(folder, names)) if allow_missing else set()
+    kept = [place for place in range(len(rows)) if place not in lost]
+    if lost:
+        log.warning("%s: %d of %d videos are missing and left out", title, len(lost), len(rows))
+    labels = class_numbers([rows[place][0] for place in kept], classes, path)
+    return Files(folder, [names[place] for place in kept], labels, classes, title=title)
+
+
+def _kinetics_rows(path: str) -> list[tuple[str, str]]:
+    """(label, file name) of every line."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        wanted = {"label", "youtube_id", "time_start", "time_end"}
+        if not wanted <= set(reader.fieldnames or ()):
+            raise SourceError(
+                f"{path} has the columns {', '.join(reader.fieldnames or ())}, but needs "
+                f"{', '.join(sorted(wanted))}; take the official list with labels"
+            )
+        rows = [(row["label"], _kinetics_file(row, path)) for row in reader]
+    if not rows:
+        raise SourceError(f"{path} lists no video; download it again")
+    return rows
+
+
+def _kinetics_file(row: dict[str, str], path: str) -> str:
+    start, end = (as_number(row[name], path) for name in ("time_start", "time_end"))
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
+
+
+def _in_folders(folder: str, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Names with the folder of their class in front, where there is one."""
+    prefixes = {}
+    for label in {label for label, _ in rows}:
+        spellings = (label, label.replace(" ", "_"))
+        found = [name for name in spellings if os.path.isdir(os.path.join(folder, name))]
+        prefixes[label] = f"{found[0]}/" if found else ""
+    return [prefixes[label] + name for label, name in rows]
+
+
+def ssv2(root: str, split: str) -> Files:
+    """Something-Something v2: labels.json, train.json, validation.json and <id>.webm.
+
+    The lists may be called something-something-v2-<name>.json and lie in labels/; videos lie in
+    20bn-something-something-v2/, in videos/ or beside the lists. The class is the template of an
+    entry without its brackets. The test list has no labels.
+
+    Args:
+      root: the folder of all.
+      split: "train" or "validation".
+
+    Raises:
+      SourceError: a list, class or video that is missing.
+    """
+    check_name("split", split, ("train", "validation"))
+    title = f"SSv2 {split}"
+
+    def listed(name: str) -> str:
+        names = [f"{name}.json", f"something-something-v2-{name}.json"]
+        return require(root, *names, *(f"labels/{n}" for n in names), title=title)
+
+    path = listed("labels")
+    numbers = {name: as_number(number, path) for name, number in read_json(path).items()}
+    classes = sorted(numbers, key=lambda name: numbers[name])
+    if sorted(numbers.values()) != list(range(len(numbers))):
+        raise SourceError(f"{path} does not number its classes from 0 on")
+    path = listed(split)
+    entries = read_json(path)
+    if not all(isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries):
+        raise SourceError(f"{path} has an entry without id or template; download it again")
+    templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
+    labels = class_numbers(templates, classes, path)
+    folder = require(root, "20bn-something-something-v2", "videos", ".", title=title)
+    names = [f"{entry['id']}.webm" for entry in entries]
+    return Files(folder, names, labels, classes, title=title)

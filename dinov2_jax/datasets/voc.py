@@ -1,0 +1,74 @@
+"""Pascal VOC 2007 as classification of pictures that hold several classes."""
+
+from __future__ import annotations
+
+import os
+from xml.etree import ElementTree
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.datasets.files import Files, absent, read_lines, require
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+def voc2007(root: str, split: str) -> Files:
+    """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
+
+    Args:
+      root: VOC2007, or a folder above it (VOCdevkit).
+      split: "train", "val", "trainval" or "test", whose annotations are a download of their own.
+
+    Returns:
+      Pictures with `targets` int8 [n, 20]: 1 where a class is in the picture, 0 where it is not,
+      -1 where all of its objects are marked difficult, which the score of this class leaves out.
+
+    Raises:
+      SourceError: a list, picture or annotation that is missing, or a class without picture.
+    """
+    title = f"VOC2007 {split}"
+    places = [
+        os.path.join(above, "ImageSets/Main") for above in ("", "VOC2007", "VOCdevkit/VOC2007")
+    ]
+    main = require(root, *places, title=title)
+    root = os.path.dirname(os.path.dirname(main))
+    numbers = [line.split()[0] for line in read_lines(require(main, f"{split}.txt", title=title))]
+    annotations = [f"{number}.xml" for number in numbers]
+    folder = require(root, "Annotations", title=title)
+    lost = absent(folder, annotations)
+    if lost:
+        raise SourceError(
+            f"{title}: {len(lost):,} of {len(numbers):,} annotations are missing, such as "
+            f"{os.path.join(folder, annotations[lost[0]])}; unpack the archives again"
+        )
+    targets = np.stack([_targets(os.path.join(folder, name)) for name in annotations])
+    empty = np.flatnonzero(~(targets == 1).any(axis=0))
+    if empty.size:
+        raise SourceError(
+            f"{title}: no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes); the "
+            "copy is incomplete"
+        )
+    pictures = require(root, "JPEGImages", title=title)
+    files = [f"{number}.jpg" for number in numbers]
+    return Files(pictures, files, None, VOC_CLASSES, targets=targets, title=title)
+
+
+def _targets(path: str) -> np.ndarray:
+    """int8 [20] of one picture."""
+    targets = np.zeros(len(VOC_CLASSES), np.int8)
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+        marked = [(o.findtext("name", ""), o.findtext("difficult", "0").strip()) for o in objects]
+    except ElementTree.ParseError as error:
+        raise SourceError(f"{path} is no XML ({error}); unpack it again") from error
+    for name, difficult in marked:
+        if name not in VOC_CLASSES:
+            raise SourceError(f"{path} shows {name!r}, which is none of the 20 classes of VOC")
+        place = VOC_CLASSES.index(name)
+        targets[place] = 1 if difficult != "1" else targets[place] or -1
+    return targets

@@ -1,0 +1,233 @@
+"""Features of whole splits on disk: made once for all protocols, kept for the next evaluation.
+
+<folder>/<split>-<key>/<columns>/   a folder as configs/embed.py makes it, with .npy memory maps
+
+The key is of weights, preprocessing, the names of all pictures and the content of 64 of them, so
+other weights or pictures do not meet a wrong feature; a single picture that was changed under the
+same name may go unnoticed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.fingerprint import content_fingerprint, names_fingerprint, truth_of
+from dinov2_jax.data.fit import Fit
+from dinov2_jax.data.loader import load_record
+from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.features.embed import embed_pictures
+from dinov2_jax.features.extract import Extractor
+from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.features.request import Request
+from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.parallel.processes import is_main, main_first
+from dinov2_jax.weights.architecture import in_channels
+from dinov2_jax.weights.load import Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Normed features that a protocol reads.
+
+    Attributes:
+      cls_blocks: cls tokens of so many last blocks.
+      mean_patch: also the mean patch token of the last block.
+      resize_px, image_px: shorter side, then the central square.
+    """
+
+    resize_px: int
+    image_px: int
+    cls_blocks: int = 1
+    mean_patch: bool = False
+
+    def __or__(self, other: "Wanted") -> "Wanted":
+        """Both, of one preprocessing."""
+        blocks = max(self.cls_blocks, other.cls_blocks)
+        both = self.mean_patch or other.mean_patch
+        return dataclasses.replace(self, cls_blocks=blocks, mean_patch=both)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Features and labels of the readable pictures of a split.
+
+    Attributes:
+      cls: [n, D] each of the wanted last blocks, the last block last.
+      mean_patch: [n, D] of the last block, or None.
+      labels: int64 [n], or of sets with several classes a picture [n, classes]; [n] of -1 where
+        there are none.
+      unreadable: pictures that are left out.
+    """
+
+    cls: tuple[np.ndarray, ...]
+    mean_patch: np.ndarray | None
+    labels: np.ndarray
+    unreadable: int
+
+
+class FeatureCache:
+    """The features of a backbone.
+
+    Args:
+      folder: where they are kept.
+      backbone: from `load`.
+      config: batch_size, compute_dtype and data of configs/eval/default.py.
+
+    Attributes:
+      weights: fingerprint of the backbone.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, config: ConfigDict) -> None:
+        self._folder, self._backbone, self._config = folder, backbone, config
+        self.weights = weights_fingerprint(backbone)
+        self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
+        self._compiled: tuple[tuple[Request, int], Extractor] | None = None
+
+    def features(
+        self, source: Source, split: str, wanted: Wanted, *, keep_unreadable: bool = False
+    ) -> Labelled:
+        """Computes what is missing, or reads what is there.
+
+        Args:
+          source, split: pictures, and the name of their folder.
+          wanted: which features.
+          keep_unreadable: rows of NaN for unreadable pictures, where rows belong together.
+
+        Raises:
+          SourceError: more pictures are unreadable than `config.data.max_bad`.
+        """
+        request = self._request(wanted)
+        home = self._folder / f"{split}-{self._key(source, request)}"
+        names = {name for name, *_ in request.columns}
+        with main_first():  # one process decides, before the others look
+            folder = _complete_with(home, names)
+            if folder is not None and is_main() and self._repaired(folder, source, request):
+                shutil.rmtree(folder)
+                folder = None
+        if folder is None:
+            folder = home / "-".join(sorted(names))
+            if is_main():
+                print(f"features of {split}: {len(source):,} pictures", flush=True)
+            origin = {"weights": self._backbone.source, "split": split}
+            how, extractor = self._embed_config(), self._extractor(request, len(source))
+            embed_pictures(how, folder, self._backbone, request, source, origin, extractor)
+        found = self._read(folder, request)
+        labels, readable = truth_of(source), np.load(folder / "readable.npy")
+        lost = int((~readable).sum())
+        if lost > self._config.data.max_bad:
+            raise self._unreadable(source, split, readable, folder)
+        if lost and not keep_unreadable:
+            with main_first():
+                names = [name for name, *_ in request.columns]
+                found = [_without(folder, name, readable) for name in names]
+            labels = labels[readable]
+        *cls, mean = found if wanted.mean_patch else (*found, None)
+        return Labelled(tuple(cls), mean, labels, lost)
+
+    def _request(self, wanted: Wanted) -> Request:
+        model, preprocessing = self._backbone.model, self._backbone.preprocessing
+        last = model.depth - 1
+        first = max(0, model.depth - wanted.cls_blocks)
+        columns = [(f"cls_block_{block}", "cls", block) for block in range(first, model.depth)]
+        if wanted.mean_patch:
+            columns.append((f"mean_patch_block_{last}", "mean_patch", last))
+        fill = tuple(round(255 * value) for value in preprocessing.mean)
+        size = (wanted.image_px,)
+        fit = Fit("center_crop", size, wanted.resize_px, model.patch_size, fill)
+        channels = in_channels(self._backbone.params, model.patch_size)
+        return Request(tuple(columns), True, fit, channels)
+
+    def _extractor(self, request: Request, pictures: int) -> Extractor:
+        """Compiled once for all sets: ImageNet-C alone are 75."""
+        key = request, min(self._config.batch_size, pictures)
+        if self._compiled is None or self._compiled[0] != key:
+            self._compiled = None  # frees its copy of the weights on the devices first
+            dtype = compute_dtype(self._config.compute_dtype)
+            made = Extractor(self._backbone, request, batch_size=key[1], dtype=dtype)
+            self._compiled = key, made
+        return self._compiled[1]
+
+    def _key(self, source: Source, request: Request) -> str:
+        parts: Mapping[str, Any] = {
+            "weights": self.weights,
+            "names": names_fingerprint(source),
+            "content": content_fingerprint(source),
+            "fit": dataclasses.asdict(request.fit),
+            "preprocessing": dataclasses.asdict(self._backbone.preprocessing),
+            "dtype": self._dtype,
+            "max_pixels": self._config.data.max_pixels,
+        }
+        text = json.dumps(parts, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _embed_config(self) -> ConfigDict:
+        """The fields that `embed_pictures` reads."""
+        data = self._config.data
+        return ConfigDict(
+            {
+                "batch_size": self._config.batch_size,
+                "compute_dtype": self._config.compute_dtype,
+                "store": {"format": "npy", "dtype": "float32", "shard_rows": 0},
+                "data": {"workers": data.workers, "max_pixels": data.max_pixels},
+                "distributed": {},
+            }
+        )
+
+    def _repaired(self, folder: Path, source: Source, request: Request) -> bool:
+        """Whether a picture that could not be read now can."""
+        lost = np.flatnonzero(~np.load(folder / "readable.npy"))
+        how = self._config.data.max_pixels, None, request.channels
+        for row in lost[:1000]:
+            with contextlib.suppress(BadImage):
+                load_record(source, int(row), *how)
+                return True
+        return False
+
+    def _read(self, folder: Path, request: Request) -> list[Any]:
+        """Memory maps, in the order of the request."""
+        return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
+
+    def _unreadable(
+        self, source: Source, split: str, readable: np.ndarray, folder: Path
+    ) -> SourceError:
+        lost = np.flatnonzero(~readable)
+        return SourceError(
+            f"{len(lost)} of {len(readable):,} pictures of {split} cannot be decoded, such as "
+            f"{source.name(int(lost[0]))} (all are in {folder / 'unreadable.txt'}); replace them, "
+            f"or add --config.data.max_bad={len(lost)} to leave them out of the figures"
+        )
+
+
+def _without(folder: Path, name: str, readable: np.ndarray) -> np.ndarray:
+    """A memory map of the readable rows alone, written once: all rows may be more than memory."""
+    path = folder / f"{name}-readable.npy"
+    whole = np.load(folder / f"{name}.npy", mmap_mode="r")
+    rows = np.flatnonzero(readable)
+    if not path.exists():
+        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        part = np.lib.format.open_memmap(new, "w+", whole.dtype, (len(rows), *whole.shape[1:]))
+        for start in range(0, len(rows), 8192):
+            part[start : start + 8192] = whole[rows[start : start + 8192]]
+        part.flush()
+        os.replace(new, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _complete_with(home: Path, names: set[str]) -> Path | None:
+    """A finished folder that holds at least these columns."""
+    for manifest in sorted(home.glob("*/manifest.json")):
+        stored = json.loads(manifest.read_text(encoding="utf-8"))
+        if stored["complete"] and names <= stored["columns"].keys():
+            return manifest.parent
+    return None

@@ -1,0 +1,294 @@
+"""Task "embed": features of any number of pictures into a folder that a kill does not harm.
+
+Rows are divided into shards, and each process takes a run of them. A shard that is on disk and
+marked is never computed again; any other is. So neither kills nor other batch sizes, devices or
+numbers of processes lose or double a row.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.config.files import ConfigError, to_json
+from dinov2_jax.data.fingerprint import names_fingerprint
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.stream import Picture, stream_pictures, why_unreadable
+from dinov2_jax.features.extract import Columns, Extractor
+from dinov2_jax.features.manifest import Ledger, weights_fingerprint
+from dinov2_jax.features.request import Request, make_request
+from dinov2_jax.features.shards import (
+    Layout,
+    NpyWriter,
+    ParquetWriter,
+    ShardsError,
+    Writer,
+    rows_of_shards,
+)
+from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.parallel.processes import is_main, main_first, require_same
+from dinov2_jax.run.progress import Progress
+from dinov2_jax.weights.load import Backbone, load
+
+
+def embed(config: ConfigDict, workdir: str) -> None:
+    """Writes features of all pictures of `config.data` to `workdir`, or continues to.
+
+    Raises:
+      ConfigError, SourceError, WeightsError, ShardsError, ImportError: in one sentence.
+    """
+    if not workdir:
+        raise ConfigError("embedding needs a place for the features; add --workdir=features/<name>")
+    if not config.weights:
+        raise ConfigError(
+            "no weights given; add --config.weights=<name, file, directory, run or bundle>"
+        )
+    dtype = compute_dtype(config.compute_dtype)
+    allow = tuple(filter(None, config.allow.split(",")))
+    backbone = load(config.weights, which=config.which, allow=allow, dtype=dtype)
+    request = make_request(
+        backbone, config.features, config.layers, config.norm, config.policy, config.size
+    )
+    source = _source(config)
+    origin = {"weights": backbone.source, "source": config.data.source, "path": config.data.path}
+    folder = Path(workdir).expanduser()
+    if not embed_pictures(config, folder, backbone, request, source, origin):
+        print(f"{folder} is complete: {len(source):,} pictures; nothing is left to do")
+
+
+def embed_pictures(
+    config: ConfigDict,
+    folder: Path,
+    backbone: Backbone,
+    request: Request,
+    source: Source,
+    origin: Mapping[str, str],
+    extractor: Extractor | None = None,
+) -> bool:
+    """Writes the wanted features of a source to a folder, or continues to.
+
+    Args:
+      config: of configs/embed.py batch_size, compute_dtype, store, data.workers, data.max_pixels.
+      folder: manifest.json, names.txt and the features go there.
+      origin: where weights and pictures came from, for the manifest's reader.
+      extractor: of this backbone and request, if there is one that is compiled already.
+
+    Returns:
+      Whether anything was left to do.
+
+    Raises:
+      ShardsError: the folder's features were made otherwise.
+    """
+    if extractor is None:
+        dtype = compute_dtype(config.compute_dtype)
+        extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
+    layout = _layout(extractor, config.store.dtype)
+    ledger = _ledger(config, folder, backbone, request, source, layout, origin)
+    if ledger.is_complete():
+        return False
+    writer = _writer(config.store.format, ledger, len(source), layout)
+    with main_first():
+        if is_main():
+            ledger.open(writer)
+    _Work(config, extractor, request, source, layout, ledger, writer).run()
+    return True
+
+
+def share(shards: int, process: int, processes: int) -> range:
+    """The shards of one process: a run, as long as the others' or one longer."""
+    return range(shards * process // processes, shards * (process + 1) // processes)
+
+
+def _source(config: ConfigDict) -> Source:
+    data = config.data
+    return open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
+
+
+def _layout(extractor: Extractor, dtype: str) -> Layout:
+    stored = {
+        name: (shape, kind if kind.kind == "b" else np.dtype(dtype))
+        for name, (shape, kind) in extractor.columns.items()
+    }
+    return {"readable": ((), np.dtype(bool)), **stored}
+
+
+def _ledger(
+    config: ConfigDict,
+    folder: Path,
+    backbone: Backbone,
+    request: Request,
+    source: Source,
+    layout: Layout,
+    origin: Mapping[str, str],
+) -> Ledger:
+    fingerprints = {"weights": weights_fingerprint(backbone), "names": names_fingerprint(source)}
+    require_same(configuration=_common(config), **fingerprints)
+    shard_rows = config.store.shard_rows or rows_of_shards(len(source), layout)
+    settings = {
+        "weights": fingerprints["weights"],
+        "pictures": {"count": len(source), "names": fingerprints["names"]},
+        "max_pixels": config.data.max_pixels,
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "fit": dataclasses.asdict(request.fit),
+        "grid": request.fit.grid,
+        "features": request.kinds,
+        "layers": request.layers,
+        "norm": request.norm,
+        "compute_dtype": jnp.dtype(compute_dtype(config.compute_dtype)).name,
+        "store": {"format": config.store.format, "dtype": config.store.dtype, "rows": shard_rows},
+    }
+    return Ledger(folder, settings, origin, source, shard_rows, layout)
+
+
+def _common(config: ConfigDict) -> str:
+    """The configuration without what says which process this is."""
+    copied = ConfigDict(config.to_dict())
+    del copied.distributed
+    return to_json(copied)
+
+
+def _writer(kind: str, ledger: Ledger, rows: int, layout: Layout) -> Writer:
+    if kind == "npy":
+        return NpyWriter(ledger.folder, rows, layout)
+    return ParquetWriter(ledger.folder, ledger.shards, layout)
+
+
+class _Work:
+    """This process's shards, from pictures to files."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        extractor: Extractor,
+        request: Request,
+        source: Source,
+        layout: Layout,
+        ledger: Ledger,
+        writer: Writer,
+    ) -> None:
+        self._config, self._extractor, self._request = config, extractor, request
+        self._source, self._layout, self._ledger, self._writer = source, layout, ledger, writer
+
+    def run(self) -> None:
+        """Computes what is missing, waits for the other processes, completes the manifest."""
+        mine = share(self._ledger.shards, jax.process_index(), jax.process_count())
+        done = self._ledger.done()
+        todo = [shard for shard in mine if shard not in done]
+        before = sum(len(self._ledger.rows(shard)) for shard in mine if shard in done)
+        parts = [np.arange(rows.start, rows.stop) for rows in map(self._ledger.rows, todo)]
+        rows = np.concatenate([np.zeros(0, np.int64), *parts])
+        if is_main() and before:
+            print(f"continues after {before:,} of {before + len(rows):,} pictures", flush=True)
+        began = time.monotonic()
+        if len(rows):
+            self._compute(todo, rows, before)
+        seconds = time.monotonic() - began
+        self._wait_for_others()
+        if is_main():
+            lost = self._ledger.finish(self._writer.finish())
+            print(self._summary(len(rows), seconds, lost), flush=True)
+
+    def _compute(self, todo: Sequence[int], rows: np.ndarray, before: int) -> None:
+        data = self._config.data
+        stream = stream_pictures(
+            self._source,
+            rows,
+            self._request.fit,
+            max_pixels=data.max_pixels,
+            workers=data.workers,
+            channels=self._request.channels,
+        )
+        with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
+            pictures = _shown(stream, before, before + len(rows))
+            written: Future[None] | None = None
+            for shard in todo:
+                columns, unreadable = self._features(shard, pictures)
+                if written is not None:
+                    written.result()  # one shard waits in memory, not all
+                written = background.submit(self._write, shard, columns, unreadable)
+            if written is not None:
+                written.result()
+
+    def _features(self, shard: int, pictures: Iterator[Picture]) -> tuple[Columns, dict[int, str]]:
+        rows = self._ledger.rows(shard)
+        columns = self._extractor.empty(len(rows))
+        lost = self._extractor.fill(columns, itertools.islice(pictures, len(rows)), rows.start)
+        columns["readable"] = np.ones(len(rows), bool)
+        columns["readable"][np.array(lost, int) - rows.start] = False
+        how = self._config.data.max_pixels, self._request.channels
+        return columns, {row: why_unreadable(self._source, row, *how) for row in lost}
+
+    def _write(self, shard: int, columns: Columns, unreadable: dict[int, str]) -> None:
+        rows = self._ledger.rows(shard)
+        stored = {
+            name: _narrow(columns[name], dtype, name) for name, (_, dtype) in self._layout.items()
+        }
+        names = self._ledger.names(rows.start, rows.stop)
+        self._writer.write(shard, rows.start, names, stored)
+        self._ledger.mark_done(shard, unreadable)
+
+    def _wait_for_others(self) -> None:
+        """Process 0 until all shards are done, the others until it has completed the folder.
+
+        A process that leaves early would end the others, or read what is not there yet.
+        """
+        if is_main():
+            while len(self._ledger.done()) < self._ledger.shards:
+                time.sleep(0.5)
+        else:
+            while not self._ledger.is_complete():
+                time.sleep(0.5)
+
+    def _summary(self, computed: int, seconds: float, lost: int) -> str:
+        rate, waiting, computing = self._extractor.rates()
+        how_fast = f"{rate:.1f} images/s" if rate else "too few to time"
+        lines = [
+            f"{len(self._source):,} pictures, {lost:,} of them unreadable (NaN, listed in "
+            f"unreadable.txt); {computed:,} computed here in {seconds:.0f} s: {how_fast}, "
+            f"{100 * waiting:.0f} % of the time waiting for pictures",
+            f"written to {self._ledger.folder}",
+        ]
+        if rate and waiting > 0.5 and computing < 0.1:
+            now = self._config.data.workers
+            lines.insert(
+                1,
+                f"input-bound: the devices wait for pictures; more loader processes help while "
+                f"there are cores ({os.cpu_count()}): --config.data.workers={max(2, 2 * now)} "
+                f"(now {now})",
+            )
+        return "\n".join(lines)
+
+
+def _narrow(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(dtype, copy=False)
+    if dtype == np.float16 and np.isinf(narrow).any():
+        raise ShardsError(
+            f"{name} has values up to {np.nanmax(np.abs(values)):.3g}, more than float16 can hold "
+            "(65504); use --config.store.dtype=float32 and another --workdir"
+        )
+    return narrow
+
+
+def _shown(pictures: Iterator[Picture], before: int, total: int) -> Iterator[Picture]:
+    """The pictures, with a line or a bar that says how far they are, on process 0."""
+    if not is_main():
+        yield from pictures
+        return
+    progress, began = Progress(total, start_step=before, unit="picture"), time.monotonic()
+    for count, picture in enumerate(pictures, start=1):
+        yield picture
+        if count % 16 == 0 or before + count == total:
+            rate = count / (time.monotonic() - began)
+            progress.update(before + count, images_per_s=rate)
+    progress.close()

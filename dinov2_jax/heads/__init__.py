@@ -1,0 +1,1 @@
+"""Everything that is trained or fitted on features or pictures: arrays in, arrays out."""

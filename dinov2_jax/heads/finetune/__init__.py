@@ -1,0 +1,1 @@
+"""Fine-tuning of a backbone with a linear head, end to end or with low-rank factors."""

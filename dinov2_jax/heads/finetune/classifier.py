@@ -1,0 +1,90 @@
+"""A fine-tuned classifier and its logits."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from dinov2_jax.data.decode import MAX_PIXELS
+from dinov2_jax.data.loader import eval_batches
+from dinov2_jax.data.photometric import normalize
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.features.frozen import extract_features
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.parallel.constraints import replicate
+from dinov2_jax.parallel.mesh import make_mesh, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """The averaged weights of a run.
+
+    Attributes:
+      model, params: of the backbone, at its new resolution and with LoRA merged.
+      head: {"kernel" [d, K], "bias" [K]}.
+      avgpool: whether the head reads the mean patch beside cls.
+    """
+
+    model: VisionTransformer
+    params: Any
+    head: dict[str, np.ndarray]
+    avgpool: bool
+
+
+def head_logits(head: Any, out: dict[str, Array], avgpool: bool) -> Array:
+    """Features of the backbone -> fp32 logits [..., K]."""
+    x = out["cls"]
+    if avgpool:
+        x = jnp.concatenate([x, out["patches"].mean(axis=-2)], axis=-1)
+    return jnp.einsum("...d,dk->...k", x, head["kernel"], precision="highest") + head["bias"]
+
+
+def predict(
+    found: Finetuned,
+    preprocessing: Preprocessing,
+    source: Source,
+    indices: np.ndarray,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    mesh: Mesh | None = None,
+    description: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the pictures `indices`, resized and cropped in the middle as the weights say.
+
+    Of several processes, all must call it with the same pictures.
+
+    Args:
+      description: of the progress bar; no bar without one.
+
+    Returns:
+      fp32 [n, K] and the record of each [n]; pictures that cannot be read are left out.
+    """
+    mesh = mesh or make_mesh()
+    values = {"backbone": found.params, "head": found.head}
+    values = jax.device_put(values, state_shardings(values, mesh))
+
+    def forward(values: Any, images: Array) -> dict[str, Array]:
+        images = normalize(images, preprocessing.mean, preprocessing.std)
+        out = found.model.apply({"params": values["backbone"]}, images)
+        return {"cls": replicate(head_logits(values["head"], out, found.avgpool))}
+
+    batches = eval_batches(
+        source,
+        indices,
+        batch_size=batch_size,
+        resize_size=preprocessing.resize_px,
+        image_size=preprocessing.image_px,
+        max_pixels=max_pixels,
+        channels=len(preprocessing.mean),
+        workers=workers,
+    )
+    how = {"total": len(indices), "description": description}
+    with jax.set_mesh(mesh):
+        return extract_features(jax.jit(forward), values, batches, **how)

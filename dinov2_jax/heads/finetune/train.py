@@ -1,0 +1,317 @@
+"""End-to-end fine-tuning of a backbone with a linear head (reference-facts 8.10).
+
+The paper (section 7.1, Table 5) takes the pipeline of DeiT III (Touvron et al. 2022, arXiv
+2204.07118) and its hyper-parameters; the defaults here are those of its README_revenge.md for
+ViT-B, -L and -H at 224 px. With `Settings.lora` only low-rank factors and the head are trained.
+"""
+
+# DINOv2: no RandAugment, which DeiT III's fine-tuning has beside crop, flip, mixup and CutMix.
+# Layerwise decay is not part of that recipe and off by default.
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dinov2_jax.data.decode import MAX_PIXELS
+from dinov2_jax.data.photometric import normalize
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads.finetune.classifier import Finetuned, head_logits
+from dinov2_jax.heads.finetune.lora import Lora, init_factors, merge
+from dinov2_jax.heads.finetune.mixing import mix, smooth_targets
+from dinov2_jax.heads.finetune.optimizer import layerwise_adamw
+from dinov2_jax.heads.grid import Chosen, Kind
+from dinov2_jax.heads.labelled import check_labels, labelled_batches
+from dinov2_jax.heads.training_set import fingerprint
+from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.parallel.constraints import constrain_batch
+from dinov2_jax.parallel.mesh import make_mesh, state_shardings
+from dinov2_jax.run.resume import StateFile, run_steps, to_host
+
+STATE_FILE = "finetune_state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How backbone and head are trained.
+
+    Attributes:
+      iterations: 20 epochs of ImageNet are 50,000 at this batch size.
+      batch_size: images over all devices; lr is for this size, it is not scaled.
+      group_size: images that share a draw of mixing and of stochastic depth; divides the batch.
+      lr, min_lr: peak and end of a cosine behind a linear warm-up of `warmup_iterations`.
+      layerwise_decay: factor on lr from one block to the one below; 1 for none.
+      weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
+      drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
+      smoothing, mixup, cutmix: see eval/mixing.py.
+      ema: decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
+      avgpool: the head reads the mean patch beside cls.
+      lora: train low-rank factors in place of the backbone.
+      seed: of head, order, crops, mixing and stochastic depth.
+      save_every: iterations between two states on disk.
+    """
+
+    iterations: int = 50_000
+    batch_size: int = 512
+    group_size: int = 64
+    lr: float = 1e-5
+    min_lr: float = 1e-6
+    warmup_iterations: int = 12_500
+    layerwise_decay: float = 1.0
+    weight_decay: float = 0.1
+    drop_path: float = 0.2
+    smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    ema: float = 0.99996
+    avgpool: bool = False
+    lora: Lora | None = None
+    seed: int = 0
+    save_every: int = 1000
+
+
+def at_resolution(
+    model: VisionTransformer, params: Any, image_px: int
+) -> tuple[VisionTransformer, Any]:
+    """The model with a position table for pictures of `image_px`, resampled as in its forward pass.
+
+    Raises:
+      EvaluationError: when that is not whole patches.
+    """
+    patch = model.patch_size
+    if image_px % patch or image_px < patch:
+        raise EvaluationError(
+            f"{image_px} px are not whole patches of {patch} px; nearest valid: "
+            f"{max(1, round(image_px / patch)) * patch}"
+        )
+    larger = model.clone(image_size=image_px)
+    if larger.table_grid() == model.table_grid():
+        return larger, params
+    how = model.interpolate_offset, model.interpolate_antialias
+    table = resize_positions(jnp.asarray(params["pos_embed"]), larger.table_grid(), *how)
+    return larger, {**params, "pos_embed": np.asarray(table)}
+
+
+# --------------------------------------------------------------------------------------- the step
+def _backbone(settings: Settings, params: Any, frozen: Any) -> Any:
+    if settings.lora is None:
+        return params["backbone"]
+    return merge(frozen, params["lora"], settings.lora)
+
+
+def _loss(
+    params: Any,
+    frozen: Any,
+    model: VisionTransformer,
+    settings: Settings,
+    images: Array,
+    targets: Array,
+    keys: Array,
+) -> Array:
+    """Mean cross-entropy of images [G, b, H, W, C] with soft targets [G, b, K]."""
+    backbone = _backbone(settings, params, frozen)
+    drop_keys = keys if settings.drop_path else None
+    sets: Any = model.apply({"params": backbone}, [images], drop_path_keys=drop_keys)
+    logits = head_logits(params["head"], sets[0], settings.avgpool)
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def _train_step(
+    model: VisionTransformer,
+    settings: Settings,
+    preprocessing: Preprocessing,
+    optimizer: optax.GradientTransformation,
+    state: dict[str, Any],
+    frozen: Any,
+    batch: dict[str, Array],
+    iteration: Array,
+) -> tuple[dict[str, Any], Array]:
+    """{"params", "ema", "optimizer"} after one step, and the loss."""
+    groups = settings.batch_size // settings.group_size
+    classes = state["params"]["head"]["bias"].shape[0]
+    key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
+    mix_keys, drop_keys = (jax.random.split(k, groups) for k in jax.random.split(key))
+    images = normalize(batch["images"], preprocessing.mean, preprocessing.std)
+    images = constrain_batch(images.reshape(groups, -1, *images.shape[1:]))
+    targets = smooth_targets(batch["labels"].reshape(groups, -1), classes, settings.smoothing)
+    images, targets = mix(mix_keys, images, targets, mixup=settings.mixup, cutmix=settings.cutmix)
+    given = frozen, model, settings, images, targets, drop_keys
+    loss, gradient = jax.value_and_grad(_loss)(state["params"], *given)
+    updates, moments = optimizer.update(gradient, state["optimizer"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    decay = jnp.minimum(settings.ema, (1.0 + iteration) / (10.0 + iteration))
+    ema = optax.incremental_update(params, state["ema"], 1 - decay)
+    return {"params": params, "ema": ema, "optimizer": moments}, loss
+
+
+def first_params(
+    model: VisionTransformer,
+    params: Any,
+    classes: int,
+    settings: Settings,
+    head: Chosen | None = None,
+) -> dict[str, Any]:
+    """What is trained, as it begins: the backbone or LoRA's factors, and the head.
+
+    Args:
+      head: a linear head of the probe to begin with, on the same input; None draws one from
+        N(0, 0.01^2).
+
+    Raises:
+      EvaluationError: when the head has another input or other classes.
+    """
+    width = model.dim * (1 + settings.avgpool)
+    rng = np.random.default_rng(settings.seed)
+    kernel = 0.01 * rng.standard_normal((width, classes), np.float32)
+    bias = np.zeros(classes, np.float32)
+    if head is not None:
+        kernel, bias = np.ascontiguousarray(head.weight.T), head.bias
+        if head.kind != Kind(1, settings.avgpool) or kernel.shape != (width, classes):
+            raise EvaluationError(
+                f"the linear head {head.name} of {kernel.shape[1]} classes does not fit: it must "
+                f"read 1 block with avgpool={settings.avgpool} and have {classes} classes; choose "
+                "the best of those heads, or begin without one"
+            )
+    found: dict[str, Any] = {"head": {"kernel": kernel, "bias": bias}}
+    if settings.lora is None:
+        return {"backbone": params, **found}
+    return {"lora": init_factors(params, settings.lora, settings.seed), **found}
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises EvaluationError for a group or a warm-up that does not fit."""
+    if settings.batch_size % settings.group_size:
+        raise EvaluationError(
+            f"batch_size {settings.batch_size} is no multiple of group_size "
+            f"{settings.group_size}; give a group_size that divides it"
+        )
+    if settings.warmup_iterations >= settings.iterations:
+        raise EvaluationError(
+            f"warmup_iterations {settings.warmup_iterations} leave nothing of "
+            f"{settings.iterations} iterations; a quarter of them is usual"
+        )
+
+
+def finetune(
+    model: VisionTransformer,
+    params: Any,
+    preprocessing: Preprocessing,
+    source: Source,
+    labels: np.ndarray,
+    classes: int,
+    settings: Settings,
+    *,
+    head: Chosen | None = None,
+    workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    folder: Path | None = None,
+    identity: str = "",
+    mesh: Mesh | None = None,
+) -> Finetuned:
+    """Trains on random resized crops of `preprocessing.image_px`, whatever the model's own size.
+
+    Args:
+      model, params: the backbone; its table of positions is resampled first.
+      source, labels: pictures and their classes [len(source)]; -1 leaves a picture out.
+      head: see `first_params`.
+      workers: loader processes.
+      folder: where the state is stored; a killed run continues from there.
+      identity: of weights and data, so that the state of others is refused.
+      mesh: by default over all devices.
+
+    Raises:
+      EvaluationError: labels, sizes or a head that do not fit, or a folder with the state of other
+        work.
+    """
+    check_labels(source, labels, classes)
+    check_settings(settings)
+    mesh = mesh or make_mesh()
+    model, params = at_resolution(model, params, preprocessing.image_px)
+    trained = first_params(model, params, classes, settings, head)
+    optimizer = _optimizer(settings, trained, model.depth)
+    known = _settings_of_state(settings) | {
+        "classes": classes,
+        "identity": identity,
+        "size": preprocessing.image_px,
+        "labels": fingerprint([np.asarray(labels, np.int32)]),
+        "head": "" if head is None else head.name,
+    }
+    file = StateFile(None if folder is None else Path(folder) / STATE_FILE, known)
+    begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
+    state, start = file.load(begun)
+    placed = state_shardings(begun, mesh)
+    state = jax.tree.map(functools.partial(jax.device_put, may_alias=False), state, placed)
+    frozen = None
+    if settings.lora is not None:
+        frozen = jax.device_put(params, state_shardings(params, mesh))
+    step = _compile_step(model, settings, preprocessing, optimizer, placed, mesh)
+    feed = labelled_batches(
+        source,
+        labels,
+        preprocessing,
+        mesh,
+        start,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=workers,
+        max_pixels=max_pixels,
+    )
+    with jax.set_mesh(mesh), feed as batches:
+        state = run_steps(
+            lambda state, now: step(state, frozen, next(batches), np.int32(now.start)),
+            state,
+            range(start, settings.iterations),
+            file,
+            settings.save_every,
+        )
+        backbone = jax.jit(functools.partial(_backbone, settings))(state["ema"], frozen)
+    head_values = jax.tree.map(to_host, state["ema"]["head"])
+    return Finetuned(model, jax.tree.map(to_host, backbone), head_values, settings.avgpool)
+
+
+def _optimizer(settings: Settings, trained: Any, depth: int) -> optax.GradientTransformation:
+    return layerwise_adamw(
+        trained,
+        depth,
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        warmup_iterations=settings.warmup_iterations,
+        iterations=settings.iterations,
+        layerwise_decay=settings.layerwise_decay,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _settings_of_state(settings: Settings) -> dict[str, Any]:
+    """What must not change when a stored state is continued: all but how often it is stored."""
+    known = dataclasses.asdict(settings)
+    known.pop("save_every")
+    return known
+
+
+def _compile_step(
+    model: VisionTransformer,
+    settings: Settings,
+    preprocessing: Preprocessing,
+    optimizer: optax.GradientTransformation,
+    placed: Any,
+    mesh: Mesh,
+) -> Callable[..., tuple[dict[str, Any], Array]]:
+    deep = model.clone(drop_path_rate=settings.drop_path, drop_path_uniform=True)
+    return jax.jit(
+        functools.partial(_train_step, deep, settings, preprocessing, optimizer),
+        donate_argnums=0,
+        out_shardings=(placed, NamedSharding(mesh, P())),
+    )

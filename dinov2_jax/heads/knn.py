@@ -1,0 +1,192 @@
+"""Weighted k-NN on frozen features (paper section 7.1; FB dinov2/eval/knn.py, reference-facts 8.2).
+
+Similarities are dot products of L2-normalised features; the max(k) nearest vote with weights
+softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. The bank
+is searched by bank.py: in blocks, exactly, and split over the devices and processes of a mesh.
+"""
+
+# DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies
+# that differ by about 0.1 point.
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.features.search import Bank
+from dinov2_jax.heads.few_shot import draw_examples
+from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+
+Accuracies = dict[int, dict[str, float]]
+
+
+def _normalize(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float32)
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norm, 1e-12)
+
+
+def nearest_labels(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    *,
+    bank_block: int = 65536,
+    query_block: int = 1024,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and labels of each query's k nearest, nearest first.
+
+    Args:
+      bank [n, D], labels [n], queries [m, D]: features already L2-normalised.
+
+    Returns:
+      [m, k] fp32 and [m, k] int32.
+    """
+    found = Bank(bank, labels, block=bank_block).search(queries, k, query_block=query_block)
+    return found.similarities, found.labels
+
+
+def vote(
+    similarities: np.ndarray,
+    nearest: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> dict[int, np.ndarray]:
+    """Class scores [m, classes] for each k, from neighbours sorted by similarity [m, max_k]."""
+    weights = np.exp((similarities - similarities[:, :1]) / temperature)
+    weights /= weights.sum(axis=1, keepdims=True)
+    scores = {}
+    for k in ks:
+        total = np.zeros((len(nearest), classes), np.float32)
+        rows = np.repeat(np.arange(len(nearest)), min(k, nearest.shape[1]))
+        np.add.at(total, (rows, nearest[:, :k].ravel()), weights[:, :k].ravel())
+        scores[k] = total
+    return scores
+
+
+def knn_accuracy(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    bank_block: int = 65536,
+    query_block: int = 1024,
+) -> Accuracies:
+    """Top-1, top-5 and top-1 as mean per class, in percent, for each k.
+
+    A k beyond the bank uses the whole bank. Under a mesh (`jax.set_mesh`) the bank is split over
+    its devices; of several processes each gives its own rows of it, and all the same queries.
+
+    Args:
+      train_features [n, D], train_labels [n]: the bank; test_features [m, D], test_labels [m].
+      bank_block, query_block: rows compared at once.
+
+    Raises:
+      EvaluationError: when bank or queries are empty.
+    """
+    bank = Bank(_normalize(train_features), train_labels, block=bank_block)
+    _check_sides(bank.size, len(test_features))
+    max_k = min(max(ks), bank.size)
+    found = bank.search(_normalize(test_features), max_k, query_block=query_block)
+    return _accuracies(found.similarities, found.labels, test_labels, ks, temperature)
+
+
+def leave_one_out(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    bank_block: int = 65536,
+    query_block: int = 1024,
+) -> Accuracies:
+    """As `knn_accuracy`, of a set [n, D] among its own others: no record votes for itself.
+
+    It is left out by its number, not by its similarity: its copies elsewhere in the set do vote.
+
+    Raises:
+      EvaluationError: for fewer than two records; under a mesh of several processes.
+    """
+    _check_sides(len(features) - 1, len(features))
+    if jax.process_count() > 1 and not jax.sharding.get_mesh().empty:
+        raise EvaluationError(
+            "leave-one-out needs the whole set on each process; run it without a mesh, or on a "
+            "process's own devices"
+        )
+    unit = _normalize(features)
+    max_k = min(max(ks), len(features) - 1)
+    found = Bank(unit, labels, block=bank_block).search(unit, max_k + 1, query_block=query_block)
+    own = found.rows == np.arange(len(features))[:, None]
+    own[:, -1] |= ~own.any(axis=1)  # with so many copies, another is the last of max_k + 1
+    similarities, nearest = (
+        part[~own].reshape(-1, max_k) for part in (found.similarities, found.labels)
+    )
+    return _accuracies(similarities, nearest, labels, ks, temperature)
+
+
+def _check_sides(bank: int, queries: int) -> None:
+    if bank < 1 or not queries:
+        raise EvaluationError(
+            f"k-NN needs labelled pictures on both sides, but the bank has {max(bank, 0)} "
+            f"and the test set {queries}; check the splits and labels"
+        )
+
+
+def _accuracies(
+    similarities: np.ndarray,
+    nearest: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+) -> Accuracies:
+    classes = int(max(nearest.max(), labels.max())) + 1
+    return {
+        k: {
+            "top1": top_accuracy(score, labels, 1),
+            "top5": top_accuracy(score, labels, 5),
+            "mean_per_class": mean_per_class_accuracy(score, labels),
+        }
+        for k, score in vote(similarities, nearest, ks, temperature, classes).items()
+    }
+
+
+def few_shot_knn(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    n_per_class: int,
+    n_tries: int = 1,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+) -> Accuracies:
+    """k-NN with `n_per_class` random examples of every class, averaged over tries.
+
+    The values of k are those of `ks` and `n_per_class` itself that do not exceed `n_per_class`.
+    Try t draws its examples from seed t.
+    """
+    used_ks = sorted(k for k in {*ks, n_per_class} if k <= n_per_class)
+    tries = []
+    for seed in range(n_tries):
+        chosen = draw_examples(train_labels, n_per_class, seed)
+        tries.append(
+            knn_accuracy(
+                train_features[chosen],
+                train_labels[chosen],
+                test_features,
+                test_labels,
+                ks=used_ks,
+                temperature=temperature,
+            )
+        )
+    return {
+        k: {name: float(np.mean([t[k][name] for t in tries])) for name in tries[0][k]}
+        for k in used_ks
+    }

@@ -1,0 +1,1 @@
+"""Logistic regression with an L2 penalty, exact, for many values of C."""

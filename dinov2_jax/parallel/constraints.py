@@ -1,0 +1,58 @@
+"""Sharding constraints that models call inside jit; all of them do nothing without a mesh."""
+
+import jax
+from jax import Array
+from jax.sharding import PartitionSpec as P
+
+from dinov2_jax.parallel.mesh import BATCH
+
+
+def constrain_batch(x: Array) -> Array:
+    """Keeps the leading axis split over the devices; a no-op without a mesh or a fit.
+
+    Without it XLA silently turns FSDP into tensor parallelism (activations gathered, not weights).
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    if shards == 1 or x.shape[0] % shards:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def constrain_prototypes(x: Array, axis: int = 0) -> Array:
+    """Prototypes whole on every device, or split over "tensor" along `axis` if that divides.
+
+    Said once, in the compute dtype: otherwise each walk over their blocks gathers them anew.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return x
+    spec: list[str | None] = [None] * x.ndim
+    spec[axis] = "tensor" if x.shape[axis] % tensor_shards() == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def constrain_scores(x: Array) -> Array:
+    """Scores [G, ..., K]: each device has its own rows, and with a tensor axis its own prototypes.
+
+    Left alone, XLA splits some of them by prototypes or features under FSDP and sends rows around.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    if shards * tensor_shards() == 1 or x.shape[0] % shards:
+        return x
+    split = "tensor" if x.shape[-1] % tensor_shards() == 0 else None
+    middle = (None,) * (x.ndim - 2)
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *middle, split))
+
+
+def tensor_shards() -> int:
+    """Over how many devices weights are split by `TENSOR_RULES`; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+
+
+def replicate(x: Array) -> Array:
+    """Copies `x` to every device, so that every process can read it; a no-op without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())

@@ -1,0 +1,116 @@
+"""Mesh, batch placement and the rules that say which parameter lives where.
+
+Auto mesh axes ("data", "fsdp", "tensor"); a mesh of 1 x 1 x 1 is the single-device case.
+Parameters, teacher and both moments follow the same path rules, so they are sharded alike.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dinov2_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Tensor parallelism: the dimension (from the end) of a weight that is split over "tensor".
+TENSOR_RULES = (
+    (r"attn/qkv/(kernel|bias)$", -1),
+    (r"attn/proj/kernel$", -2),
+    (r"mlp/(fc1|w12)/(kernel|bias)$", -1),
+    (r"mlp/(fc2|w3)/kernel$", -2),
+    (r"last_layer/weight_v$", -2),  # prototypes, and with them logits, targets and centres
+    (r"last_layer/weight_g$", -1),
+)
+# Weights smaller than this stay replicated under FSDP: gathering them costs more than they weigh.
+MIN_SHARDED_ELEMENTS = 2**10
+
+
+class MeshError(UserError):
+    """A mesh that the devices or the batch do not fit; the message is one sentence."""
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over the devices; `data` -1 takes what the other two leave.
+
+    Args:
+      devices: all of this run by default; or those of a topology that is only compiled for.
+
+    Raises:
+      MeshError: when there are not enough devices, some process would have none of them, or a TPU's
+        torus does not divide so.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data == -1:
+        data = count // (fsdp * tensor)
+    used = data * fsdp * tensor
+    if not 1 <= used <= count:
+        raise MeshError(
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} "
+            "devices; set data to -1 and the product of fsdp and tensor to a divisor of the count"
+        )
+    if used < count and jax.process_count() > 1:
+        raise MeshError(
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} leaves out {count - used} of "
+            f"{count} devices, which only one process alone can do; use --config.mesh.data=-1"
+        )
+    axis_types = (AxisType.Auto,) * 3
+    shape = data, fsdp, tensor
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:used])
+    except NotImplementedError as error:
+        raise MeshError(
+            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} is not made of whole axes of "
+            f"this TPU's torus; give each a product of some of its axes (of 4x4x8: 4, 8, 16, 32, "
+            "128)"
+        ) from error
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """For work that this process does alone: its first device, or `mesh` if all are its own."""
+    if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
+        return mesh
+    axis_types = (AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=axis_types, devices=jax.local_devices()[:1])
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A tree path as "student/backbone/norm/scale"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _rule(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Tensor rules first, then FSDP on the largest free dimension that divides."""
+    spec: list[str | None] = [None] * len(shape)
+    for pattern, dim in TENSOR_RULES:
+        if re.search(pattern, path) and shape[dim] % mesh.shape["tensor"] == 0:
+            spec[dim] = "tensor" if mesh.shape["tensor"] > 1 else None
+    # The depth axis of stacked blocks stays whole: the scan walks along it.
+    first = 1 if "/blocks/" in path and len(shape) > 1 else 0
+    free = [
+        d
+        for d in range(first, len(shape))
+        if spec[d] is None and shape[d] % mesh.shape["fsdp"] == 0
+    ]
+    if mesh.shape["fsdp"] > 1 and free and math.prod(shape) >= MIN_SHARDED_ELEMENTS:
+        spec[max(free, key=lambda d: shape[d])] = "fsdp"
+    return P(*spec)
+
+
+def state_shardings(state_shapes: Any, mesh: Mesh) -> Any:
+    """Shardings for a whole train state, from its shapes (`jax.eval_shape`)."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, _rule(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, state_shapes)

@@ -1,0 +1,101 @@
+"""Batches and statistical groups on the mesh: which process loads what, and where it lies."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dinov2_jax.parallel.mesh import BATCH, MeshError
+
+
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Image axes (and group axes that divide) are split, other arrays are copied."""
+    return NamedSharding(mesh, BATCH if shape and shape[0] % _shards(mesh) == 0 else P())
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Host arrays to the devices: image axes (and group axes that divide) split, others copied.
+
+    Of several processes, each gives the images of its own groups (`local_groups`), in their order.
+    """
+    shards, here = _shards(mesh), len(_shards_of(mesh, jax.process_index()))
+
+    def put(x: np.ndarray) -> Array:
+        rows = x.shape[0] * shards // here
+        if rows % shards == 0:
+            shape = rows, *x.shape[1:]
+            return jax.make_array_from_process_local_data(batch_sharding(shape, mesh), x, shape)
+        if here < shards:
+            return _join_groups(mesh, rows)(gather(x, mesh))
+        return jax.device_put(x, NamedSharding(mesh, P()))
+
+    return {name: put(x) for name, x in batch.items()}
+
+
+def local_groups(mesh: Mesh, groups: int) -> list[int]:
+    """Which of a batch's statistical groups this process has to load: those on its devices.
+
+    Raises:
+      MeshError: when a group would be split between processes.
+    """
+    return _groups_of(mesh, groups, jax.process_index())
+
+
+def _groups_of(mesh: Mesh, groups: int, process: int) -> list[int]:
+    # The batch in cells so small that shards and groups both are whole numbers of them.
+    shards = _shards(mesh)
+    cells = math.lcm(shards, groups)
+    of_shard, of_group = cells // shards, cells // groups
+    held = [s * of_shard + i for s in _shards_of(mesh, process) for i in range(of_shard)]
+    found = sorted({cell // of_group for cell in held})
+    if len(found) * of_group != len(held):
+        raise MeshError(
+            f"{groups} statistical groups do not divide over the {jax.process_count()} processes: "
+            f"process {process} would load a part of one; change config.batch_size or "
+            "config.group_size so that their quotient is a multiple of the number of processes"
+        )
+    return found
+
+
+def _shards(mesh: Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+@functools.cache
+def _shards_of(mesh: Mesh, process: int) -> list[int]:
+    """Which shards of a batch the devices of one process hold."""
+    rows = mesh.devices.reshape(_shards(mesh), -1)
+    return [s for s, row in enumerate(rows) if any(d.process_index == process for d in row)]
+
+
+def gather(x: np.ndarray, mesh: Mesh) -> Array:
+    """One array of every process to all: [n] on each -> [devices, n], its owner's on each device.
+
+    It is dispatched, not waited for. Every process must call it, with the same shape.
+    """
+    flat = Mesh(mesh.devices.reshape(-1), ("device",))
+    here = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
+    copies = np.broadcast_to(x, (here, *x.shape))
+    stacked = jax.make_array_from_process_local_data(NamedSharding(flat, P("device")), copies)
+    return _copy_to_all(mesh)(stacked)
+
+
+@functools.cache
+def _copy_to_all(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+
+
+@functools.cache
+def _join_groups(mesh: Mesh, groups: int) -> Callable[[Array], Array]:
+    """What `gather` brought, [devices, groups of a process, ...] -> [groups, ...]."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    device, place = np.zeros(groups, int), np.zeros(groups, int)
+    for process in set(owners):
+        mine = _groups_of(mesh, groups, process)
+        device[mine], place[mine] = owners.index(process), range(len(mine))
+    return jax.jit(lambda x: x[device, place], out_shardings=NamedSharding(mesh, P()))

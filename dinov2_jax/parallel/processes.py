@@ -1,0 +1,213 @@
+"""Many hosts: starting jax.distributed, and what the processes of a run tell each other.
+
+Every process runs the same program on its own share of the pictures. One process is the usual case:
+everything here then does nothing, without a device being asked.
+"""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import sys
+import traceback
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from dinov2_jax.config.checks import check_distributed
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.parallel.placement import gather
+
+LOST = 3  # exit status
+
+# A collective or a call of the coordination service that failed because its other end is gone.
+_SIGNS_OF_LOSS = (
+    "gloo", "connection closed", "connection reset", "connection refused", "socket closed",
+    "heartbeat", "coordination", "barrier", "unavailable", "deadline_exceeded", "nccl",
+    "another task died",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- start
+def start(settings: Mapping[str, Any]) -> None:
+    """Connects this process to the others of the run; must come before JAX looks for devices.
+
+    Args:
+      settings: config.distributed. With coordinator "auto", a SLURM step of several tasks or a TPU
+        machine is found from its environment, and anything else is one process.
+
+    Raises:
+      ConfigError: for settings that contradict each other, or when the others do not answer.
+    """
+    check_distributed(settings)
+    how = _how(settings, os.environ)
+    if how is None:
+        return
+    # Its handler of SIGTERM would take the place of ours, and it knows no SIGINT.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(**how, heartbeat_timeout_seconds=settings["heartbeat_s"])
+    except (RuntimeError, ValueError) as error:
+        if settings["coordinator"] == "auto" and "should be defined" in str(error):
+            return  # a TPU machine outside a pod
+        place = how.get("coordinator_address") or "the coordinator that the environment names"
+        raise ConfigError(
+            f"the processes of this run did not find each other at {place}: start all of them "
+            "with the same config.distributed, on a port that is free and reachable "
+            f"({str(error).strip().partition(chr(10))[0]})"
+        ) from error
+
+
+def _how(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`; None for one process."""
+    if settings["coordinator"] == "auto":
+        # The number of tasks of the step, not SLURM_NTASKS of the job: a program that a batch
+        # script starts without srun is alone, whatever the job has room for.
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            return {"cluster_detection_method": "slurm"}
+        return {} if _on_tpu(environment) else None
+    if settings["coordinator"] == "none" or settings["processes"] == 1:
+        return None
+    return {
+        "coordinator_address": settings["coordinator"],
+        "num_processes": settings["processes"],
+        "process_id": settings["process_id"],
+        # All is said; else a SLURM step around it would restrict each process to one device.
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _on_tpu(environment: Mapping[str, str]) -> bool:
+    if environment.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+# --------------------------------------------------------------------------------- one of many
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes files and talks."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def own_name() -> str:
+    """ ".process_3" for the names of this process's own files; "" if it is alone."""
+    return f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The body runs on process 0 first, then on the others, which find what it has prepared."""
+    if not is_main():
+        multihost_utils.sync_global_devices("main_first")
+    yield
+    if is_main() and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("main_first")
+
+
+def require_same(**texts: str) -> None:
+    """Compares what every process must share, such as its configuration.
+
+    Raises:
+      ConfigError: on every process, naming what differs and where.
+    """
+    if jax.process_count() == 1:
+        return
+    marks = np.array([zlib.crc32(text.encode()) for text in texts.values()], np.uint32)
+    of_all = np.asarray(multihost_utils.process_allgather(marks))
+    different = np.argwhere(of_all != of_all[0])
+    if len(different):
+        process, which = different[0]
+        raise ConfigError(
+            f"process {process} has another {list(texts)[which].replace('_', ' ')} than process 0;"
+            " give all processes the same command, files and versions"
+        )
+
+
+class Exchange:
+    """Small integers of every process, brought to all of them once a step.
+
+    They are read `lag_steps` steps later, when the device has long sent them: nothing waits. All
+    processes hear the same at the same step, so all may act on it. One process hears itself at
+    once.
+
+    Args:
+      mesh: holds all devices of all processes.
+      hear: called with what `tell` was given, the first axes of all processes joined.
+    """
+
+    def __init__(
+        self, mesh: Mesh, hear: Callable[[dict[str, np.ndarray]], None], lag_steps: int = 2
+    ) -> None:
+        self._mesh, self._hear, self._lag = mesh, hear, lag_steps
+        owners = [device.process_index for device in mesh.devices.flat]
+        self._first = [owners.index(process) for process in sorted(set(owners))]
+        self._pending: deque[tuple[dict[str, tuple[int, ...]], Any]] = deque()
+
+    def tell(self, **news: np.ndarray) -> None:
+        """Arrays of at least one axis, of the same shapes in every process and step; int32."""
+        if len(self._first) == 1:
+            self._hear(news)
+            return
+        packed = np.concatenate([value.astype(np.int32).ravel() for value in news.values()])
+        shapes = {name: value.shape for name, value in news.items()}
+        self._pending.append((shapes, gather(packed, self._mesh)))
+        self.flush(self._lag)
+
+    def flush(self, lag_steps: int = 0) -> None:
+        """Reads all but the newest `lag_steps` steps; every process must do so at the same step."""
+        while len(self._pending) > lag_steps:
+            shapes, packed = self._pending.popleft()
+            rows = np.asarray(packed)[self._first]
+            ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+            parts = np.split(rows, ends[:-1], axis=1)
+            self._hear(
+                {
+                    name: part.reshape(-1, *shape[1:])
+                    for (name, shape), part in zip(shapes.items(), parts, strict=True)
+                }
+            )
+
+
+# ----------------------------------------------------------------------------------------- end
+@contextlib.contextmanager
+def end_when_lost() -> Iterator[None]:
+    """Ends this process with status 3 if the body fails because another one is gone.
+
+    At once: to close what is open, such as a checkpoint, would wait for the lost process.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = lost_process(error)
+        if sentence:
+            if "DINOV2_JAX_TRACEBACK" in os.environ:
+                traceback.print_exception(error)
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            os._exit(LOST)
+        raise
+
+
+def lost_process(error: BaseException) -> str:
+    """One sentence if `error` tells that another process of the run is gone, "" if it does not."""
+    # A process that never found the others has no device to ask, and says so itself.
+    if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
+        return ""
+    seen: BaseException | None = error
+    text = ""
+    while seen is not None:
+        text += f"{seen}\n".lower() if isinstance(seen, RuntimeError | TimeoutError) else ""
+        seen = seen.__cause__ or seen.__context__
+    if not any(sign in text for sign in _SIGNS_OF_LOSS):
+        return ""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost another process of the run, "
+        "which has died or cannot be reached; its own output says why, and the same command "
+        f"continues from the last checkpoint ({str(error).strip().partition(chr(10))[0][:200]})"
+    )

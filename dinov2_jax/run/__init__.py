@@ -1,0 +1,1 @@
+"""What any long task needs: checkpoints, metrics, progress, files and interruption."""

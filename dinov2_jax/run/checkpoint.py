@@ -1,0 +1,247 @@
+"""Checkpoints of a run: <workdir>/checkpoints/<step>/{state, loader, config, provenance}.
+
+A step directory is written under a temporary name and renamed when complete, so what a kill leaves
+behind is never read. The arrays are stored by name and global shape: a run resumes on any number of
+devices, and an evaluation on one.
+"""
+
+import datetime
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dinov2_jax import __version__
+from dinov2_jax.config.files import diff_configs, tuples
+from dinov2_jax.errors import UserError
+
+_ITEMS = ("state", "loader", "config", "provenance")
+_STEP_MARKER = "_CHECKPOINT_METADATA"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete or of another model; the message is one sentence."""
+
+
+class Checkpoints:
+    """Asynchronous, atomic checkpoints of one run.
+
+    Args:
+        workdir: the run directory.
+        keep_last: how many of the newest steps stay.
+        keep_every_steps: multiples of it stay for good; 0: none.
+    """
+
+    def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
+        self.directory = Path(workdir).resolve() / "checkpoints"
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(max(1, keep_last))]
+        if keep_every_steps > 0:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every_steps))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """Newest complete step, None in a new run."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, state: Any, *, loader: dict[str, Any], config: dict[str, Any]
+    ) -> bool:
+        """Copies `state` to the host, writes it in the background; False if already stored."""
+        if step in self._manager.all_steps():
+            return False
+        return self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                loader=ocp.args.JsonSave(loader),
+                config=ocp.args.JsonSave(config),
+                provenance=ocp.args.JsonSave(provenance()),
+            ),
+            force=True,
+        )
+
+    def restore(
+        self, abstract_state: Any, step: int | None = None, *, config: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """The state, the loader's position and the configuration of a step, by default the newest.
+
+        Args:
+            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, on the devices of today.
+            config: the configuration of today, to name the fields that differ if the model does not
+                fit.
+
+        Raises:
+            CheckpointError: if there is no such step, or its arrays are not those of
+                `abstract_state`.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self._manager.all_steps():
+            stored = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise CheckpointError(
+                f"no checkpoint of step {step} in {self.directory} (stored: {stored})"
+            )
+        step_dir = self.directory / str(step)
+        _require_same_arrays(step_dir, abstract_state, config)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        )
+        return (
+            restored["state"],
+            _read_json(step_dir, "loader"),
+            tuples(_read_json(step_dir, "config")),
+        )
+
+    def wait(self) -> None:
+        """Returns when the save in progress is on disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save in progress and ends the background threads."""
+        # Orbax removes what a killed run left half-written in a thread that only a save waits for;
+        # a command that is refused at once would end on its traceback. 0.12 has no public name.
+        cleanup = getattr(self._manager, "_cleanup_tmp_directory_future", None)
+        if cleanup is not None:
+            cleanup.result()
+        self._manager.close()
+
+
+def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The configuration stored in a checkpoint, and the step directory it came from.
+
+    Args:
+        path: a run directory, its `checkpoints` directory (newest step of either) or one step
+            directory.
+
+    Raises:
+        CheckpointError: if there is nothing complete to read.
+    """
+    step_dir = _find_step(Path(path))
+    return tuples(_read_json(step_dir, "config")), step_dir
+
+
+def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
+    """One sub-tree of the stored state as numpy arrays, whatever the devices of the save.
+
+    Raises:
+        CheckpointError: if the state has no such sub-tree.
+    """
+    state_dir = Path(step_dir).resolve() / "state"
+    stored = _stored_tree(state_dir)
+    if which not in stored:
+        raise CheckpointError(
+            f"{step_dir} holds no {which!r}; it holds {', '.join(sorted(stored))}"
+        )
+    item = {which: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), stored[which])}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    handler = ocp.PyTreeCheckpointHandler()
+    args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
+    return handler.restore(_epath(state_dir), args=args)[which]
+
+
+def provenance() -> dict[str, Any]:
+    """What made this checkpoint: versions, commit, devices, time, host and command."""
+    devices = jax.devices()
+    return {
+        "dinov2_jax": __version__,
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+        "git_commit": _git_commit(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+    }
+
+
+def _git_commit() -> str:
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _find_step(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(
+            f"no directory {path}; give a run directory, its checkpoints directory or one step"
+        )
+    path = path.resolve()
+    if path.name.isdigit() and (path / "state").exists():
+        if not _is_complete(path):
+            raise CheckpointError(
+                f"{path} is an incomplete checkpoint; use another step of the run"
+            )
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [p for p in root.iterdir() if p.name.isdigit() and _is_complete(p)]
+    if not steps:
+        raise CheckpointError(f"no complete checkpoint in {root}; has the run saved one yet?")
+    return max(steps, key=lambda p: int(p.name))
+
+
+def _is_complete(step_dir: Path) -> bool:
+    return (step_dir / _STEP_MARKER).exists() and all((step_dir / i).is_dir() for i in _ITEMS)
+
+
+def _read_json(step_dir: Path, item: str) -> dict[str, Any]:
+    return ocp.JsonCheckpointHandler().restore(_epath(step_dir / item))
+
+
+def _epath(path: Path) -> Any:
+    return ocp.utils.epath.Path(path)
+
+
+def _stored_tree(state_dir: Path) -> Any:
+    """Nested dict of the stored arrays' metadata (shape, dtype)."""
+    return ocp.PyTreeCheckpointHandler().metadata(_epath(state_dir)).tree
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def _require_same_arrays(
+    step_dir: Path, abstract_state: Any, config: dict[str, Any] | None
+) -> None:
+    """Orbax's own message for a changed model is a page of trees; this one names what changed."""
+    stored, wanted = _flat(_stored_tree(step_dir / "state")), _flat(abstract_state)
+    differing = [
+        name
+        for name in sorted({*stored, *wanted})
+        if _shape(stored.get(name)) != _shape(wanted.get(name))
+    ]
+    # A typed PRNG key is stored as its raw uint32 words, one axis more.
+    differing = [n for n in differing if not _is_key(wanted.get(n)) or n not in stored]
+    if not differing:
+        return
+    name = differing[0]
+    message = (
+        f"the checkpoint {step_dir} is of another model: {len(differing)} arrays differ, such as "
+        f"{name} "
+        f"(stored {_shape(stored.get(name))}, now {_shape(wanted.get(name))})"
+    )
+    changed = diff_configs(_read_json(step_dir, "config"), config) if config else []
+    if changed:
+        message += f"; changed fields: {', '.join(changed)}"
+    raise CheckpointError(message + "; use the stored configuration or another --workdir")
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    return None if leaf is None else tuple(leaf.shape)
+
+
+def _is_key(leaf: Any) -> bool:
+    return leaf is not None and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

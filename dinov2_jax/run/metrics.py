@@ -1,0 +1,172 @@
+"""Metrics of a run: metrics.jsonl, TensorBoard events and the console."""
+
+import importlib.util
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from dinov2_jax.run.progress import Progress
+
+log = logging.getLogger("dinov2_jax")
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events and to the console.
+
+    Args:
+        workdir: the run directory; made if missing.
+        total_steps: for the "step 10/1800" of the console line.
+        start_step: the step resumed from; later lines, of steps that will be repeated, are cut.
+        write_line: where a console line goes, e.g. `Progress.write`; by default stdout.
+        tensorboard: False writes no event files.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        total_steps: int,
+        *,
+        start_step: int = 0,
+        write_line: Callable[[str], None] | None = None,
+        tensorboard: bool = True,
+    ) -> None:
+        self.path = Path(workdir) / METRICS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._total_steps = total_steps
+        self._write_line = write_line or (lambda line: print(line, flush=True))
+        # A run that starts at 0 writes step 0 again; a resumed one has its step's lines already.
+        first_step = start_step + 1 if start_step else 0
+        cut_from(self.path, first_step)
+        self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        self._events = _event_writer(self.path.parent, first_step) if tensorboard else None
+
+    def write(self, step: int, metrics: Mapping[str, Any], *, console: bool = True) -> None:
+        """Stores one line; it is on disk, readable by others, when this returns."""
+        values = {name: _number(value) for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **_finite_or_null(values)}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if self._events is not None:
+                self._events.add_scalar(name, value, step)
+        if console:
+            self._write_line(console_line(step, self._total_steps, values))
+
+    def message(self, text: str) -> None:
+        """A line for the reader only, such as a warning."""
+        self._write_line(text)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl; one that a kill cut short is left out."""
+    path = Path(workdir) / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def cut_from(path: Path, step: int) -> None:
+    """Atomically drops the lines of `step` and later ones, and half a line left by a kill."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path.parent) if row["step"] < step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
+    """One line for the eye: loss first, accuracies if there, then what tells how it goes."""
+    shown = [name for name in metrics if name.endswith("_top1")]
+    shown += ["lr", "health/teacher_entropy", "health/effective_rank"]
+    parts = [f"step {step}/{total_steps}"]
+    for name in ["loss", *shown, "images_per_s"]:
+        if name in metrics:
+            value = f"{metrics[name]:.1f}" if name.endswith("_top1") else f"{metrics[name]:.4g}"
+            parts.append(f"{name.removeprefix('health/')} {value}")
+    return "  ".join(parts)
+
+
+def _event_writer(workdir: Path, first_step: int) -> Any:
+    if importlib.util.find_spec("tensorboardX") is None:
+        log.info("no TensorBoard events: pip install tensorboardX to get them")
+        return None
+    import tensorboardX
+
+    # purge_step hides the events of steps that a killed run wrote after its last checkpoint.
+    return tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
+
+
+def _number(value: Any) -> float | int:
+    number = value if isinstance(value, int | float) else float(value)
+    return int(number) if isinstance(number, bool) else number
+
+
+def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN or infinity; null keeps every line valid."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+class Output:
+    """All that a run tells: metrics, progress and messages, opened and closed together.
+
+    Args:
+        folder: the run directory.
+        total_steps, start_step: as in `MetricWriter`.
+        silent: tells and writes nothing, as all but one of several processes do.
+    """
+
+    def __init__(
+        self, folder: Path, total_steps: int, start_step: int, *, silent: bool = False
+    ) -> None:
+        self.folder, self.warnings = folder, list[str]()
+        self._progress = self._writer = None
+        if not silent:
+            self._progress = Progress(total_steps, start_step=start_step)
+            self._writer = MetricWriter(
+                folder, total_steps, start_step=start_step, write_line=self._progress.write
+            )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Metrics of a step, to the files and the console."""
+        if self._writer is not None:
+            self._writer.write(step, metrics)
+
+    def message(self, text: str) -> None:
+        """A line for the reader only."""
+        if self._writer is not None:
+            self._writer.message(text)
+
+    def update(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self._progress is not None:
+            self._progress.update(step)
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Says each message and keeps it for the report."""
+        self.warnings += messages
+        for message in messages:
+            self.message(message)
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._progress is not None and self._writer is not None:
+            self._progress.close()
+            self._writer.close()

@@ -1,0 +1,138 @@
+"""Steps whose state is kept in one file, so that a killed evaluation continues."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.parallel.mesh import path_name
+from dinov2_jax.run.progress import Progress
+
+Fingerprint = Mapping[str, Any]
+
+# Steps that may be under way on accelerators while the next batch is made; each holds a batch. On
+# CPU none: they would compete for the cores, and several virtual devices wait for each other in
+# every collective, which XLA ends after 40 s if another program has their threads.
+_IN_FLIGHT = 2
+
+
+class StateFile:
+    """A tree of arrays and the number of the next iteration, written whole or not at all.
+
+    Args:
+      path: of the file; its folder is made. None stores nothing.
+      fingerprint: plain values that say what is computed; a file with others is refused.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: Fingerprint) -> None:
+        self._path, self._fingerprint = path, json.loads(json.dumps(dict(fingerprint)))
+
+    def load(self, like: Any) -> tuple[Any, int]:
+        """The stored tree (numpy arrays) and iteration, or `like` and 0 if there is no file.
+
+        Raises:
+          EvaluationError: when the file is of other settings or data.
+        """
+        if self._path is None or not self._path.exists():
+            return like, 0
+        with safe_open(self._path, "numpy") as file:
+            stored = file.metadata()
+            self._require_same(json.loads(stored["fingerprint"]))
+            names = list(_named(like))
+            leaves = [file.get_tensor(name) for name in names]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(stored["iteration"])
+
+    def _require_same(self, stored: dict[str, Any]) -> None:
+        wanted = self._fingerprint
+        for name in sorted({*stored, *wanted}):
+            if stored.get(name) != wanted.get(name):
+                raise EvaluationError(
+                    f"{self._path} continues other work: its {name} is {stored.get(name)}, now "
+                    f"{wanted.get(name)}; delete it or use another folder"
+                )
+
+    def save(self, tree: Any, iteration: int) -> None:
+        """Replaces the file. Of several processes all must call it; the first one writes."""
+        if self._path is None:
+            return
+        tensors = {name: to_host(x) for name, x in _named(tree).items()}
+        if jax.process_index() == 0:
+            about = {
+                "fingerprint": json.dumps(self._fingerprint),
+                "iteration": str(iteration),
+            }
+            write_tensors(self._path, tensors, about)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {path_name(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def to_host(x: Any) -> np.ndarray:
+    """The whole array on this process, wherever its parts are."""
+    if isinstance(x, Array) and not x.is_fully_addressable:
+        sharding = x.sharding
+        assert isinstance(sharding, NamedSharding)
+        x = jax.jit(lambda y: y, out_shardings=NamedSharding(sharding.mesh, P()))(x)
+    return np.asarray(x)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
+    """A safetensors file that is whole or not there; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+    save_file(contiguous, temporary, about)
+    os.replace(temporary, path)
+
+
+def run_steps(
+    step: Callable[[Any, range], tuple[Any, Array]],
+    state: Any,
+    iterations: range,
+    file: StateFile,
+    save_every: int,
+    *,
+    stride: int = 1,
+    quiet: bool = False,
+) -> Any:
+    """Runs all iterations with a bar and saves on the way; returns the state behind the last.
+
+    Args:
+      step: (state, iterations) -> state and losses; it takes its batches itself.
+      save_every: the state is saved behind its multiples, and behind the last iteration.
+      stride: iterations that one call does at most. Calls begin where states are saved, so a run
+        that continues makes the same ones.
+      quiet: without the bar.
+    """
+    under_way: deque[Array] = deque()
+    allowed = 0 if jax.default_backend() == "cpu" else _IN_FLIGHT
+    progress = None
+    if jax.process_index() == 0 and len(iterations) and not quiet:
+        progress = Progress(iterations.stop, start_step=iterations.start, unit="iteration")
+    done = iterations.start
+    while done < iterations.stop:
+        first, next_save = done, (done // save_every + 1) * save_every
+        done = min(first + stride, next_save, iterations.stop)
+        state, losses = step(state, range(first, done))
+        under_way.append(losses)
+        if len(under_way) > allowed:
+            jax.block_until_ready(under_way.popleft())
+        if done in (next_save, iterations.stop):
+            file.save(state, done)
+        if progress is not None:
+            progress.update(done)
+    if progress is not None:
+        progress.close()
+    return state

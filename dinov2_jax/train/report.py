@@ -1,0 +1,112 @@
+"""What a run leaves beside its metrics and checkpoints: config.json and report.html."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.config.files import to_json
+from dinov2_jax.data.loader import Batch, eval_batches
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.features.frozen import cls_forward
+from dinov2_jax.parallel.mesh import own_mesh
+from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.train.setup import Run, make_photometric
+from dinov2_jax.viz.pca import pca_rgb
+from dinov2_jax.viz.report import write_report
+from dinov2_jax.viz.sheet import as_rgb, crop_sheet
+
+PICTURES = 8
+
+
+def write_config(folder: Path, config: ConfigDict) -> None:
+    """The resolved configuration as config.json; process 0 writes it, for all."""
+    if not is_main():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(to_json(config) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "config.json")
+
+
+def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
+    """crops.png: what the model is shown of the first pictures, to be looked at before the wait."""
+    first = {name: batch[name][:PICTURES] for name in ("global_crops", "local_crops")}
+    with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
+        seen = jax.jit(make_photometric(config))(jax.random.key(config.seed), first)
+    crops = [
+        np.asarray(to_uint8(seen[name], config.colour)) for name in ("global_crops", "local_crops")
+    ]
+    temporary = folder / "crops.png.tmp"
+    temporary.write_bytes(crop_sheet(*map(as_rgb, crops)))
+    os.replace(temporary, folder / "crops.png")
+
+
+def to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
+    """Undoes the normalisation: float [..., C] -> uint8."""
+    pixels = np.asarray(images) * np.array(colour.std) + np.array(colour.mean)
+    return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> list[tuple]:
+    """(picture, joint PCA of its patch features as colours) of a few evenly spread pictures."""
+    patch = config.model.patch_size
+    side = max(config.eval.image_size, 8 * patch) // patch * patch  # at least 8 x 8 patches
+    chosen = np.linspace(0, len(source) - 1, min(PICTURES, len(source))).astype(int)
+    (batch,) = eval_batches(
+        source,
+        chosen,
+        batch_size=len(chosen),
+        resize_size=side,
+        image_size=side,
+        max_pixels=config.data.max_pixels,
+        channels=config.model.in_channels,
+    )
+    pictures = batch["images"][batch["index"] >= 0]
+    if not len(pictures):
+        return []
+    forward = cls_forward(run.objective.teacher.backbone, config.colour.mean, config.colour.std)
+    patches = forward(teacher["backbone"], pictures)["patches"]
+    colours = pca_rgb(np.asarray(patches, np.float32), (side // patch, side // patch))
+    return list(zip(as_rgb(pictures), colours, strict=True))
+
+
+def report(
+    folder: Path, config: ConfigDict, run: Run, teacher: Any, source: Source, notes: list[str]
+) -> None:
+    """Writes report.html from what the run directory holds and the teacher as it is now.
+
+    All processes take part in the pictures' features, and process 0 writes.
+    """
+    pairs = pca_pairs(config, run, teacher, source)
+    if not is_main():
+        return
+    attribution = None
+    if config.data.source == "openmoji":
+        from dinov2_jax.data.sources.openmoji import attribution as sample_attribution
+
+        attribution = sample_attribution()
+    sheet = folder / "crops.png"
+    write_report(
+        folder,
+        config=config.to_dict(),
+        crops_png=sheet.read_bytes() if sheet.exists() else None,
+        pca_pairs=pairs,
+        attribution=attribution,
+        notes=[*notes, *skipped_pictures(folder)],
+    )
+    print(f"report: {folder / 'report.html'}")
+
+
+def skipped_pictures(folder: Path, most: int = 100) -> list[str]:
+    """One line a picture of skipped.txt, for the report; the file itself has all of them."""
+    file = folder / "skipped.txt"
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    found = [f"skipped {line.replace(chr(9), ': ', 1)}" for line in lines[:most]]
+    more = len(lines) - most
+    return found + ([f"and {more:,} more, all in skipped.txt"] if more > 0 else [])

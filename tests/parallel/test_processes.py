@@ -1,0 +1,152 @@
+"""How processes are found, what is refused, who loads what; one process notices nothing of it."""
+
+import itertools
+import signal
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from dinov2_jax.config.checks import check_distributed
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.parallel import processes as distributed
+from dinov2_jax.parallel.mesh import MeshError, make_mesh, own_mesh
+from dinov2_jax.parallel.placement import _groups_of
+from dinov2_jax.run.interrupt import StopRequest
+
+PLACE = "10.0.0.1:8476"
+
+
+def settings(**changes) -> dict:
+    return dict(default.distributed()) | changes
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "expected"),
+    [
+        ({}, {}, None),
+        # A batch script's own shell has room for four tasks, but is one.
+        ({"SLURM_NTASKS": "4"}, {}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, {}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, {}, {"cluster_detection_method": "slurm"}),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, {"coordinator": "none"}, None),
+        ({}, {"coordinator": PLACE, "processes": 1, "process_id": 0}, None),
+    ],
+)
+def test_what_the_environment_says(environment, changes, expected):
+    found = distributed._how(settings(**changes), environment | {"JAX_PLATFORMS": "cpu"})
+    assert found == expected
+
+
+def test_explicit_settings():
+    chosen = settings(coordinator=PLACE, processes=4, process_id=3)
+    found = distributed._how(chosen, {"SLURM_STEP_NUM_TASKS": "2"})
+    assert found == {
+        "coordinator_address": PLACE,
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def test_a_machine_with_tpu_chips_asks_the_pod(monkeypatch):
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name)
+    assert distributed._how(settings(), {}) == {}
+    assert distributed._how(settings(), {"JAX_PLATFORMS": "cpu"}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"processes": 2}, "need a coordinator; add --config.distributed.coordinator="),
+        ({"process_id": 0}, "need a coordinator"),
+        ({"coordinator": "here"}, "must be auto, none or host:port"),
+        ({"coordinator": "here:99999", "processes": 2, "process_id": 0}, "host:port"),
+        ({"coordinator": PLACE}, "process_id is -1 of -1 processes"),
+        ({"coordinator": PLACE, "processes": 2, "process_id": 2}, "from 0 to N - 1"),
+        ({"heartbeat_s": 0}, "heartbeat_s is 0, but must be at least 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check_distributed(settings(**changes))
+
+
+class FakeMesh:
+    """Devices in the order of a mesh, each given by the process that owns it."""
+
+    def __init__(self, owners: list[int], tensor: int = 1) -> None:
+        self.devices = np.array([SimpleNamespace(process_index=p) for p in owners])
+        self.shape = {"data": len(owners) // tensor, "fsdp": 1, "tensor": tensor}
+
+
+@pytest.mark.parametrize(
+    ("owners", "tensor", "groups", "expected"),
+    [
+        ([0, 0, 1, 1], 1, 8, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([0, 0, 1, 1], 1, 2, [[0], [1]]),  # a group on two devices
+        ([0, 1, 1, 0], 1, 4, [[0, 3], [1, 2]]),  # as a mesh along a torus may be
+        ([0, 0, 1, 1], 2, 4, [[0, 1], [2, 3]]),
+        ([0, 1, 0, 1], 2, 4, [[0, 1, 2, 3], [0, 1, 2, 3]]),  # both hold a half of every weight
+    ],
+)
+def test_whose_groups_are_which(owners, tensor, groups, expected):
+    mesh = FakeMesh(owners, tensor)
+    found = [_groups_of(mesh, groups, process) for process in (0, 1)]  # pyrefly: ignore
+    assert found == expected
+
+
+@pytest.mark.parametrize(("owners", "groups"), [([0, 0, 1, 1], 3), ([0, 1, 1, 0], 2)])
+def test_a_group_on_two_processes_is_refused(owners, groups):
+    with pytest.raises(MeshError, match=f"{groups} statistical groups do not divide over"):
+        _groups_of(FakeMesh(owners), groups, 0)  # pyrefly: ignore
+
+
+def test_one_process_hears_itself_at_once():
+    heard = []
+    exchange = distributed.Exchange(make_mesh(2), heard.append)
+    for step, number in itertools.product(range(2), [7]):
+        exchange.tell(record=np.array([step]), signal=np.array([number]))
+        assert len(heard) == step + 1
+        assert heard[-1]["record"] == [step] and heard[-1]["signal"] == [7]
+    exchange.flush()
+    assert len(heard) == 2
+
+
+def test_one_process_is_the_main_one_and_waits_for_nobody():
+    assert distributed.is_main() and distributed.own_name() == ""
+    with distributed.main_first():
+        distributed.require_same(configuration="a")
+    mesh = make_mesh(4, 2)
+    assert own_mesh(mesh) is mesh
+
+
+def test_a_signal_counts_at_once_or_when_all_have_heard():
+    for alone in (True, False):
+        with StopRequest(alone=alone) as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.number == signal.SIGTERM
+            assert stop.signal_name == ("SIGTERM" if alone else None)
+            stop.agree([0, 0])
+            assert stop.signal_name == ("SIGTERM" if alone else None)
+            stop.agree([0, signal.SIGTERM])
+            assert stop.signal_name == "SIGTERM"
+
+
+def test_which_errors_mean_a_lost_process(monkeypatch):
+    gone = RuntimeError("INTERNAL: [1] Gloo all-reduce failed: Connection closed by peer")
+    assert distributed.lost_process(gone) == ""  # there are no others
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert "lost another process of the run" in distributed.lost_process(gone)
+    wrapped = ValueError("could not save")
+    wrapped.__cause__ = gone
+    assert "lost another process of the run" in distributed.lost_process(wrapped)
+    for other in (
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"),
+        ConfigError("config.heartbeat is unavailable"),
+        FileNotFoundError("/barrier"),
+    ):
+        assert distributed.lost_process(other) == ""
