@@ -57,7 +57,7 @@ class RevisitedSet(NamedTuple):
     Attributes:
       database, queries: pictures.
       ground_truth: for every query {"easy", "hard", "junk"}: numbers in the database, int64; what
-        `dinov2_jax.eval.retrieval.revisited_map` takes.
+        `dinov2_jax.metrics.ranking.revisited_map` takes.
     """
 
     database: Files

@@ -39,7 +39,7 @@ def extract_features(
 
     Args:
       forward: from `cls_forward`.
-      batches: from `data.pipeline.eval_batches`.
+      batches: from `data.loader.eval_batches`.
       total, description: of the progress bar; no bar without a description.
 
     Returns:

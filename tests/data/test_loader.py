@@ -256,8 +256,8 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         import sys, time
-        from dinov2_jax.data.pipeline import CropSpec, MaskSpec, TrainLoader, eval_batches
-        from dinov2_jax.data.sources import open_source
+        from dinov2_jax.data.loader import CropSpec, MaskSpec, TrainLoader, eval_batches
+        from dinov2_jax.data.sources.open import open_source
 
         if __name__ == "__main__":
             assert not {{"tensorflow", "torch"}} & set(sys.modules)

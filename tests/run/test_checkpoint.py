@@ -141,7 +141,7 @@ def test_reads_config_and_teacher_without_the_devices(tmp_path: Path, inside: st
 def test_reads_the_teacher_in_a_process_with_one_device(tmp_path: Path) -> None:
     save(tmp_path, [4])
     code = (
-        "import jax; from dinov2_jax.checkpoint import read_config, restore_params;"
+        "import jax; from dinov2_jax.run.checkpoint import read_config, restore_params;"
         f"_, step = read_config({str(tmp_path)!r});"
         "print(jax.device_count(), restore_params(step)['backbone']['kernel'].sum())"
     )
@@ -185,7 +185,7 @@ def test_another_model_is_one_sentence_that_names_the_field(tmp_path: Path) -> N
 ROOT = Path(__file__).resolve().parents[2]
 VICTIM = """
 import sys, jax, jax.numpy as jnp, numpy as np
-from dinov2_jax.checkpoint import Checkpoints
+from dinov2_jax.run.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], 2, 0)
 noise = np.random.default_rng(0).standard_normal(40_000_000).astype(np.float32)
 for step in (1, 2):
