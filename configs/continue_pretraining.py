@@ -1,29 +1,28 @@
-"""Released weights trained on with your own pictures, on one GPU; no labels are needed.
+"""Continue pretraining from released weights with your own pictures, on one GPU; no labels needed.
 
 Command:   python -m dinov2_jax.main --config=configs/continue_pretraining.py --workdir=runs/more
            --config.data.path=/pictures
 Hardware:  one GPU with 24 GB or more
 Time:      not measured
 Expected:  not measured. With class folders and --config.eval.labels=folders, knn_top1 of step 0 is
-           that of the released weights on these pictures: what the run has to beat.
-Others:    --config.init_from takes any weights of config.model's shape, and says what to add where
-           they differ; such as, for ViT-B with registers,
+           the accuracy of the released weights on these pictures: the run has to beat it.
+Others:    --config.init_from takes any weights that config.model describes. If they differ, the
+           error names the flags to add; for ViT-B with registers these are
            --config.init_from=dinov2_vitb14_reg --config.model.variant=vit_base
            --config.model.registers=4 --config.model.interpolate_offset=0.0
            --config.model.interpolate_antialias=true
 Gray:      --config.model.in_channels=1
            --config.colour.mean="(0.449,)" --config.colour.std="(0.226,)"
 
-Against configs/folder_single_gpu.py, chosen by reason and by the reference's own figures, not yet
-by trying:
-- a peak of 3.5e-5 (1e-4 * sqrt(128 / 1024)) instead of 7e-4: features are to be bent, not replaced.
-  It is a tenth of the peak that the released ViT-g was trained with, at a 24th of its batch;
-- layerwise decay as in the folder's: the first blocks, which know edges and textures, move least;
-- the heads, which were not released, train alone for 2,000 steps: the gradients of random heads
-  would only disturb the backbone;
-- a teacher that averages over 1,000 steps, as it starts good and its heads start bad;
+Differences from configs/folder_single_gpu.py, chosen by reasoning and from the reference's values,
+not yet tried:
+- the peak learning rate is 3.5e-5 (1e-4 * sqrt(128 / 1024)) instead of 7e-4, because features
+  should change a little and not be replaced;
+- the heads were not released. They start random and train alone for 2,000 steps, so that their
+  gradients do not damage the backbone;
+- the teacher averages over 1,000 steps, because it starts good while its heads start bad;
 - no stochastic depth, as in the training of the released S, B and L, which were distilled;
-- weight decay that stays at 0.04: the run is too short to shrink what the weights learnt.
+- weight decay stays at 0.04: the run is too short for a higher one.
 """
 
 import ml_collections

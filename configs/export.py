@@ -1,4 +1,4 @@
-"""Writes a backbone in the format of another library, and checks what it wrote.
+"""Write a backbone in the format of another library, and check the result.
 
 Command:   python -m dinov2_jax.main --config=configs/export.py
            --config.checkpoint=runs/quickstart --config.format=huggingface --workdir=exports
@@ -15,16 +15,15 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "export"
-    config.checkpoint = ""  # all that dinov2_jax.load opens: a run, a file, a released name
+    config.checkpoint = ""  # whatever dinov2_jax.load opens: a run, a file, a released name
     config.which = "teacher"  # teacher | student, of a training checkpoint
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx
-    config.heads = 0  # attention heads, where the width does not tell; 0: it does
-    config.allow = (
-        ""  # with commas between: tensors that may be left over, mask_token, float16, bfloat16
-    )
+    config.heads = 0  # attention heads, if they do not follow from the width; 0: they do
+    # Tensors that may be left over, mask_token, float16, bfloat16; separated by commas
+    config.allow = ""
 
-    # stablehlo and onnx only.
-    config.image_sizes = ("224x224",)  # px, height x width; a program each
-    config.batch_sizes = (0,)  # images; a program each. 0: one for any number (not onnx)
-    config.bake_positions = True  # the resampled position table inside, or resampled in each call
+    # The following are for stablehlo and onnx only.
+    config.image_sizes = ("224x224",)  # px, height x width; one program for each
+    config.batch_sizes = (0,)  # images; one program for each. 0: any number (not onnx)
+    config.bake_positions = True  # True: store resampled positions; False: resample in each call
     return config

@@ -1,23 +1,23 @@
-"""ViT-S/14 on one GPU, from a folder of your own pictures; no labels are needed.
+"""ViT-S/14 on one GPU, from a folder of your own pictures; no labels needed.
 
 Command:   python -m dinov2_jax.main --config=configs/folder_single_gpu.py --workdir=runs/mine
            --config.data.path=/pictures
 Hardware:  one GPU with 24 GB or more
 Time:      not measured yet
-Expected:  not measured yet. The loss is no measure of quality and may stay flat for long; watch
+Expected:  not measured yet. The loss does not measure quality and may stay flat for long. Watch
            health/effective_rank, health/teacher_entropy and, with class folders and
            --config.eval.labels=folders, knn_top1.
-Own data:  pictures unlike photographs learn better with their own colour.mean and colour.std (the
-           quick start's drawings: k-NN 54.2 instead of 51.0 % after 200 steps)
+Own data:  for pictures that are not photographs, set colour.mean and colour.std to their own mean
+           and standard deviation
 
-Small batches need other numbers than the reference's 2048, or the loss stalls at log(prototypes):
-- the rate follows sqrt(batch / 1024), the reference's own rule;
-- the teacher averages over about as many pictures as there: 1 - m shrinks with the square root of
-  the batch, 0.992 -> 1 - 0.008 * sqrt(128 / 2048) = 0.998;
-- fewer prototypes: a batch of 128 gives 256 rows, which cannot balance 65,536 columns;
-- a teacher temperature that stays at 0.04: with so few rows a softer target is soon uniform;
-- Sinkhorn-Knopp instead of a centre that needs thousands of steps to settle;
-- a longer frozen last layer and warm-up, counted in steps.
+With the reference's values for a batch of 2048, a small batch stalls at a loss of log(prototypes):
+- the learning rate follows sqrt(batch / 1024), the reference's rule;
+- teacher momentum: 1 - m shrinks with the square root of the batch,
+  0.992 -> 1 - 0.008 * sqrt(128 / 2048) = 0.998;
+- fewer prototypes: a batch of 128 has 256 global crops, which cannot balance 65,536 prototypes;
+- the teacher temperature stays at 0.04: with so few crops, softer targets soon become uniform;
+- Sinkhorn-Knopp, because the centre needs thousands of steps to settle;
+- the last layer is frozen longer, and the warm-up is longer, counted in steps.
 """
 
 import ml_collections
@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.path = ""
     config.data.split = "all"
     config.eval.every_steps = 5000
-    config.eval.labels = "none"  # folders of patients, years or cameras are no classes
+    config.eval.labels = "none"  # folders may be patients, years or cameras instead of classes
     config.eval.test_split = "test"
     config.checkpoint.every_steps = 2500
     return config

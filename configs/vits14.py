@@ -14,17 +14,17 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
-    # base_lr is meant for a batch of 1024: this one.
+    # base_lr is the learning rate of a batch of 1024, as here.
     config.batch_size = 1024
     config.group_size = 64
 
     config.model.variant = "vit_small"
     config.model.patch_size = 14
-    # A small network has no capacity to spare: the reference's 0.3 and 0.4 are for L and g.
+    # A small network needs its whole capacity; the reference's 0.3 and 0.4 are for L and g.
     config.model.drop_path_rate = 0.1
     config.crops.local_size = 98
 
-    # Sinkhorn-Knopp, as in the reference's patch-14 recipes: no running centre to settle.
+    # As in the reference's patch-14 recipes: no running centre has to settle.
     config.centering = "sinkhorn_knopp"
     config.optimizer.base_lr = 2e-3
     return config
