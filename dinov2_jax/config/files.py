@@ -1,16 +1,17 @@
 """Reading and comparing configurations, without importing JAX.
 
 A configuration is a Python file with `get_config() -> ml_collections.ConfigDict`. Its leaves are
-bool, int, float, str or tuples of those, never lists, so that a list found in a stored JSON is
-always a tuple. Everything here and in checks.py runs before the first compile, so a wrong name or
-value costs a second and one sentence instead of a minute and a traceback.
+bool, int, float, str or tuples of these, never lists, so a list in a stored JSON was always a
+tuple.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,67 +64,118 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:
-    """The candidate most like `name`; likeness of the last dotted part counts nearly as much."""
+    """The candidate most similar to `name`; the last dotted part counts nearly as much."""
+    return max(candidates, key=lambda candidate: _similarity(name, candidate, "."))
 
-    def likeness(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
-        last = difflib.SequenceMatcher(None, name.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return max(whole, 0.95 * last)
 
-    return max(candidates, key=likeness)
+def _similarity(name: str, other: str, separator: str) -> float:
+    """0..1; the part behind the last separator counts nearly as much as the whole."""
+    whole = difflib.SequenceMatcher(None, name, other).ratio()
+    last = difflib.SequenceMatcher(None, name.split(separator)[-1], other.split(separator)[-1])
+    return max(whole, 0.95 * last.ratio())
 
 
 # ----------------------------------------------------------------------------------- files
-def load_config(path: str) -> ml_collections.ConfigDict:
-    """Runs the file's `get_config()`; `file.py:argument` passes the argument on.
+def recipes_folder() -> Path:
+    """The folder of the recipes: inside the installed package, or `configs/` of the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent / "configs"
+
+
+def load_config(name_or_path: str) -> ml_collections.ConfigDict:
+    """Runs `get_config()` of a configuration file.
+
+    Args:
+      name_or_path: a recipe's name, such as quickstart or eval/knn, or the path of a Python file.
+        `name:text` calls `get_config("text")`.
 
     Raises:
-        ConfigError: if there is no such file (naming the nearest one) or it holds no `get_config`.
+      ConfigError: no such file (the message names the nearest one), or it holds no `get_config`.
     """
-    file_name, _, argument = path.partition(":")
-    file = Path(file_name)
-    if not file.is_file():
-        raise ConfigError(_missing_config(file))
-    make_importable(file)
-    spec = importlib.util.spec_from_file_location("dinov2_jax_config", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(
-            f"{file} is no Python file; a configuration is a .py file with get_config()"
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{file} defines no get_config(); see configs/default.py for the form")
-    return module.get_config(argument) if argument else module.get_config()
+    name, _, argument = name_or_path.partition(":")
+    file = find_config(name)
+    with _configs_importable(file):
+        spec = importlib.util.spec_from_file_location("dinov2_jax_config", file)
+        if spec is None or spec.loader is None:
+            raise ConfigError(
+                f"{file} is no Python file; a configuration is a .py file with get_config()"
+            )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            form = recipes_folder() / "default.py"
+            raise ConfigError(f"{file} defines no get_config(); see {form} for the form")
+        return module.get_config(argument) if argument else module.get_config()
 
 
-def make_importable(file: Path) -> None:
-    """Lets a configuration `from configs import default`, wherever the command is started.
+def find_config(name_or_path: str) -> Path:
+    """The file of a recipe's name (quickstart, eval/knn) or of a path.
 
-    The checkout that holds the file comes first; the one that holds this package is the fallback,
-    for a user's own file.
+    Raises:
+      ConfigError: no such file; the message names the nearest one.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    recipe = recipes_folder() / f"{name_or_path}.py"
+    if recipe.is_file():
+        return recipe
+    raise ConfigError(_missing_config(path))
+
+
+def config_folders(file: Path) -> list[Path]:
+    """Where a configuration file's `from configs import ...` looks: its own `configs/` first."""
+    own = [folder for folder in file.resolve().parents if folder.name == "configs"]
+    return [*own[:1], *(folder for folder in [recipes_folder()] if folder not in own[:1])]
+
+
+@contextlib.contextmanager
+def _configs_importable(file: Path) -> Iterator[None]:
+    """Inside, `file` can import `configs` and the modules beside it; afterwards nothing remains.
+
+    A module named `configs` belongs to the configuration files alone: another package of this name
+    in the host program is neither used nor replaced.
     """
     root = file.resolve().parent
     while (root / "__init__.py").exists():
         root = root.parent
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    checkout = str(Path(__file__).resolve().parents[2])
-    if checkout not in sys.path:
-        sys.path.append(checkout)
+    hidden = {name: sys.modules.pop(name) for name in _configs_modules()}
+    package = types.ModuleType("configs")
+    package.__path__ = [str(folder) for folder in config_folders(file)]
+    sys.modules["configs"] = package
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
+        for name in _configs_modules():
+            del sys.modules[name]
+        sys.modules.update(hidden)
 
 
-def _missing_config(file: Path) -> str:
-    checkout = Path(__file__).resolve().parents[2] / "configs"
-    folders = [folder for folder in (file.parent, Path("configs"), checkout) if folder.is_dir()]
-    found = sorted(
-        {str(p) for folder in folders for p in folder.rglob("*.py") if p.name != "__init__.py"}
+def _configs_modules() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "configs"]
+
+
+def _missing_config(path: Path) -> str:
+    recipes = recipes_folder()
+    names = {
+        recipe.relative_to(recipes).with_suffix("").as_posix(): ""
+        for recipe in recipes.rglob("*.py")
+        if recipe.name != "__init__.py"
+    }
+    if path.suffix == ".py":  # a path is answered by a path, where there is one
+        folders = [folder for folder in (path.parent, Path("configs")) if folder.is_dir()]
+        found = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+        names |= {file.with_suffix("").as_posix(): ".py" for file in found if "__" not in file.name}
+    if not names:
+        return f"there is no configuration file {path}; give the path of a .py file"
+    wanted = path.with_suffix("").as_posix()
+    closest = max(names, key=lambda name: (_similarity(wanted, name, "/"), names[name]))
+    return (
+        f"there is no configuration {path}; the nearest one is --config={closest}{names[closest]}"
     )
-    if not found:
-        return f"no configuration file {file}; run from the checkout, or give the whole path"
-    by_stem = {Path(name).stem: name for name in reversed(found)}
-    closest = by_stem[nearest(file.stem, list(by_stem))]
-    return f"no configuration file {file}; the nearest one is {closest}"
 
 
 # ------------------------------------------------------------------------------------ JSON

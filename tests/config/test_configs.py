@@ -1,6 +1,5 @@
 """The configurations: every file loads, the reference's recipes are met to the number."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -234,7 +233,3 @@ def test_koleo_off_allows_groups_of_one() -> None:
     config = small()
     config.group_size, config.dino.koleo_loss_weight = 1, 0.0
     assert check_config(config, device_count=1) == []
-
-
-def test_configs_are_also_a_package() -> None:
-    assert importlib.util.find_spec("configs.default") is not None
