@@ -67,6 +67,7 @@ def test_a_folder_named_configs_adds_to_the_recipes(tmp_path: Path) -> None:
     )
     (folder / "mine.py").write_text(
         "from configs import base\n\n"
-        "def get_config():\n    config = base.get_config()\n    config.seed = 5\n    return config\n"
+        "def get_config():\n    config = base.get_config()\n"
+        "    config.seed = 5\n    return config\n"
     )
     assert load_config(os.fspath(folder / "mine.py")).seed == 5
