@@ -31,7 +31,7 @@ def vote(
     temperature 100 confidences that differ are 1 in double precision, and GAP needs their order.
 
     Args:
-      similarities: [m, k], from `dinov2_jax.features.rank.search`.
+      similarities: [m, k], from `dinov2_jax.features.search.search`.
       labels: exhibits of these pictures, int [m, k].
       classes: exhibits in the training set.
       temperature: the factor.

@@ -33,7 +33,14 @@ svg text { fill: var(--quiet); font-size: 12px; font-variant-numeric: tabular-nu
 .axis { stroke: var(--quiet); } .grid { stroke: var(--rule); }
 .start { stroke: var(--quiet); stroke-dasharray: 4 4; }
 .curve { fill: none; stroke: var(--accent); stroke-width: 1.75; stroke-linejoin: round; }
-.dot { fill: var(--accent); } .hit { fill: transparent; } .hit:hover { fill: var(--accent); }
+.dot { fill: var(--accent); } .chosen { fill: none; stroke: var(--text); stroke-width: 2; }
+.line0 { --line: var(--accent); } .line1 { --line: #d07000; } .line2 { --line: #2e9a57; }
+.line3 { --line: #a34fc4; } .curve[class*=line] { stroke: var(--line); }
+.dot[class*=line] { fill: var(--line); } .legend { display: flex; flex-wrap: wrap; gap: 0 1rem;
+  margin: 0; color: var(--quiet); font-size: .875rem; }
+.key::before { content: ""; display: inline-block; width: 1rem; height: .2rem;
+  margin-right: .35rem; vertical-align: middle; background: var(--line); }
+.hit { fill: transparent; } .hit:hover { fill: var(--accent); }
 img { display: block; image-rendering: pixelated; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px;
   outline: 1px solid var(--rule); }

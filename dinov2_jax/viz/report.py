@@ -130,12 +130,11 @@ def _curves(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return section("Curves", "<p>No metrics were written yet.</p>")
     knn, figures = series(rows, "knn_top1"), []
-    if knn:
-        title = "k-NN top-1, teacher"
-        figures.append(curve(title, knn, unit=" %", min_span=KNN_SPAN_POINTS, mark_points=True))
-    if linear := series(rows, "linear_top1"):
-        title = "Linear probe top-1, teacher"
-        figures.append(curve(title, linear, unit=" %", min_span=KNN_SPAN_POINTS, mark_points=True))
+    for title, points in (("k-NN", knn), ("Linear probe", series(rows, "linear_top1"))):
+        if points:
+            options = {"unit": " %", "min_span": KNN_SPAN_POINTS}
+            options |= {"mark_points": True, "start_line": True}
+            figures.append(curve(f"{title} top-1, teacher", points, **options))
     for name, title in LOSSES.items():
         points = series(rows, name)
         if any(value for _, value in points):  # a part that is 0 throughout is switched off

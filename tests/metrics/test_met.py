@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dinov2_jax.features.rank import search
+from dinov2_jax.features.search import search
 from dinov2_jax.metrics.met import choose_vote, gap, met_scores, vote
 
 

@@ -5,7 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from dinov2_jax.features.rank import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
 from dinov2_jax.metrics.ranking import average_precision, map_at_k, revisited_map
 
 NONE = np.zeros(0, np.int64)

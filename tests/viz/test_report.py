@@ -180,3 +180,34 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list | N
 def test_flatten_keeps_the_order_of_settings() -> None:
     nested = {"b": 1, "a": {"z": (0.1, 0.5), "y": {"x": None}}}
     assert flatten(nested) == [("b", "1"), ("a.z", "(0.1, 0.5)"), ("a.y.x", "None")]
+
+
+def test_the_chosen_point_is_the_headline() -> None:
+    figure = curve("accuracy", [(1, 50.0), (10, 95.0), (100, 92.5)], unit=" %", chosen=10)
+    assert "<span>95 % at step 10</span>" in figure and "chosen, step 10: 95 %" in figure
+    assert figure.count('class="chosen"') == 1 and 'class="start"' not in figure
+    last = curve("accuracy", [(1, 50.0), (10, 95.0), (100, 92.5)], unit=" %")
+    assert "<span>92.5 %</span>" in last and 'class="chosen"' not in last
+
+
+def test_several_lines_share_axes_and_have_a_legend() -> None:
+    lines = {"1 block": [(1, 50.0), (2, 60.0)], "4 <blocks>": [(1, 70.0), (2, None), (3, 90.0)]}
+    figure = curve("accuracy", lines, chosen=("4 <blocks>", 3), x_name="rate")
+    assert re.findall(r'class="curve (line\d)"', figure) == ["line0"]
+    assert figure.count('class="dot line1"') == 2  # single values beside a missing one
+    assert "4 &lt;blocks&gt;, rate 3: 90" in figure and "<span>90 at rate 3</span>" in figure
+    assert re.findall(r'class="key (line\d)">([^<]+)<', figure) == [
+        ("line0", "1 block"),
+        ("line1", "4 &lt;blocks&gt;"),
+    ]
+    Balanced(figure)
+
+
+def test_a_logarithmic_axis_places_powers_of_ten_evenly() -> None:
+    points = [(10.0**power, 1.0 * power) for power in range(-4, 3)]
+    figure = curve("accuracy", points, mark_points=True, log_x=True, x_name="C")
+    places = [float(x) for x in re.findall(r'class="dot" cx="([\d.]+)"', figure)]
+    assert len(places) == 7
+    np.testing.assert_allclose(np.diff(places), np.diff(places)[0], atol=0.11)
+    assert ">0.0001<" in figure and ">100<" in figure
+    assert 'class="dot"' in curve("one value", [(0.1, 1.0)], mark_points=True, log_x=True)
