@@ -12,14 +12,13 @@ from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import check_classifiers
 from dinov2_jax.heads.finetune.classifier import Finetuned, predict
 from dinov2_jax.heads.finetune.lora import Lora
-from dinov2_jax.heads.finetune.train import STATE_FILE, Settings, check_settings, finetune
-from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.heads.finetune.train import STATE_FILE, FinetuneSettings, check_settings, finetune
+from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main
-from dinov2_jax.run.resume import write_tensors
 from dinov2_jax.weights.bundle import write_bundle
 
-# Fields of config.finetune that `Settings` has under the same name.
+# Fields of config.finetune that `FinetuneSettings` has under the same name.
 _FIELDS = (
     *("iterations", "batch_size", "group_size", "lr", "min_lr", "warmup_iterations"),
     *("layerwise_decay", "weight_decay", "drop_path", "smoothing", "mixup", "cutmix", "ema"),
@@ -27,7 +26,7 @@ _FIELDS = (
 )
 
 
-def open_finetune(inputs: Inputs, others: Sequence[str]) -> Chosen | None:
+def open_finetune(inputs: Inputs, others: Sequence[str]) -> LinearHead | None:
     """The linear classifier to begin with, if one is named.
 
     Raises:
@@ -36,7 +35,7 @@ def open_finetune(inputs: Inputs, others: Sequence[str]) -> Chosen | None:
     check_classifiers(inputs, others)
     check_settings(_settings(inputs.config.finetune))
     head = inputs.config.finetune.head
-    return load_chosen(Path(head).expanduser()) if head else None
+    return load_head(Path(head).expanduser()) if head else None
 
 
 def run_finetune(inputs: Inputs) -> Outcome:
@@ -56,6 +55,7 @@ def run_finetune(inputs: Inputs) -> Outcome:
         len(inputs.data.class_names),
         settings,
         head=inputs.opened,
+        class_names=inputs.data.class_names,
         folder=inputs.folder,
         identity=inputs.identity,
         **how,
@@ -81,19 +81,18 @@ def run_finetune(inputs: Inputs) -> Outcome:
     return Outcome({"top-1": numbers["top1"]}, numbers, protocol, comparable=same)
 
 
-def _settings(config: ConfigDict) -> Settings:
+def _settings(config: ConfigDict) -> FinetuneSettings:
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
-    return Settings(**{name: config[name] for name in _FIELDS}, lora=lora)
+    return FinetuneSettings(**{name: config[name] for name in _FIELDS}, lora=lora)
 
 
 def _keep(inputs: Inputs, found: Finetuned) -> None:
-    """The backbone as a bundle (which `load` takes) and the head; the state goes."""
+    """Stores backbone and classifier as one bundle, which `load` takes; the state goes."""
     if not is_main():
         return
     place = inputs.folder / "weights"
     shutil.rmtree(place, ignore_errors=True)  # of other settings, or of before a kill
     origin = f"fine-tuned from {inputs.backbone.source}"
-    write_bundle(place, found.model, found.params, inputs.backbone.preprocessing, origin)
-    about = {"avgpool": str(found.avgpool)}
-    write_tensors(inputs.folder / "head.safetensors", found.head, about)
+    heads = {"classifier": found.head.as_stored()}
+    write_bundle(place, found.model, found.params, inputs.backbone.preprocessing, origin, heads)
     inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)

@@ -9,12 +9,13 @@ import numpy as np
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.features.cache import Labelled
-from dinov2_jax.heads.grid import RATES, Chosen, Grid, Heads, best
+from dinov2_jax.heads.few_shot import few_shot
+from dinov2_jax.heads.grid import RATES, Grid, Heads, best
 from dinov2_jax.heads.knn import few_shot_knn, knn_accuracy, leave_one_out
-from dinov2_jax.heads.linear_few_shot import few_shot
-from dinov2_jax.heads.probe import STATE_FILE, Settings, train_cached
+from dinov2_jax.heads.linear import LinearHead
+from dinov2_jax.heads.probe import STATE_FILE, ProbeSettings, train_cached
+from dinov2_jax.heads.probe_data import check_classes
 from dinov2_jax.heads.probe_images import train_images
-from dinov2_jax.heads.training_set import check_classes
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 from dinov2_jax.parallel.processes import is_main, main_first
@@ -172,11 +173,11 @@ def class_names(inputs: Inputs) -> tuple[str, ...]:
     return inputs.data.class_names
 
 
-def linear_settings(inputs: Inputs) -> Settings:
+def linear_settings(inputs: Inputs) -> ProbeSettings:
     """`config.linear`, for a backbone of at least as many blocks."""
     given, depth = inputs.config.linear, inputs.backbone.model.depth
     blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
-    return Settings(
+    return ProbeSettings(
         grid=Grid(RATES[given.rates], blocks),
         batch_size=given.batch_size,
         iterations=given.iterations,
@@ -185,19 +186,19 @@ def linear_settings(inputs: Inputs) -> Settings:
     )
 
 
-def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) -> Outcome:
+def _judge(inputs: Inputs, heads: Heads, settings: ProbeSettings, trained_on: str) -> Outcome:
     """The best classifier of the validation set (or, as the reference, of the test set) on test."""
     assert inputs.data is not None
     where = "val" if "val" in inputs.data.splits else "test"
     val, test = inputs.features(where), inputs.features("test")
-    winner = best(heads, columns_of(val), val.labels)
+    winner = best(heads, columns_of(val), val.labels, class_names(inputs), inputs.identity)
     keep_head(inputs, winner)
     logits = winner.logits(columns_of(test))
     numbers = {
         "top1": top_accuracy(logits, test.labels, 1),
         "top5": top_accuracy(logits, test.labels, 5),
         "mean_per_class": mean_per_class_accuracy(logits, test.labels),
-        "accuracy_by_classifier": winner.accuracy,
+        "accuracy_by_classifier": winner.metadata["accuracy"],
     }
     protocol = {
         "classifier": winner.name,
@@ -212,17 +213,17 @@ def _judge(inputs: Inputs, heads: Heads, settings: Settings, trained_on: str) ->
     return Outcome({"top-1": numbers["top1"]}, numbers, protocol, curves, comparable=same)
 
 
-def keep_head(inputs: Inputs, winner: Chosen) -> None:
+def keep_head(inputs: Inputs, winner: LinearHead) -> None:
     """Stores the chosen classifier with whose features it reads; the state of training goes."""
     with main_first():
         if is_main():
-            winner.save(inputs.folder / HEAD_FILE, inputs.identity)
+            winner.save(inputs.folder / HEAD_FILE)
             inputs.folder.joinpath(STATE_FILE).unlink(missing_ok=True)
 
 
-def accuracy_by_rate(grid: Grid, winner: Chosen) -> dict[str, list[tuple[float, float]]]:
+def accuracy_by_rate(grid: Grid, winner: LinearHead) -> dict[str, list[tuple[float, float]]]:
     """Accuracy on validation of each kind of input, by the place of the rate in its list."""
-    values, rates = list(winner.accuracy.values()), len(grid.rates)
+    values, rates = list(winner.metadata["accuracy"].values()), len(grid.rates)
     return {
         f"Linear, {kind.blocks} block{'s' * (kind.blocks > 1)}"
         f"{' and mean patch' if kind.avgpool else ''}, top-1 by number of the learning rate": [

@@ -20,7 +20,7 @@ from dinov2_jax.datasets.imagenet_variants import (
 )
 from dinov2_jax.eval.protocols import Inputs, Outcome
 from dinov2_jax.eval.run_frozen import HEAD_FILE, columns_of
-from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import corruption_errors, real_accuracy, top_accuracy
 
 
@@ -58,7 +58,7 @@ def _paths(inputs: Inputs) -> dict[str, str]:
     return paths
 
 
-def _head(inputs: Inputs) -> Chosen:
+def _head(inputs: Inputs) -> LinearHead:
     """The classifier to judge, which must be of these weights and data.
 
     Raises:
@@ -69,7 +69,7 @@ def _head(inputs: Inputs) -> Chosen:
     for place in [Path(given).expanduser()] if given else places:
         if not place.is_file():
             continue
-        head = load_chosen(place)
+        head = load_head(place)
         if head.identity == inputs.identity:
             return head
         if given:
@@ -139,7 +139,7 @@ _OPENED: dict[str, Callable[[Inputs, str], list[_Part]]] = {
 }
 
 
-def _measure(inputs: Inputs, head: Chosen, name: str, parts: list[_Part]) -> dict[str, float]:
+def _measure(inputs: Inputs, head: LinearHead, name: str, parts: list[_Part]) -> dict[str, float]:
     if name == "imagenet_c":
         errors = np.array([100 - _top1(inputs, head, part) for part in parts])
         by_corruption = errors.reshape(len(CORRUPTIONS), len(SEVERITIES))
@@ -150,7 +150,7 @@ def _measure(inputs: Inputs, head: Chosen, name: str, parts: list[_Part]) -> dic
     return {"top-1": _top1(inputs, head, parts[0])}
 
 
-def _top1(inputs: Inputs, head: Chosen, part: _Part) -> float:
+def _top1(inputs: Inputs, head: LinearHead, part: _Part) -> float:
     features = inputs.features_of(part.pictures, part.title)
     classes = None if part.classes is None else part.classes.tolist()
     return top_accuracy(head.logits(columns_of(features), classes), features.labels, 1)

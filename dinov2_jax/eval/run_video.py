@@ -67,12 +67,13 @@ def run_video(inputs: Inputs) -> Outcome:
     columns, labels = pooled["train"]
     heads = train_cached(columns, labels, classes, probe, folder=inputs.folder)
     columns, labels = pooled["test"]
-    winner = best(heads, columns, labels)
+    names = frames["train"].class_names or ()
+    winner = best(heads, columns, labels, names, inputs.identity)
     keep_head(inputs, winner)
     logits = winner.logits(columns)
     numbers = {
         **{f"top{n}": top_accuracy(logits, labels, n) for n in (1, 5)},
-        "accuracy_by_classifier": winner.accuracy,
+        "accuracy_by_classifier": winner.metadata["accuracy"],
         "videos": {name: len(rows) for name, (_, rows) in pooled.items()},
     }
     # The paper gives no hyper-parameters; these are those of its linear probe on pictures.

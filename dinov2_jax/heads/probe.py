@@ -21,8 +21,9 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax.heads.grid import Columns, Grid, Heads, Kind, head_logits, kind_inputs, scaled
-from dinov2_jax.heads.training_set import check_finite, check_training, fingerprint
+from dinov2_jax.heads.grid import Grid, Heads, Kind, head_logits, scaled
+from dinov2_jax.heads.linear import HeadColumns, head_input
+from dinov2_jax.heads.probe_data import check_finite, check_training, checksum
 from dinov2_jax.parallel.mesh import BATCH, make_mesh
 from dinov2_jax.run.resume import StateFile, run_steps
 
@@ -30,14 +31,14 @@ STATE_FILE = "linear_state.safetensors"
 # Iterations in one call where the features are on the device.
 STRIDE = 32
 
-Batch = dict[str, Any]
+ProbeBatch = dict[str, Any]
 State = dict[str, list[Array]]
 # (constants, batch) -> (columns [B, D] each, labels [B]), inside the jitted step.
-ReadBatch = Callable[[Any, Batch], tuple[list[Array], Array]]
+ReadBatch = Callable[[Any, ProbeBatch], tuple[list[Array], Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ProbeSettings:
     """How the classifiers are trained; the defaults are the reference's on 8 GPUs.
 
     Attributes:
@@ -58,7 +59,7 @@ class Settings:
 
 
 # --------------------------------------------------------------------------------------- the step
-def initial_state(settings: Settings, dim: int, classes: int) -> dict[str, list[np.ndarray]]:
+def initial_state(settings: ProbeSettings, dim: int, classes: int) -> dict[str, list[np.ndarray]]:
     """Weights from N(0, 0.01^2), biases and momenta of 0.
 
     Every classifier has a draw of its own, whichever are trained beside it.
@@ -82,7 +83,7 @@ def initial_state(settings: Settings, dim: int, classes: int) -> dict[str, list[
     }
 
 
-def rates_at(settings: Settings, iteration: int) -> np.ndarray:
+def rates_at(settings: ProbeSettings, iteration: int) -> np.ndarray:
     """Learning rates of the grid at an iteration: a half cosine from lr x batch / 256 to 0, [R]."""
     factor = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
     return np.asarray(
@@ -126,7 +127,7 @@ def _train_step(
     momentum: float,
     state: State,
     constants: Any,
-    batch: Batch,
+    batch: ProbeBatch,
     rates: Array,
 ) -> tuple[State, Array]:
     """The state after one step of SGD on the sum of all losses, and the loss of each head."""
@@ -134,7 +135,7 @@ def _train_step(
     blocks, found, losses = max(kinds).blocks, {name: [] for name in state}, []
     parts = zip(kinds, *(state[name] for name in _STATE), strict=True)
     for kind, weight, bias, weight_momentum, bias_momentum in parts:
-        x = kind_inputs(columns, kind, blocks)
+        x = head_input(columns, *kind, blocks)
         logits = _shard_logits(head_logits(x, weight, bias))
         gradient, loss = _gradient(logits, labels)
         by_weight = jnp.einsum("nd,nrk->drk", x, gradient, precision="highest")
@@ -185,7 +186,7 @@ def compiled_steps(
     step = functools.partial(_train_step, read, kinds, momentum)
 
     def steps(
-        state: State, constants: Any, batches: Batch, rates: Array, count: Array
+        state: State, constants: Any, batches: ProbeBatch, rates: Array, count: Array
     ) -> tuple[State, Array]:
         def body(i: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
             batch = jax.tree.map(lambda x: x[i], batches)
@@ -201,7 +202,9 @@ def compiled_steps(
     )
 
 
-def _next(batches: Iterator[Batch], settings: Settings, now: range, stride: int) -> tuple[Any, ...]:
+def _next(
+    batches: Iterator[ProbeBatch], settings: ProbeSettings, now: range, stride: int
+) -> tuple[Any, ...]:
     """What the step of these iterations takes; shapes never change."""
     rates = [rates_at(settings, iteration) for iteration in now]
     if stride == 1:
@@ -215,10 +218,10 @@ def _next(batches: Iterator[Batch], settings: Settings, now: range, stride: int)
 def train(
     read: ReadBatch,
     constants: Any,
-    feed: Callable[[int], contextlib.AbstractContextManager[Iterator[Batch]]],
+    feed: Callable[[int], contextlib.AbstractContextManager[Iterator[ProbeBatch]]],
     dim: int,
     classes: int,
-    settings: Settings,
+    settings: ProbeSettings,
     file: StateFile,
     mesh: Mesh,
     *,
@@ -251,10 +254,10 @@ def train(
 
 # -------------------------------------------------------------------------------- cached features
 def train_cached(
-    columns: Columns,
+    columns: HeadColumns,
     labels: np.ndarray,
     classes: int,
-    settings: Settings,
+    settings: ProbeSettings,
     *,
     folder: Path | None = None,
     mesh: Mesh | None = None,
@@ -282,13 +285,13 @@ def train_cached(
     columns = list(columns)[: settings.grid.columns]
     labels = np.asarray(labels, np.int32)
     everywhere = NamedSharding(mesh, P())
-    held = sum(4 * column.size for column in columns) <= device_bytes
+    held = sum(4 * math.prod(column.shape) for column in columns) <= device_bytes
     constants = None
     if held:
         arrays = [np.asarray(c, np.float32) for c in columns], labels
         constants = jax.device_put(arrays, everywhere)
 
-    def batch(rows: np.ndarray) -> Batch:
+    def batch(rows: np.ndarray) -> ProbeBatch:
         if held:
             return {"rows": rows}
         found = [np.asarray(c[rows], np.float32) for c in columns]
@@ -298,7 +301,7 @@ def train_cached(
         order = epochs(len(labels), settings.batch_size, settings.seed, start)
         return contextlib.nullcontext(map(batch, order))
 
-    about = {"feed": "cached", "features": fingerprint(columns), "labels": fingerprint([labels])}
+    about = {"feed": "cached", "features": checksum(columns), "labels": checksum([labels])}
     file = state_file(folder, settings, classes, about)
     dim = columns[0].shape[1]
     read = read_held if held else read_given
@@ -308,12 +311,12 @@ def train_cached(
     )
 
 
-def read_held(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
+def read_held(constants: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
     columns, labels = constants
     return [column[batch["rows"]] for column in columns], labels[batch["rows"]]
 
 
-def read_given(constants: Any, batch: Batch) -> tuple[list[Array], Array]:
+def read_given(constants: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
     return batch["columns"], batch["labels"]
 
 
@@ -334,7 +337,7 @@ def epochs(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[n
 
 
 def state_file(
-    folder: Path | None, settings: Settings, classes: int, about: dict[str, str]
+    folder: Path | None, settings: ProbeSettings, classes: int, about: dict[str, str]
 ) -> StateFile:
     """Where a run with these settings is stored."""
     known = dataclasses.asdict(settings) | {"classes": classes} | about

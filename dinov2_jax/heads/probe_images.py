@@ -19,9 +19,8 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.heads.grid import Heads
-from dinov2_jax.heads.labelled import check_labels, labelled_batches
-from dinov2_jax.heads.probe import Batch, Settings, state_file, train
-from dinov2_jax.heads.training_set import fingerprint
+from dinov2_jax.heads.probe import ProbeBatch, ProbeSettings, state_file, train
+from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 from dinov2_jax.parallel.mesh import make_mesh
 
@@ -33,7 +32,7 @@ def train_images(
     source: Source,
     labels: np.ndarray,
     classes: int,
-    settings: Settings,
+    settings: ProbeSettings,
     *,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
@@ -73,7 +72,7 @@ def train_images(
         max_pixels=max_pixels,
     )
 
-    def read(params: Any, batch: Batch) -> tuple[list[Array], Array]:
+    def read(params: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
         images = normalize(batch["images"], preprocessing.mean, preprocessing.std)
         return probe_columns(model, params, images, max(settings.grid.blocks)), batch["labels"]
 
@@ -81,7 +80,7 @@ def train_images(
         "feed": "images",
         "identity": identity,
         "size": preprocessing.image_px,
-        "labels": fingerprint([np.asarray(labels, np.int32)]),
+        "labels": checksum([np.asarray(labels, np.int32)]),
     }
     file = state_file(folder, settings, classes, about)
     return train(read, params, feed, model.dim, classes, settings, file, mesh)

@@ -14,7 +14,7 @@ from dinov2_jax.data.sources.source import Source, SourceError, check_same_class
 from dinov2_jax.features.frozen import cls_forward, extract_features
 from dinov2_jax.heads.grid import Grid, accuracies
 from dinov2_jax.heads.knn import knn_accuracy
-from dinov2_jax.heads.probe import Settings, train_cached
+from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
@@ -99,7 +99,7 @@ def linear_top1(
       mesh: of this process alone.
     """
     classes, labels = np.unique(bank[1], return_inverse=True)
-    settings = Settings(_GRID, _LINEAR_BATCH, iterations, save_every=iterations)
+    settings = ProbeSettings(_GRID, _LINEAR_BATCH, iterations, save_every=iterations)
     heads = train_cached([bank[0]], labels, len(classes), settings, mesh=mesh, quiet=True)
     place = np.searchsorted(classes, query[1]).clip(max=len(classes) - 1)
     asked = np.where(classes[place] == query[1], place, -1)

@@ -1,7 +1,8 @@
 """Our parameter-only bundle: a directory with the weights and all that is needed to use them.
 
-<bundle>/params/      the parameter tree
-<bundle>/bundle.json  architecture, preprocessing, source, version
+<bundle>/params/                    the parameter tree
+<bundle>/heads/<name>.safetensors   linear classifiers, if there are any
+<bundle>/bundle.json                architecture, preprocessing, source, version
 """
 
 import dataclasses
@@ -21,13 +22,25 @@ from dinov2_jax import __version__
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.files import WeightsError
+from dinov2_jax.weights.heads import Head, write_heads
 
 _CARD = "bundle.json"
 # What makes an architecture; the rest of the module's fields say how it is run.
 FIELDS = (
-    *("dim", "depth", "heads", "patch_size", "image_size", "ffn", "mlp_ratio", "registers"),
-    *("layerscale", "interpolate_offset", "interpolate_antialias"),
-    *("qkv_bias", "proj_bias", "ffn_bias"),
+    "dim",
+    "depth",
+    "heads",
+    "patch_size",
+    "image_size",
+    "ffn",
+    "mlp_ratio",
+    "registers",
+    "layerscale",
+    "interpolate_offset",
+    "interpolate_antialias",
+    "qkv_bias",
+    "proj_bias",
+    "ffn_bias",
 )
 
 
@@ -42,9 +55,20 @@ def architecture_fields(model: VisionTransformer) -> dict[str, Any]:
 
 
 def write_bundle(
-    path: Path, model: VisionTransformer, params: Any, preprocessing: Preprocessing, source: str
+    path: Path,
+    model: VisionTransformer,
+    params: Any,
+    preprocessing: Preprocessing,
+    source: str,
+    heads: Mapping[str, Head] | None = None,
 ) -> None:
     """Writes a bundle; it appears under its name only when it is complete.
+
+    With several processes, one of them calls this; it waits for none of the others.
+
+    Args:
+      source: where the weights come from, for the reader.
+      heads: linear classifiers by name, see weights/heads.py.
 
     Raises:
       WeightsError: if there is something at `path` already.
@@ -54,8 +78,9 @@ def write_bundle(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as writer:
+        with _lone_writer() as writer:
             writer.save((unfinished / "params").resolve(), jax.tree.map(np.asarray, params))
+        write_heads(unfinished, heads or {})
         card = {
             "dinov2_jax": __version__,
             "architecture": architecture_fields(model),
@@ -66,6 +91,15 @@ def write_bundle(
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _lone_writer() -> ocp.StandardCheckpointer:
+    """Orbax waits for all processes unless it is told who takes part."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix="bundle"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:

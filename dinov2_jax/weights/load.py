@@ -20,9 +20,9 @@ from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision
 from dinov2_jax.weights.bundle import is_bundle, read_bundle
 from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
 from dinov2_jax.weights.files import Tensors, WeightsError, read_tensors
+from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
-from dinov2_jax.weights.linear_head import linear_head
 
 # What training programs wrap a module in.
 _WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
@@ -36,7 +36,8 @@ class Backbone:
       model: the module; `model.apply({"params": params}, images)` gives features.
       params: fp32 parameters.
       preprocessing: what the weights expect of a picture.
-      heads: what came along, by name: parameters of projection heads, a `LinearHead` "classifier".
+      heads: what came along, by name: parameters of projection heads; linear classifiers such as
+        "classifier" as {"weight", "bias", "metadata"}, see weights/heads.py.
       source: file, directory or run.
       layout: "reference", "huggingface", "timm", "bundle" or "run".
       report: lines that account for the tensors.
@@ -122,7 +123,8 @@ def _from_bundle(path: Path, dtype: Any) -> Backbone:
     fields, params, preprocessing = read_bundle(path)
     model = VisionTransformer(**fields, dtype=dtype)
     report = _account(model, params, str(path), "our bundle")
-    return Backbone(model, params, preprocessing, {}, str(path), "bundle", report)
+    heads = read_heads(path)
+    return Backbone(model, params, preprocessing, heads, str(path), "bundle", report)
 
 
 def _from_tensors(
@@ -145,7 +147,8 @@ def _from_tensors(
     report = _account(model, params, str(stored.path), f"{layout} layout")
     own_heads: dict[str, Any] = {}
     if "classifier" in parts:
-        own_heads["classifier"] = linear_head(parts.pop("classifier"), model.dim, str(stored.path))
+        tensors, source = parts.pop("classifier"), str(stored.path)
+        own_heads["classifier"] = released_head(tensors, model.dim, source, stored.settings)
     own_heads |= {name: from_reference(head) for name, head in parts.items()}
     return Backbone(
         model,

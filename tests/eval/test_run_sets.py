@@ -15,10 +15,10 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.datasets.imagenet_variants import CORRUPTIONS
 from dinov2_jax.datasets.voc import VOC_CLASSES
-from dinov2_jax.errors import EvaluationError
+from dinov2_jax.errors import EvaluationError, UserError
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
-from dinov2_jax.heads.grid import load_chosen
+from dinov2_jax.heads.linear import load_head
 from dinov2_jax.parallel.mesh import path_name
 from dinov2_jax.weights.load import load
 from tests.features.tiny import backbone, write_weights
@@ -98,11 +98,11 @@ def test_linear_then_robustness_on_every_variant(weights, imagenet, tmp_path):
     assert linear["headline"]["top-1"] > 60
     assert linear["protocol"]["chosen_on"] == "test"
     assert len(linear["numbers"]["accuracy_by_classifier"]) == 52
-    head = load_chosen(tmp_path / "out" / "linear_cached" / "head.safetensors")
+    head = load_head(tmp_path / "out" / "linear_cached" / "head.safetensors")
     files = sorted((tmp_path / "v2").rglob("*.jpeg"))
     features = features_of(files)
-    width = 24 * head.kind.blocks
-    if not head.kind.avgpool:
+    width = 24 * head.blocks
+    if not head.avgpool:
         columns = [features[f"cls_block_{b}"] for b in (0, 1, 2)]
         x = np.concatenate(columns, axis=1)[:, -width:]
         answers = (x @ head.weight.T + head.bias).argmax(axis=1)
@@ -352,7 +352,7 @@ def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, ran
 def test_fine_tuning_says_at_once_what_does_not_fit(weights, imagenet, tmp_path):
     data = {"data.set": "imagenet", "data.path": str(imagenet)}
     wrong = {"finetune.head": str(tmp_path / "head.safetensors")}
-    with pytest.raises(FileNotFoundError, match="there is no linear head"):
+    with pytest.raises(UserError, match="there is no linear head"):
         evaluate(ask(weights, ("knn", "finetune"), **data, **wrong), str(tmp_path / "out"))
     wrong = {"finetune.group_size": 48}
     with pytest.raises(EvaluationError, match="no multiple of group_size 48"):

@@ -15,18 +15,18 @@ from dinov2_jax.heads.finetune.lora import Lora
 from dinov2_jax.heads.finetune.optimizer import is_decayed, layerwise_adamw, lr_multipliers
 from dinov2_jax.heads.finetune.train import (
     STATE_FILE,
-    Settings,
+    FinetuneSettings,
     at_resolution,
     finetune,
     first_params,
 )
-from dinov2_jax.heads.grid import Chosen, Kind
+from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.run import resume
 from tests.features.tiny import PREPROCESSING, backbone
 
-SETTINGS = Settings(
+SETTINGS = FinetuneSettings(
     iterations=40,
     batch_size=16,
     group_size=8,
@@ -70,7 +70,7 @@ def accuracy(found, preprocessing=PREPROCESSING):
 
 
 def leaves(found):
-    return jax.tree.leaves((found.params, found.head))
+    return jax.tree.leaves((found.params, found.head.weight, found.head.bias))
 
 
 @pytest.mark.usefixtures("one_device")
@@ -152,7 +152,7 @@ def test_higher_resolution_resamples_the_positions_once(weights):
 def test_begins_with_a_head_of_the_probe(weights):
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(3, 24)).astype(np.float32), np.ones(3, np.float32)
-    head = Chosen("probe", Kind(1, False), 0.1, 4, weight, bias, {})
+    head = LinearHead(weight, bias, blocks=1, avgpool=False, metadata={"name": "probe"})
     found = first_params(weights.model, weights.params, 3, SHORT, head)
     np.testing.assert_array_equal(found["head"]["kernel"], weight.T)
     np.testing.assert_array_equal(found["head"]["bias"], bias)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from dinov2_jax.heads import probe as linear
-from dinov2_jax.heads.few_shot import draw_examples
-from dinov2_jax.heads.grid import RATES, Grid, Kind, accuracies, best, load_chosen, scores
-from dinov2_jax.heads.linear_few_shot import few_shot
-from dinov2_jax.heads.probe import Settings, epochs, initial_state, train_cached
+from dinov2_jax.heads.few_shot import draw_examples, few_shot
+from dinov2_jax.heads.grid import RATES, Grid, accuracies, best
+from dinov2_jax.heads.linear import LinearHead, load_head
+from dinov2_jax.heads.probe import ProbeSettings, epochs, initial_state, train_cached
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.run import resume
 
 DIM, ROWS = 6, 70
-SETTINGS = Settings(batch_size=32, iterations=20, save_every=6, seed=3)
+SETTINGS = ProbeSettings(batch_size=32, iterations=20, save_every=6, seed=3)
 
 
 def make_columns(rows=ROWS, classes=5, seed=0, columns=5):
@@ -113,7 +113,7 @@ def test_52_together_equal_52_alone(trained):
     alone = []
     for kind, rate in itertools.product(Grid().kinds, RATES["code"]):
         grid = Grid((rate,), (kind.blocks,), (kind.avgpool,))
-        single = Settings(grid, batch_size=32, iterations=20, seed=3)
+        single = ProbeSettings(grid, batch_size=32, iterations=20, seed=3)
         heads = train_cached(columns[4 - kind.blocks :], labels, 5, single)
         alone += all_heads(heads)
     assert len(alone) == 52
@@ -283,11 +283,12 @@ def plain_logits(heads, columns):
 def test_scores_and_accuracies_of_every_head(trained):
     columns, labels = make_columns(53, seed=5)
     expected = plain_logits(trained, columns)
-    covered = []
-    for part, logits in scores(trained, columns, rows=20):
-        np.testing.assert_allclose(logits, expected[part], rtol=1e-5, atol=1e-5)
-        covered += range(part.start, part.stop)
-    assert covered == list(range(53))
+    kinds = itertools.product(Grid().kinds, range(13))
+    for place, ((kind, _), (weight, bias)) in enumerate(
+        zip(kinds, all_heads(trained), strict=True)
+    ):
+        logits = LinearHead(weight.T, bias, *kind).logits(columns, rows=20)
+        np.testing.assert_allclose(logits, expected[:, place], rtol=1e-5, atol=1e-5)
     right = 100 * np.mean(expected.argmax(axis=2) == labels[:, None], axis=0)
     for rows in (1024, 20):
         found = accuracies(trained, columns, labels, rows=rows)
@@ -300,10 +301,12 @@ def test_best_is_the_first_of_the_highest(trained, tmp_path):
     columns, labels = make_columns(53, seed=5)
     expected = plain_logits(trained, columns)
     right = (expected.argmax(axis=2) == labels[:, None]).mean(axis=0)
-    chosen = best(trained, columns, labels)
+    chosen = best(trained, columns, labels, "vwxyz", "of these")
     place = int(np.argmax(right))
     assert chosen.name == Grid().names(32)[place]
-    assert (chosen.kind, chosen.rate) == (Grid().kinds[place // 13], RATES["code"][place % 13])
+    assert (chosen.blocks, chosen.avgpool) == Grid().kinds[place // 13]
+    assert chosen.metadata["rate"] == RATES["code"][place % 13]
+    assert list(chosen.metadata["accuracy"]) == Grid().names(32)
     test, _ = make_columns(31, seed=6)
     logits = plain_logits(trained, test)[:, place]
     np.testing.assert_allclose(chosen.logits(test), logits, rtol=1e-5, atol=1e-5)
@@ -311,12 +314,13 @@ def test_best_is_the_first_of_the_highest(trained, tmp_path):
     subset = chosen.logits(test, classes=[4, 1])
     np.testing.assert_allclose(subset, logits[:, [4, 1]], rtol=1e-5, atol=1e-5)
     chosen.save(tmp_path / "new" / "head.safetensors")
-    again = load_chosen(tmp_path / "new" / "head.safetensors")
+    again = load_head(tmp_path / "new" / "head.safetensors")
     np.testing.assert_array_equal(again.logits(test), chosen.logits(test))
-    assert (again.name, again.kind, again.accuracy) == (chosen.name, chosen.kind, chosen.accuracy)
-    resume.StateFile(tmp_path / "state", {}).save({"x": np.zeros(2)}, 1)
-    with pytest.raises(ValueError, match="holds no chosen linear head"):
-        load_chosen(tmp_path / "state")
+    assert again.metadata == chosen.metadata and again.name == chosen.name
+    assert (again.class_names, again.identity) == (tuple("vwxyz"), "of these")
+    resume.StateFile(tmp_path / "state.safetensors", {}).save({"x": np.zeros(2)}, 1)
+    with pytest.raises(ValueError, match="is no linear head: it holds x"):
+        load_head(tmp_path / "state.safetensors")
 
 
 def test_ties_go_to_the_first_and_diverged_heads_never_win(trained):
@@ -333,13 +337,14 @@ def test_ties_go_to_the_first_and_diverged_heads_never_win(trained):
     found = accuracies(heads, columns, zeros)
     assert list(found.values())[:4] == [0, 0, 0, 0]
     assert best(heads, columns, labels).name == Grid().names(32)[4]
-    assert best(heads, columns, labels).kind == Kind(1, False)
+    chosen = best(heads, columns, labels)
+    assert (chosen.blocks, chosen.avgpool) == (1, False)
 
 
 def test_few_shot_is_the_mean_over_tries():
     columns, labels = make_columns(200)
     val, val_labels = make_columns(60, seed=9)
-    settings = Settings(Grid(rates=(0.1, 0.5)), batch_size=16, iterations=10)
+    settings = ProbeSettings(Grid(rates=(0.1, 0.5)), batch_size=16, iterations=10)
     found = few_shot(columns, labels, val, val_labels, 5, settings, n_per_class=3, n_tries=2)
     tries = []
     for seed in range(2):

@@ -9,7 +9,7 @@ import pytest
 from dinov2_jax.data.labelled import LabelledLoader
 from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.heads.grid import Grid
-from dinov2_jax.heads.probe import Settings, initial_state
+from dinov2_jax.heads.probe import ProbeSettings, initial_state
 from dinov2_jax.heads.probe_images import train_images
 from dinov2_jax.models.vit import intermediate_layers
 from dinov2_jax.parallel.mesh import make_mesh
@@ -17,7 +17,7 @@ from dinov2_jax.run import resume
 from tests.features.tiny import PREPROCESSING, backbone
 
 GRID = Grid(rates=(0.05, 0.5), blocks=(1, 3))
-SETTINGS = Settings(GRID, batch_size=16, iterations=6, save_every=2, seed=5)
+SETTINGS = ProbeSettings(GRID, batch_size=16, iterations=6, save_every=2, seed=5)
 
 
 @pytest.fixture(scope="module")

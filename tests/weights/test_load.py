@@ -1,6 +1,5 @@
 """load(): strict, from files as they are found in the world, the broken ones included."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -14,11 +13,9 @@ from safetensors.numpy import save_file
 
 import dinov2_jax
 from dinov2_jax.main import main
-from dinov2_jax.models.vit import intermediate_layers
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.layouts import from_reference_names
-from dinov2_jax.weights.linear_head import load_linear_head
 from tests.weights.tiny import features, noise, reference_tensors, tiny_backbone
 
 
@@ -211,26 +208,6 @@ def test_a_name_without_network_says_which_file_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(WeightsError, match=r"dinov2_vits14_reg4_pretrain\.pth.*give the path"):
         dinov2_jax.load("dinov2_vits14_reg")
-
-
-@pytest.mark.parametrize("layers", [1, 4])
-def test_linear_heads(layers, tmp_path):
-    source, rng = tiny_backbone(), np.random.default_rng(0)
-    source = dataclasses.replace(source, model=source.model.clone(depth=4), params=None)
-    shape = jax.eval_shape(source.model.init, jax.random.key(0), noise(1, 14, 14, 3))["params"]
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shape)
-    tensors = {"weight": noise(5, 24 * (layers + 1)), "bias": noise(5)}
-    head = load_linear_head(saved(tensors, tmp_path), dim=24)
-    images = noise(2, 28, 28, 3)
-    outputs = intermediate_layers(source.model, params, images, layers)
-    seen = np.concatenate([*(cls for _, cls in outputs), outputs[-1][0].mean(1)], axis=1)
-    want = seen @ tensors["weight"].T + tensors["bias"]
-    got = head.logits(source.model, params, images)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-    with pytest.raises(WeightsError, match="neither 2 nor 5 times the backbone's width of 36"):
-        load_linear_head(tmp_path / "x.safetensors", dim=36)
-    with pytest.raises(WeightsError, match="no linear head: it holds bias, kernel"):
-        load_linear_head(saved({"kernel": noise(5), "bias": noise(5)}, tmp_path), dim=24)
 
 
 def test_list_models():

@@ -21,7 +21,7 @@ def side(settings: Settings) -> Side:
     shape = settings["check_steps"], batch
     sizes = settings["rows"], settings["dim"], classes, len(RATES["code"])
     drawn = draw_probe(settings["seed"], *sizes, shape)
-    probe = linear.Settings(Grid(), batch_size=batch, iterations=settings["iterations"])
+    probe = linear.ProbeSettings(Grid(), batch_size=batch, iterations=settings["iterations"])
     mesh = make_mesh()
     kinds = tuple(probe.grid.kinds)
     how = linear.read_held, kinds, probe.momentum, mesh, classes

@@ -15,6 +15,7 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.features.frozen import extract_features
+from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.constraints import replicate
 from dinov2_jax.parallel.mesh import make_mesh, state_shardings
@@ -26,18 +27,16 @@ class Finetuned:
 
     Attributes:
       model, params: of the backbone, at its new resolution and with LoRA merged.
-      head: {"kernel" [d, K], "bias" [K]}.
-      avgpool: whether the head reads the mean patch beside cls.
+      head: the classifier; it reads cls of the last block, and the mean patch if `avgpool`.
     """
 
     model: VisionTransformer
     params: Any
-    head: dict[str, np.ndarray]
-    avgpool: bool
+    head: LinearHead
 
 
-def head_logits(head: Any, out: dict[str, Array], avgpool: bool) -> Array:
-    """Features of the backbone -> fp32 logits [..., K]."""
+def logits_of(head: Any, out: dict[str, Array], avgpool: bool) -> Array:
+    """{"kernel" [d, K], "bias" [K]} and features of the backbone -> fp32 logits [..., K]."""
     x = out["cls"]
     if avgpool:
         x = jnp.concatenate([x, out["patches"].mean(axis=-2)], axis=-1)
@@ -67,13 +66,14 @@ def predict(
       fp32 [n, K] and the record of each [n]; pictures that cannot be read are left out.
     """
     mesh = mesh or make_mesh()
-    values = {"backbone": found.params, "head": found.head}
+    head = {"kernel": found.head.weight.T, "bias": found.head.bias}
+    values = {"backbone": found.params, "head": head}
     values = jax.device_put(values, state_shardings(values, mesh))
 
     def forward(values: Any, images: Array) -> dict[str, Array]:
         images = normalize(images, preprocessing.mean, preprocessing.std)
         out = found.model.apply({"params": values["backbone"]}, images)
-        return {"cls": replicate(head_logits(values["head"], out, found.avgpool))}
+        return {"cls": replicate(logits_of(values["head"], out, found.head.avgpool))}
 
     batches = eval_batches(
         source,

@@ -2,7 +2,8 @@
 
 The paper (section 7.1, Table 5) takes the pipeline of DeiT III (Touvron et al. 2022, arXiv
 2204.07118) and its hyper-parameters; the defaults here are those of its README_revenge.md for
-ViT-B, -L and -H at 224 px. With `Settings.lora` only low-rank factors and the head are trained.
+ViT-B, -L and -H at 224 px. With `FinetuneSettings.lora` only low-rank factors and the head are
+trained.
 """
 
 # DINOv2: no RandAugment, which DeiT III's fine-tuning has beside crop, flip, mixup and CutMix.
@@ -10,7 +11,7 @@ ViT-B, -L and -H at 224 px. With `Settings.lora` only low-rank factors and the h
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,23 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.heads.finetune.classifier import Finetuned, head_logits
+from dinov2_jax.heads.finetune.classifier import Finetuned, logits_of
 from dinov2_jax.heads.finetune.lora import Lora, init_factors, merge
 from dinov2_jax.heads.finetune.mixing import mix, smooth_targets
 from dinov2_jax.heads.finetune.optimizer import layerwise_adamw
-from dinov2_jax.heads.grid import Chosen, Kind
-from dinov2_jax.heads.labelled import check_labels, labelled_batches
-from dinov2_jax.heads.training_set import fingerprint
-from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.heads.linear import LinearHead
+from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.parallel.mesh import make_mesh, state_shardings
 from dinov2_jax.run.resume import StateFile, run_steps, to_host
+from dinov2_jax.weights.adapt import with_image_size
 
 STATE_FILE = "finetune_state.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How backbone and head are trained.
 
     Attributes:
@@ -55,7 +55,7 @@ class Settings:
       layerwise_decay: factor on lr from one block to the one below; 1 for none.
       weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
       drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
-      smoothing, mixup, cutmix: see eval/mixing.py.
+      smoothing, mixup, cutmix: see mixing.py.
       ema: decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
       avgpool: the head reads the mean patch beside cls.
       lora: train low-rank factors in place of the backbone.
@@ -99,13 +99,11 @@ def at_resolution(
     larger = model.clone(image_size=image_px)
     if larger.table_grid() == model.table_grid():
         return larger, params
-    how = model.interpolate_offset, model.interpolate_antialias
-    table = resize_positions(jnp.asarray(params["pos_embed"]), larger.table_grid(), *how)
-    return larger, {**params, "pos_embed": np.asarray(table)}
+    return larger, with_image_size(params, model, image_px)
 
 
 # --------------------------------------------------------------------------------------- the step
-def _backbone(settings: Settings, params: Any, frozen: Any) -> Any:
+def _backbone(settings: FinetuneSettings, params: Any, frozen: Any) -> Any:
     if settings.lora is None:
         return params["backbone"]
     return merge(frozen, params["lora"], settings.lora)
@@ -115,7 +113,7 @@ def _loss(
     params: Any,
     frozen: Any,
     model: VisionTransformer,
-    settings: Settings,
+    settings: FinetuneSettings,
     images: Array,
     targets: Array,
     keys: Array,
@@ -124,13 +122,13 @@ def _loss(
     backbone = _backbone(settings, params, frozen)
     drop_keys = keys if settings.drop_path else None
     sets: Any = model.apply({"params": backbone}, [images], drop_path_keys=drop_keys)
-    logits = head_logits(params["head"], sets[0], settings.avgpool)
+    logits = logits_of(params["head"], sets[0], settings.avgpool)
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def _train_step(
     model: VisionTransformer,
-    settings: Settings,
+    settings: FinetuneSettings,
     preprocessing: Preprocessing,
     optimizer: optax.GradientTransformation,
     state: dict[str, Any],
@@ -160,8 +158,8 @@ def first_params(
     model: VisionTransformer,
     params: Any,
     classes: int,
-    settings: Settings,
-    head: Chosen | None = None,
+    settings: FinetuneSettings,
+    head: LinearHead | None = None,
 ) -> dict[str, Any]:
     """What is trained, as it begins: the backbone or LoRA's factors, and the head.
 
@@ -178,7 +176,7 @@ def first_params(
     bias = np.zeros(classes, np.float32)
     if head is not None:
         kernel, bias = np.ascontiguousarray(head.weight.T), head.bias
-        if head.kind != Kind(1, settings.avgpool) or kernel.shape != (width, classes):
+        if (head.blocks, head.avgpool) != (1, settings.avgpool) or kernel.shape != (width, classes):
             raise EvaluationError(
                 f"the linear head {head.name} of {kernel.shape[1]} classes does not fit: it must "
                 f"read 1 block with avgpool={settings.avgpool} and have {classes} classes; choose "
@@ -190,7 +188,7 @@ def first_params(
     return {"lora": init_factors(params, settings.lora, settings.seed), **found}
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: FinetuneSettings) -> None:
     """Raises EvaluationError for a group or a warm-up that does not fit."""
     if settings.batch_size % settings.group_size:
         raise EvaluationError(
@@ -211,9 +209,10 @@ def finetune(
     source: Source,
     labels: np.ndarray,
     classes: int,
-    settings: Settings,
+    settings: FinetuneSettings,
     *,
-    head: Chosen | None = None,
+    head: LinearHead | None = None,
+    class_names: Sequence[str] = (),
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
     folder: Path | None = None,
@@ -226,6 +225,7 @@ def finetune(
       model, params: the backbone; its table of positions is resampled first.
       source, labels: pictures and their classes [len(source)]; -1 leaves a picture out.
       head: see `first_params`.
+      class_names: kept with the classifier.
       workers: loader processes.
       folder: where the state is stored; a killed run continues from there.
       identity: of weights and data, so that the state of others is refused.
@@ -245,7 +245,7 @@ def finetune(
         "classes": classes,
         "identity": identity,
         "size": preprocessing.image_px,
-        "labels": fingerprint([np.asarray(labels, np.int32)]),
+        "labels": checksum([np.asarray(labels, np.int32)]),
         "head": "" if head is None else head.name,
     }
     file = StateFile(None if folder is None else Path(folder) / STATE_FILE, known)
@@ -277,11 +277,22 @@ def finetune(
             settings.save_every,
         )
         backbone = jax.jit(functools.partial(_backbone, settings))(state["ema"], frozen)
-    head_values = jax.tree.map(to_host, state["ema"]["head"])
-    return Finetuned(model, jax.tree.map(to_host, backbone), head_values, settings.avgpool)
+    values = jax.tree.map(to_host, state["ema"]["head"])
+    classifier = LinearHead(
+        np.ascontiguousarray(values["kernel"].T),
+        values["bias"],
+        blocks=1,
+        avgpool=settings.avgpool,
+        class_names=tuple(class_names),
+        identity=identity,
+        metadata={"name": "fine-tuned"},
+    )
+    return Finetuned(model, jax.tree.map(to_host, backbone), classifier)
 
 
-def _optimizer(settings: Settings, trained: Any, depth: int) -> optax.GradientTransformation:
+def _optimizer(
+    settings: FinetuneSettings, trained: Any, depth: int
+) -> optax.GradientTransformation:
     return layerwise_adamw(
         trained,
         depth,
@@ -294,7 +305,7 @@ def _optimizer(settings: Settings, trained: Any, depth: int) -> optax.GradientTr
     )
 
 
-def _settings_of_state(settings: Settings) -> dict[str, Any]:
+def _settings_of_state(settings: FinetuneSettings) -> dict[str, Any]:
     """What must not change when a stored state is continued: all but how often it is stored."""
     known = dataclasses.asdict(settings)
     known.pop("save_every")
@@ -303,7 +314,7 @@ def _settings_of_state(settings: Settings) -> dict[str, Any]:
 
 def _compile_step(
     model: VisionTransformer,
-    settings: Settings,
+    settings: FinetuneSettings,
     preprocessing: Preprocessing,
     optimizer: optax.GradientTransformation,
     placed: Any,

@@ -1,0 +1,127 @@
+"""What classifiers are trained on: checks of features and labels, and batches of pictures."""
+
+import contextlib
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads.grid import Grid, check_rows
+from dinov2_jax.heads.linear import HeadColumns
+from dinov2_jax.parallel.placement import local_groups, put_batch
+
+
+def check_training(columns: HeadColumns, labels: np.ndarray, classes: int, grid: Grid) -> None:
+    """Refuses rows, columns or classes that do not fit together.
+
+    Raises:
+      EvaluationError: in one sentence.
+    """
+    check_rows(columns, labels, grid)
+    check_classes(labels, classes)
+
+
+def check_classes(labels: np.ndarray, classes: int) -> None:
+    """Refuses a class without pictures, and labels beyond the classes.
+
+    Raises:
+      EvaluationError: naming one that is wrong.
+    """
+    present = np.unique(labels)
+    outside = present[(present < 0) | (present >= classes)]
+    if len(outside):
+        raise EvaluationError(
+            f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check the "
+            "label file, or give the right number of classes"
+        )
+    missing = np.setdiff1d(np.arange(classes), present)
+    if len(missing):
+        raise EvaluationError(
+            f"class {missing[0]} has no picture in the training set ({len(missing)} of {classes} "
+            "have none); number the classes without gaps or use a complete training set"
+        )
+
+
+def check_finite(columns: HeadColumns, rows: int = 65536) -> None:
+    """Refuses NaN and infinity, which one picture would spread to all classifiers.
+
+    Raises:
+      EvaluationError: naming the first row that has one.
+    """
+    for place, column in enumerate(columns):
+        for start in range(0, len(column), rows):
+            good = np.isfinite(np.asarray(column[start : start + rows])).all(axis=1)
+            if not good.all():
+                row = start + int(np.argmin(good))
+                raise EvaluationError(
+                    f"row {row} in column {place} of the features is not finite; leave out "
+                    "pictures that could not be read, or extract the features again"
+                )
+
+
+def checksum(arrays: Sequence[np.ndarray]) -> str:
+    """Sums up shapes and some values: 1024 rows spread over each array."""
+    found = 0
+    for array in arrays:
+        step = max(1, len(array) // 1024)
+        found = zlib.crc32(np.ascontiguousarray(array[::step]).tobytes(), found)
+        found = zlib.crc32(repr((array.shape, str(array.dtype))).encode(), found)
+    return f"{found:08x}"
+
+
+def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
+    """Refuses labels that are not one a picture, and classes without pictures.
+
+    Raises:
+      EvaluationError: in one sentence.
+    """
+    if len(labels) != len(source):
+        raise EvaluationError(
+            f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "
+            "those to leave out"
+        )
+    check_classes(labels[labels >= 0], classes)
+
+
+@contextlib.contextmanager
+def labelled_batches(
+    source: Source,
+    labels: np.ndarray,
+    preprocessing: Preprocessing,
+    mesh: Mesh,
+    start: int,
+    *,
+    batch_size: int,
+    **how: Any,
+) -> Iterator[Iterator[dict[str, Array]]]:
+    """Yields {"images": uint8 [B, S, S, C], "labels": int32 [B]} from batch `start` on, for ever.
+
+    The arrays are split over the mesh; each process loads the pictures of its own devices only.
+
+    Args:
+      preprocessing: gives the side of the crops and the number of channels.
+      how: other arguments of `LabelledLoader`.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = shards if batch_size % shards == 0 else 1
+    loader = LabelledLoader(
+        source,
+        labels,
+        batch_size=batch_size,
+        size=preprocessing.image_px,
+        channels=len(preprocessing.mean),
+        start_batch=start,
+        parts=parts,
+        share=local_groups(mesh, parts),
+        **how,
+    )
+    names = "images", "labels"
+    with contextlib.closing(loader):
+        yield (put_batch({name: batch[name] for name in names}, mesh) for batch in loader)
