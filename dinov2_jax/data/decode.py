@@ -1,22 +1,27 @@
-"""Encoded bytes -> uint8 RGB, gray or more channels, for whatever real folders hold."""
+"""From a record of a source to pixels: uint8 RGB, gray or more channels."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import threading
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
+from dinov2_jax.data.sources.source import Source
+
 # 100 million pixels take 1.1 GB for a moment: 4 bytes each in Pillow, twice 3 on the way to numpy.
 MAX_PIXELS = 100_000_000
 # Plugins that neither start other programs (EPS, WMF) nor hide a second picture (ICO, ICNS).
 _WANTED = (
-    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"),
-    *("TGA", "PCX", "SGI", "QOI", "DDS", "PSD", "XBM"),
-)
+    "JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM",
+    "TGA", "PCX", "SGI", "QOI", "DDS", "PSD", "XBM",
+)  # fmt: skip
 # Pillow registers most plugins only when asked to, and a build may lack some (AVIF).
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
@@ -25,32 +30,64 @@ _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-
-# Pillow's own limit is a warning at 89 million pixels and an error at 179 million, by a global
-# and before a JPEG can be scaled down: `decode` checks the size in the header instead.
-Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module=r"PIL\.")
+# Held while Pillow's guards are off, so that threads restore what they found.
+_GUARDS = threading.Lock()
 
 
 class BadImage(Exception):
     """A record that cannot be decoded; the text says why."""
 
 
-def decode(
-    raw: bytes,
-    max_pixels: int = MAX_PIXELS,
-    min_side_px: int | None = None,
-    channels: int = 3,
-) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """How records become pixels.
+
+    Attributes:
+      max_pixels: larger pictures are bad records.
+      channels: 3 is RGB, 1 is luma; any other number needs .npy files of uint8 [H, W, channels].
+      min_side_px: shorter side that the crops need; a JPEG that is much larger is decoded smaller.
+        None: every JPEG is decoded whole.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    channels: int = 3
+    min_side_px: int | None = None
+
+
+WHOLE_RGB = DecodeSpec()
+
+
+def load_record(source: Source, index: int, spec: DecodeSpec) -> np.ndarray:
+    """Record `index` as uint8 [H, W, channels].
+
+    Raises:
+      BadImage: it cannot be read or decoded; the text says why.
+    """
+    try:
+        record = source[index]
+    except OSError as error:
+        raise BadImage(error.strerror or str(error)) from error
+    if isinstance(record, np.ndarray):
+        return to_channels(record, spec.channels)
+    return decode(record, spec)
+
+
+def why_unreadable(source: Source, index: int, spec: DecodeSpec) -> str | None:
+    """Why record `index` cannot be read, or None if it can."""
+    try:
+        load_record(source, index, spec)
+    except BadImage as error:
+        return str(error)
+    return None
+
+
+def decode(raw: bytes, spec: DecodeSpec = WHOLE_RGB) -> np.ndarray:
     """Decodes any common picture, or the bytes of a .npy file, to uint8 [H, W, channels].
 
-    A picture has 3 channels, RGB, or 1, their luma; any other number needs a .npy file of uint8
-    [H, W, channels].
-
-    Alpha is laid on white, EXIF rotation is applied, deeper values are scaled to 8 bits, of an
-    animation the first frame is taken. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if it
-    has more than `max_pixels`, or if its shorter side is more than 4 `min_side_px`, the side in
-    px that the crops need (then at least 2 `min_side_px` remain).
+    Alpha is blended on white, EXIF rotation is applied, values of more than 8 bits are scaled to 8
+    bits, and an animation gives its first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    if it has more than `max_pixels`, or if its shorter side exceeds 4 `min_side_px`; at least 2
+    `min_side_px` remain.
 
     Raises:
       BadImage: not a picture, truncated, larger than `max_pixels`, or of other channels.
@@ -59,8 +96,8 @@ def decode(
         raise BadImage("the file is empty")
     try:
         if raw.startswith(_NPY):
-            return to_channels(_decode_npy(raw, max_pixels), channels)
-        return to_channels(_decode_picture(raw, max_pixels, min_side_px), channels)
+            return to_channels(_decode_npy(raw, spec.max_pixels), spec.channels)
+        return to_channels(_decode_picture(raw, spec), spec.channels)
     except BadImage:
         raise
     except MemoryError as error:
@@ -70,10 +107,10 @@ def decode(
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [H, W, C] -> [H, W, channels]: RGB to ITU-R 601 luma, gray to RGB, or as it is.
+    """uint8 [H, W, C] -> [H, W, channels]: RGB to ITU-R 601 luma, gray to RGB, or unchanged.
 
     Raises:
-      BadImage: any other pair.
+      BadImage: for any other pair of channel numbers.
     """
     held = pixels.shape[2]
     if held == channels:
@@ -89,7 +126,7 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
-    """[H, W] or [H, W, C] without a copy; a header that promises more than there is takes none."""
+    """[H, W, C] without a copy; a header that promises more bytes than there are fails."""
     stream = BytesIO(raw)
     version = np.lib.format.read_magic(stream)
     shape, fortran, dtype = _NPY_HEADERS[version](stream)
@@ -103,19 +140,38 @@ def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
     )
 
 
-def _decode_picture(raw: bytes, max_pixels: int, min_side_px: int | None) -> np.ndarray:
+def _decode_picture(raw: bytes, spec: DecodeSpec) -> np.ndarray:
     """[H, W, 3]."""
-    with Image.open(BytesIO(raw), formats=FORMATS) as image:
+    with _guards_off():
+        image = Image.open(BytesIO(raw), formats=FORMATS)
+        is_plain_jpeg = _is_plain_jpeg(image)
+    with image:
         whole = image.size
-        _shrink_jpeg(image, max_pixels, min_side_px)
-        _check_size(image, max_pixels)
-        if image.size == whole and _is_plain_jpeg(image):
-            with contextlib.suppress(ValueError):  # Pillow knows the reason, or puts up with it
-                # Pillow's very pixels in 0.6 of its time, as Pillow copies them twice.
+        _shrink_jpeg(image, spec)
+        _check_size(image, spec.max_pixels)
+        if image.size == whole and is_plain_jpeg:
+            with contextlib.suppress(ValueError):  # Pillow tolerates it, or gives the reason
+                # The same pixels as Pillow's; it is faster because Pillow copies them twice.
                 return simplejpeg.decode_jpeg(raw, colorspace="RGB", strict=True)
         image.load()
         _turn_upright(image)
         return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _guards_off() -> Iterator[None]:
+    """Without Pillow's size limit and its warnings about odd headers, for this block only.
+
+    Its limit (a warning at 89 million pixels, an error at 179 million) is a global that it applies
+    before a JPEG can be scaled down; `_check_size` comes after that.
+    """
+    with _GUARDS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _reason(error: Exception) -> str:
@@ -125,18 +181,18 @@ def _reason(error: Exception) -> str:
     return text[:200] or type(error).__name__
 
 
-def _shrink_jpeg(image: Image.Image, max_pixels: int, min_side_px: int | None) -> None:
+def _shrink_jpeg(image: Image.Image, spec: DecodeSpec) -> None:
     if image.format not in ("JPEG", "MPO"):
         return
     width, height = image.size
-    side = min(width, height)
-    if width * height > max_pixels and image.info.get("progressive"):
-        return  # libjpeg holds all its coefficients at full size, whatever the scale: refused
-    if min_side_px is not None and side > 4 * min_side_px:
-        wanted = 2 * min_side_px / side
-    elif width * height > max_pixels:
+    side, too_large = min(width, height), width * height > spec.max_pixels
+    if too_large and image.info.get("progressive"):
+        return  # libjpeg holds all coefficients at full size, whatever the scale: refused
+    if spec.min_side_px is not None and side > 4 * spec.min_side_px:
+        wanted = 2 * spec.min_side_px / side
+    elif too_large:
         wanted = 1 / 8
-        while wanted < 1 and width * height * (2 * wanted) ** 2 <= max_pixels:
+        while wanted < 1 and width * height * (2 * wanted) ** 2 <= spec.max_pixels:
             wanted *= 2
     else:
         return
@@ -144,10 +200,10 @@ def _shrink_jpeg(image: Image.Image, max_pixels: int, min_side_px: int | None) -
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """In colour and upright: nothing is left to do after decoding."""
+    """In colour and upright: after decoding nothing is left to do."""
     if image.format != "JPEG" or image.mode != "RGB":
         return False
-    with contextlib.suppress(Exception):  # of a damaged EXIF block
+    with contextlib.suppress(Exception):  # a damaged EXIF block
         return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     return False
 
@@ -176,12 +232,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
-    """16 bits by their depth; 32 bits and floats by the range that their values suggest.
+    """Scales 16-bit values by their depth, 32-bit values and floats by the range they suggest.
 
-    Cameras and X-ray detectors store 10, 12 or 14 bits in files of 16: the depth is the least of
+    Cameras and X-ray detectors store 10, 12 or 14 bits in 16-bit files: the depth is the least of
     8, 10, 12, 14 and 16 bits that holds the greatest value.
     """
-    # float32 has 24 bits, enough for 8 of output; in place, as 100 million values are 0.4 GB
+    # In float32, which is exact enough for 8 bits, and in place: 100 million values are 0.4 GB.
     values = values.astype(np.float32)
     np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
     np.clip(values, -1e38, 1e38, out=values)  # so that no difference overflows

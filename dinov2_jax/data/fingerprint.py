@@ -1,4 +1,4 @@
-"""What tells one set of pictures from another: names, labels and a sample of the content."""
+"""Fingerprints of a set of pictures: its names, labels and a sample of the content."""
 
 import contextlib
 import hashlib
@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.bad_records import one_line
 from dinov2_jax.data.sources.source import Source
 
 
 def names_fingerprint(source: Source) -> str:
-    """Changes with the names of the pictures and their order, not with what the files hold."""
+    """Hash of the names of the pictures in their order; the content of the files does not count."""
     digest = hashlib.blake2b(digest_size=16)
     for row in range(len(source)):
         digest.update(printable(source.name(row)).encode() + b"\n")
@@ -19,12 +18,13 @@ def names_fingerprint(source: Source) -> str:
 
 
 def printable(name: str) -> str:
-    """On one line and in UTF-8, whatever bytes a file system allows."""
-    return one_line(name).encode("utf-8", "backslashreplace").decode()
+    """A name on one line and in UTF-8: file names may hold tabs, line ends and any bytes."""
+    name = name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """How many pictures, and what changes with their names, order, labels and 64 of the files."""
+    """The number of pictures, and a hash of their names, order, labels and 64 of the files."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update(names_fingerprint(source).encode())
     digest.update(np.ascontiguousarray(truth_of(source)).tobytes())
@@ -33,7 +33,7 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def content_fingerprint(source: Source) -> str:
-    """Of 64 records spread over all, or of all if there are fewer."""
+    """Hash of 64 records spread over the source, or of all if there are fewer."""
     digest = hashlib.blake2b(digest_size=8)
     for row in np.unique(np.linspace(0, len(source) - 1, 64).astype(int)):
         with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ def content_fingerprint(source: Source) -> str:
 
 
 def truth_of(source: Source) -> np.ndarray:
-    """Labels [n], -1 where there are none; of sets with several classes a picture [n, classes]."""
+    """Labels [n], -1 where unknown; [n, classes] where a picture has several classes."""
     truth = getattr(source, "targets", None)
     truth = source.labels if truth is None else truth
     return np.full(len(source), -1, np.int64) if truth is None else truth

@@ -10,16 +10,71 @@ import grain
 import numpy as np
 
 from dinov2_jax.data.crops import sample_crops
-from dinov2_jax.data.decode import MAX_PIXELS, BadImage
-from dinov2_jax.data.loader import (
-    MAX_REPLACEMENTS,
-    Batch,
-    GroupsOfBatches,
-    Reader,
-    copy_batch,
-    load_record,
-)
+from dinov2_jax.data.decode import WHOLE_RGB, BadImage, DecodeSpec, load_record
+from dinov2_jax.data.loader import MAX_REPLACEMENTS
+from dinov2_jax.data.reader import Batch, GroupsOfBatches, Reader, join
 from dinov2_jax.data.sources.source import Source
+
+
+class LabelledLoader:
+    """Endless batches; batch n is a function of (source, settings, seed, n) alone.
+
+    Every pass over the pictures is shuffled anew; fewer than a batch are repeated. A picture that
+    cannot be read is replaced by another one, with that one's label.
+
+    Args:
+      labels: class of every record [len(source)], -1 for those to leave out.
+      batch_size: images; size: side of the crop in px; scale: share of the picture's area.
+      decoding: pixels and channels; the loader itself sets `min_side_px`.
+      seed: of order and crops.
+      workers: loader processes; 0 reads on a thread.
+      start_batch: number of the first batch to deliver.
+      parts, share: with several processes, each delivers only the parts `share` of the equal
+        `parts` of every batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        size: int,
+        scale: tuple[float, float] = (0.08, 1.0),
+        decoding: DecodeSpec = WHOLE_RGB,
+        seed: int = 0,
+        workers: int = 0,
+        start_batch: int = 0,
+        parts: int = 1,
+        share: Sequence[int] = (0,),
+    ) -> None:
+        records = np.flatnonzero(labels >= 0)
+        # As in CropSpec.decode_px: the smallest crop keeps more than twice the size of its output.
+        decoding = dataclasses.replace(decoding, min_side_px=int(2 * size / scale[0] ** 0.5))
+        crop = _LabelledCrop(source, records, labels[records], size, scale, decoding)
+        dataset = (
+            grain.MapDataset.source(range(len(records)))
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .random_map(crop)
+            .batch(batch_size // parts)
+        )
+        self._parts = len(share)
+        wanted = GroupsOfBatches(dataset, parts, tuple(share), start_batch)
+        self._reader = Reader(grain.MapDataset.source(wanted), workers)
+        self._close = weakref.finalize(self, self._reader.close)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """{"images": uint8 [B, S, S, C], "labels": int32 [B], "records": int64 [B]}."""
+        return join([next(self._reader) for _ in range(self._parts)])
+
+    def close(self) -> None:
+        """Ends the worker processes; no batch can follow."""
+        self._close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +84,13 @@ class _LabelledCrop(grain.transforms.RandomMap):
     labels: np.ndarray
     size: int
     scale: tuple[float, float]
-    max_pixels: int
-    channels: int
+    decoding: DecodeSpec
 
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         place = int(element)
-        # As in decode_side: the least crop keeps more than twice the size of its output.
-        min_side = int(2 * self.size / self.scale[0] ** 0.5)
         for _ in range(MAX_REPLACEMENTS + 1):
-            how = self.max_pixels, min_side, self.channels
             try:
-                image = load_record(self.source, int(self.records[place]), *how)
+                image = load_record(self.source, int(self.records[place]), self.decoding)
                 break
             except BadImage:
                 place = int(rng.integers(len(self.records)))
@@ -53,64 +104,3 @@ class _LabelledCrop(grain.transforms.RandomMap):
             "labels": np.int32(self.labels[place]),
             "records": np.int64(self.records[place]),
         }
-
-
-class LabelledLoader:
-    """Endless batches; batch n is a function of (source, settings, seed, n) alone.
-
-    Every pass over the pictures is shuffled anew; fewer than a batch are repeated. A picture that
-    cannot be read is replaced by another one, with that one's label.
-
-    Args:
-      labels: class of every record [len(source)], -1 for those to leave out.
-      batch_size: images; size: side of the crop in px; scale: share of the picture's area.
-      seed: of order and crops.
-      workers: loader processes; 0 reads on a thread.
-      max_pixels: larger pictures cannot be read.
-      start_batch: number of the first batch to deliver.
-      parts, share: one of several processes delivers the parts `share` of the equal `parts` of
-        every batch.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        labels: np.ndarray,
-        *,
-        batch_size: int,
-        size: int,
-        scale: tuple[float, float] = (0.08, 1.0),
-        seed: int = 0,
-        workers: int = 0,
-        max_pixels: int = MAX_PIXELS,
-        channels: int = 3,
-        start_batch: int = 0,
-        parts: int = 1,
-        share: Sequence[int] = (0,),
-    ) -> None:
-        records = np.flatnonzero(labels >= 0)
-        make = _LabelledCrop(source, records, labels[records], size, scale, max_pixels, channels)
-        dataset = (
-            grain.MapDataset.source(range(len(records)))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(make)
-            .batch(batch_size // parts)
-        )
-        self._parts = len(share)
-        wanted = GroupsOfBatches(dataset, parts, tuple(share), start_batch)
-        self._reader = Reader(grain.MapDataset.source(wanted), workers)
-        self._close = weakref.finalize(self, self._reader.close)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        """{"images": uint8 [B, S, S, C], "labels": int32 [B], "records": int64 [B]}."""
-        parts = [copy_batch(next(self._reader)) for _ in range(self._parts)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def close(self) -> None:
-        """Ends the worker processes; no batch can follow."""
-        self._close()

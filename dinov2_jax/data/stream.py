@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
-from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.crops import center_crop
+from dinov2_jax.data.decode import BadImage, DecodeSpec, load_record
 from dinov2_jax.data.fit import Fit
-from dinov2_jax.data.loader import Batch, Reader, copy_batch, load_record
+from dinov2_jax.data.reader import Batch, Reader, join
 from dinov2_jax.data.sources.source import Source
 
 # Pictures that a worker hands over at a time: an exchange between processes costs a millisecond.
@@ -21,13 +22,7 @@ Picture = tuple[int, np.ndarray | None]
 
 
 def stream_pictures(
-    source: Source,
-    rows: np.ndarray,
-    fit: Fit,
-    *,
-    max_pixels: int,
-    workers: int,
-    channels: int = 3,
+    source: Source, rows: np.ndarray, fit: Fit, *, decoding: DecodeSpec, workers: int
 ) -> Iterator[Picture]:
     """The pictures `rows` of `source`, in this order.
 
@@ -35,19 +30,22 @@ def stream_pictures(
       source: pictures.
       rows: record numbers.
       fit: brings them to whole patches.
-      max_pixels: larger pictures are unreadable.
+      decoding: pixels and channels; `min_side_px` comes from `fit`.
       workers: loader processes; 0 works on a thread of this process.
-      channels: of the pictures, see `dinov2_jax.data.decode.decode`.
 
     Yields:
       (row, uint8 [h, w, channels]); None instead of pixels where the picture cannot be read.
     """
-    dataset = grain.MapDataset.source(_Chunks(rows)).map(
-        _LoadChunk(source, fit, max_pixels, channels)
-    )
+    decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
+    dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, decoding))
     with contextlib.closing(Reader(dataset, workers)) as reader:
-        for chunk in map(copy_batch, reader):
-            yield from _apart(chunk, channels)
+        for chunk in _copied(reader):
+            yield from _split(chunk, decoding.channels)
+
+
+def _copied(reader: Reader) -> Iterator[Batch]:
+    """Copies, while grain's own arrays get no name under which they would outlive close()."""
+    return map(lambda batch: join([batch]), reader)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,7 @@ class _Chunks:
 class _LoadChunk(grain.transforms.Map):
     source: Source
     fit: Fit
-    max_pixels: int
-    channels: int
+    decoding: DecodeSpec
 
     def map(self, element: np.ndarray) -> Batch:
         images = [self._load(int(row)) for row in element]
@@ -76,20 +73,18 @@ class _LoadChunk(grain.transforms.Map):
         return {
             "rows": np.asarray(element, np.int64),
             "shapes": np.array([image.shape[:2] for image in images], np.int64),
-            # One byte more, as shared memory cannot be empty.
+            # One byte more, because shared memory cannot be empty.
             "pixels": np.concatenate([*pixels, np.zeros(1, np.uint8)]),
         }
 
     def _load(self, row: int) -> np.ndarray:
         try:
-            how = self.max_pixels, self.fit.decode_px, self.channels
-            image = load_record(self.source, row, *how)
+            return self.fit(load_record(self.source, row, self.decoding))
         except BadImage:
-            return np.zeros((0, 0, self.channels), np.uint8)
-        return self.fit(image)
+            return np.zeros((0, 0, self.decoding.channels), np.uint8)
 
 
-def _apart(chunk: Batch, channels: int) -> Iterator[Picture]:
+def _split(chunk: Batch, channels: int) -> Iterator[Picture]:
     start = 0
     for row, (height, width) in zip(chunk["rows"], chunk["shapes"], strict=True):
         stop = start + height * width * channels
@@ -98,10 +93,50 @@ def _apart(chunk: Batch, channels: int) -> Iterator[Picture]:
         start = stop
 
 
-def why_unreadable(source: Source, row: int, max_pixels: int, channels: int = 3) -> str:
-    """The reason, found by reading the picture again."""
-    try:
-        load_record(source, row, max_pixels, None, channels)
-    except BadImage as error:
-        return str(error)
-    return "unreadable at an earlier time"
+def eval_batches(
+    source: Source,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    resize_size: int,
+    image_size: int,
+    decoding: DecodeSpec,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Pictures for evaluation: shorter side to `resize_size`, central square of `image_size`.
+
+    Yields:
+      {"images": uint8 [batch_size, S, S, channels], "index": int64 [batch_size]}; index is -1 in
+      the padding of the last batch and for pictures that cannot be decoded.
+    """
+    count = -(-len(indices) // batch_size) * batch_size
+    padded = np.full(count, -1, np.int64)
+    padded[: len(indices)] = indices
+    decoding = dataclasses.replace(decoding, min_side_px=2 * resize_size)
+    load = _LoadForEvaluation(source, resize_size, image_size, decoding)
+    dataset = grain.MapDataset.source(padded).map(load).batch(batch_size)
+    # closing: also where the consumer stops before the last batch
+    with contextlib.closing(Reader(dataset, workers)) as reader:
+        yield from _copied(reader)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadForEvaluation(grain.transforms.Map):
+    source: Source
+    resize_size: int
+    image_size: int
+    decoding: DecodeSpec
+
+    def map(self, element: int) -> Batch:
+        index = int(element)
+        try:
+            if index < 0:
+                raise BadImage("padding")
+            image = load_record(self.source, index, self.decoding)
+        except BadImage:
+            shape = self.image_size, self.image_size, self.decoding.channels
+            return {"images": np.zeros(shape, np.uint8), "index": np.int64(-1)}
+        return {
+            "images": center_crop(image, self.resize_size, self.image_size),
+            "index": np.int64(index),
+        }

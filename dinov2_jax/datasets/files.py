@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.sources.folder import MAX_FILE_BYTES, Names, may_be_picture
+from dinov2_jax.data.sources.files import Names, may_be_picture, read_picture
 from dinov2_jax.data.sources.source import SourceError
 
 
@@ -63,10 +63,7 @@ class Files:
         return len(self._names)
 
     def __getitem__(self, index: int) -> bytes:
-        with open(self.path(index), "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
-            return file.read()
+        return read_picture(self.path(index))
 
     def name(self, index: int) -> str:
         """The path relative to the set's folder."""

@@ -7,7 +7,6 @@ other weights or pictures do not meet a wrong feature; a single picture that was
 same name may go unnoticed.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.decode import DecodeSpec, why_unreadable
 from dinov2_jax.data.fingerprint import content_fingerprint, names_fingerprint, truth_of
 from dinov2_jax.data.fit import Fit
-from dinov2_jax.data.loader import load_record
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.features.embed import embed_pictures
 from dinov2_jax.features.extract import Extractor
@@ -187,12 +185,8 @@ class FeatureCache:
     def _repaired(self, folder: Path, source: Source, request: Request) -> bool:
         """Whether a picture that could not be read now can."""
         lost = np.flatnonzero(~np.load(folder / "readable.npy"))
-        how = self._config.data.max_pixels, None, request.channels
-        for row in lost[:1000]:
-            with contextlib.suppress(BadImage):
-                load_record(source, int(row), *how)
-                return True
-        return False
+        decoding = DecodeSpec(self._config.data.max_pixels, request.channels)
+        return any(why_unreadable(source, int(row), decoding) is None for row in lost[:1000])
 
     def _read(self, folder: Path, request: Request) -> list[Any]:
         """Memory maps, in the order of the request."""

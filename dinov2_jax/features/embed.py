@@ -20,10 +20,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError, to_json
+from dinov2_jax.data.decode import DecodeSpec, why_unreadable
 from dinov2_jax.data.fingerprint import names_fingerprint
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.data.stream import Picture, stream_pictures, why_unreadable
+from dinov2_jax.data.stream import Picture, stream_pictures
 from dinov2_jax.features.extract import Columns, Extractor
 from dinov2_jax.features.manifest import Ledger, weights_fingerprint
 from dinov2_jax.features.request import Request, make_request
@@ -204,9 +205,8 @@ class _Work:
             self._source,
             rows,
             self._request.fit,
-            max_pixels=data.max_pixels,
+            decoding=DecodeSpec(data.max_pixels, self._request.channels),
             workers=data.workers,
-            channels=self._request.channels,
         )
         with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
             pictures = _shown(stream, before, before + len(rows))
@@ -225,8 +225,9 @@ class _Work:
         lost = self._extractor.fill(columns, itertools.islice(pictures, len(rows)), rows.start)
         columns["readable"] = np.ones(len(rows), bool)
         columns["readable"][np.array(lost, int) - rows.start] = False
-        how = self._config.data.max_pixels, self._request.channels
-        return columns, {row: why_unreadable(self._source, row, *how) for row in lost}
+        decoding = DecodeSpec(self._config.data.max_pixels, self._request.channels)
+        reasons = {row: why_unreadable(self._source, row, decoding) for row in lost}
+        return columns, {row: why or "unreadable before" for row, why in reasons.items()}
 
     def _write(self, shard: int, columns: Columns, unreadable: dict[int, str]) -> None:
         rows = self._ledger.rows(shard)

@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax.data.decode import MAX_PIXELS
+from dinov2_jax.data.decode import MAX_PIXELS, DecodeSpec, why_unreadable
 from dinov2_jax.data.sources.given import Arrays, Paths
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError
-from dinov2_jax.data.stream import Picture, stream_pictures, why_unreadable
+from dinov2_jax.data.stream import Picture, stream_pictures
 from dinov2_jax.features.batches import Batch, batches_of
 from dinov2_jax.features.forward import make_forward
 from dinov2_jax.features.request import Request, make_request
@@ -97,20 +97,15 @@ def extract(
     batch_size = min(batch_size, len(source))
     extractor = Extractor(backbone, request, batch_size=batch_size, dtype=dtype, devices=devices)
     arrays = extractor.empty(len(source))
-    stream = stream_pictures(
-        source,
-        np.arange(len(source)),
-        request.fit,
-        max_pixels=max_pixels,
-        workers=workers,
-        channels=request.channels,
-    )
+    decoding = DecodeSpec(max_pixels, request.channels)
+    rows = np.arange(len(source))
+    stream = stream_pictures(source, rows, request.fit, decoding=decoding, workers=workers)
     with contextlib.closing(stream):
         lost = extractor.fill(arrays, stream)
     return Features(
         arrays,
         [source.name(row) for row in range(len(source))],
-        {row: why_unreadable(source, row, max_pixels, request.channels) for row in lost},
+        {row: why_unreadable(source, row, decoding) or "unreadable before" for row in lost},
         request.fit.grid,
     )
 

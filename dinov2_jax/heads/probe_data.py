@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.labelled import LabelledLoader
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
@@ -99,6 +100,7 @@ def labelled_batches(
     start: int,
     *,
     batch_size: int,
+    max_pixels: int,
     **how: Any,
 ) -> Iterator[Iterator[dict[str, Array]]]:
     """Yields {"images": uint8 [B, S, S, C], "labels": int32 [B]} from batch `start` on, for ever.
@@ -107,6 +109,7 @@ def labelled_batches(
 
     Args:
       preprocessing: gives the side of the crops and the number of channels.
+      max_pixels: larger pictures are replaced by others.
       how: other arguments of `LabelledLoader`.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -116,7 +119,7 @@ def labelled_batches(
         labels,
         batch_size=batch_size,
         size=preprocessing.image_px,
-        channels=len(preprocessing.mean),
+        decoding=DecodeSpec(max_pixels, len(preprocessing.mean)),
         start_batch=start,
         parts=parts,
         share=local_groups(mesh, parts),

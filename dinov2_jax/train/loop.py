@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from dinov2_jax import __version__
 from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import diff_configs, leaves, to_dict
-from dinov2_jax.data.bad_records import BadRecords
 from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
@@ -26,6 +25,7 @@ from dinov2_jax.parallel.processes import (
     own_name,
     require_same,
 )
+from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
 from dinov2_jax.run.health import HealthMonitor
 from dinov2_jax.run.interrupt import StopRequest
@@ -35,7 +35,7 @@ from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_config, write_crop_sheet
-from dinov2_jax.train.setup import Run, crop_spec, make_run, mask_spec, return_free_memory
+from dinov2_jax.train.setup import Run, batch_spec, decode_spec, make_run, return_free_memory
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -151,13 +151,11 @@ def _open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords
     require_same(
         configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
     )
-    skipped = folder / "skipped.txt"
     bad = BadRecords(
         source,
+        decode_spec(config),
+        folder / "skipped.txt",
         data.max_bad_fraction,
-        skipped,
-        data.max_pixels,
-        channels=config.model.in_channels,
         writes=is_main(),
     )
     bad.preflight()
@@ -210,13 +208,8 @@ def loading(
     """
     loader = TrainLoader(
         source,
-        crop_spec(config),
-        mask_spec(config),
-        batch_size=config.batch_size,
-        group_size=config.group_size,
-        seed=config.seed,
+        batch_spec(config),
         workers=config.data.workers,
-        max_pixels=config.data.max_pixels,
         start_batch=start,
         share=share,
     )

@@ -8,9 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.loader import eval_batches
+from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError, check_same_classes
+from dinov2_jax.data.stream import eval_batches
 from dinov2_jax.features.frozen import cls_forward, extract_features
 from dinov2_jax.heads.grid import Grid, accuracies
 from dinov2_jax.heads.knn import knn_accuracy
@@ -54,8 +55,7 @@ class Probe:
             batch_size=settings.batch_size,
             resize_size=settings.resize_size,
             image_size=settings.image_size,
-            max_pixels=self._config.data.max_pixels,
-            channels=self._config.model.in_channels,
+            decoding=DecodeSpec(self._config.data.max_pixels, self._config.model.in_channels),
             workers=self._config.data.workers if many else 0,
         )
         title = "k-NN features" if many and is_main() else ""

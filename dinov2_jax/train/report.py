@@ -9,8 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import to_json
-from dinov2_jax.data.loader import Batch, eval_batches
+from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.stream import eval_batches
 from dinov2_jax.features.frozen import cls_forward
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
@@ -62,8 +64,7 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
         batch_size=len(chosen),
         resize_size=side,
         image_size=side,
-        max_pixels=config.data.max_pixels,
-        channels=config.model.in_channels,
+        decoding=DecodeSpec(config.data.max_pixels, config.model.in_channels),
     )
     pictures = batch["images"][batch["index"] >= 0]
     if not len(pictures):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from dinov2_jax.data.decode import BadImage
+from dinov2_jax.data.decode import BadImage, DecodeSpec, load_record
 from dinov2_jax.data.fit import Fit
-from dinov2_jax.data.loader import eval_batches, load_record
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.data.stream import eval_batches
 from dinov2_jax.models.attention_maps import attention_maps
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.canvas import resize
@@ -66,7 +66,7 @@ def read_pictures(
     pictures, notes = [], []
     for record in map(int, records):
         try:
-            image = load_record(source, record, max_pixels, side_px)
+            image = load_record(source, record, DecodeSpec(max_pixels, min_side_px=side_px))
         except BadImage as error:
             notes.append(f"warning: {source.name(record)} is left out: {error}")
             continue
@@ -139,7 +139,7 @@ def leaf_through(
         batch_size=min(batch_size, len(records)),
         resize_size=preprocessing.resize_px,
         image_size=preprocessing.image_px,
-        max_pixels=max_pixels,
+        decoding=DecodeSpec(max_pixels),
     )
     for batch in batches:
         real = batch["index"] >= 0

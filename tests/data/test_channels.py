@@ -10,7 +10,7 @@ from PIL import Image
 
 from dinov2_jax.data import photometric
 from dinov2_jax.data.crops import Box, center_crop, resize_crop, sample_crops
-from dinov2_jax.data.decode import BadImage, decode
+from dinov2_jax.data.decode import BadImage, DecodeSpec, decode
 from dinov2_jax.viz.sheet import as_rgb, crop_sheet
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 5), dtype=np.uint8)
@@ -31,13 +31,15 @@ def png(pixels: np.ndarray) -> bytes:
 def test_colour_becomes_luma_and_gray_stays_as_it_is():
     rgb, gray = NOISE[..., :3], NOISE[..., 0]
     luma = np.asarray(Image.fromarray(rgb).convert("L"))
-    np.testing.assert_array_equal(decode(png(rgb), channels=1), luma[..., None])
-    np.testing.assert_array_equal(decode(png(gray), channels=1), gray[..., None])
-    np.testing.assert_array_equal(decode(npy(gray), channels=3), np.stack([gray] * 3, axis=-1))
+    np.testing.assert_array_equal(decode(png(rgb), DecodeSpec(channels=1)), luma[..., None])
+    np.testing.assert_array_equal(decode(png(gray), DecodeSpec(channels=1)), gray[..., None])
+    np.testing.assert_array_equal(
+        decode(npy(gray), DecodeSpec(channels=3)), np.stack([gray] * 3, axis=-1)
+    )
 
 
 def test_arrays_are_read_as_they_are():
-    np.testing.assert_array_equal(decode(npy(NOISE), channels=5), NOISE)
+    np.testing.assert_array_equal(decode(npy(NOISE), DecodeSpec(channels=5)), NOISE)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_arrays_are_read_as_they_are():
 )
 def test_what_is_no_picture_of_five_channels_is_a_bad_record(raw, reason):
     with pytest.raises(BadImage, match=reason):
-        decode(raw, channels=5)
+        decode(raw, DecodeSpec(channels=5))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 200])

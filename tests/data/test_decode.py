@@ -1,14 +1,18 @@
 """Every kind of picture that real folders hold."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data.decode import MAX_PIXELS, BadImage, decode
+from dinov2_jax.data.decode import MAX_PIXELS, BadImage, DecodeSpec, decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -63,7 +67,7 @@ def test_a_plain_jpeg_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> No
     raw = encode(two_colours().resize((800, 600)), "JPEG")
     check_colours(decode(raw), RED, BLUE, 4)
     assert seen == [raw]
-    decode(raw, min_side_px=70)
+    decode(raw, DecodeSpec(min_side_px=70))
     decode(encode(two_colours("L"), "JPEG"))
     decode(encode(two_colours("CMYK"), "JPEG"))
     assert seen == [raw]
@@ -222,20 +226,49 @@ def test_decompression_bomb_is_refused_by_its_header() -> None:
 
 def test_a_large_jpeg_is_decoded_smaller() -> None:
     raw = encode(two_colours().resize((800, 600)), "JPEG")
-    small = decode(raw, max_pixels=200_000)
+    small = decode(raw, DecodeSpec(max_pixels=200_000))
     assert small.shape == (300, 400, 3)
     check_colours(small, RED, BLUE, 4)
     with pytest.raises(BadImage, match="max_pixels"):
-        decode(raw, max_pixels=5_000)  # 1/8 of the side is still more
+        decode(raw, DecodeSpec(max_pixels=5_000))  # 1/8 of the side is still more
     # a progressive file holds all its coefficients in memory whatever the scale
     progressive = encode(two_colours().resize((800, 600)), "JPEG", progressive=True)
     for needed_px in (None, 50):
         with pytest.raises(BadImage, match="max_pixels"):
-            decode(progressive, max_pixels=200_000, min_side_px=needed_px)
+            decode(progressive, DecodeSpec(max_pixels=200_000, min_side_px=needed_px))
 
 
 def test_draft_keeps_twice_what_the_crops_need() -> None:
     raw = encode(two_colours().resize((840, 630)), "JPEG")
-    assert decode(raw, min_side_px=158).shape == (630, 840, 3)  # not more than 4 times
-    assert decode(raw, min_side_px=150).shape == (315, 420, 3)
-    assert decode(raw, min_side_px=70).shape == (158, 210, 3)
+    assert decode(raw, DecodeSpec(min_side_px=158)).shape == (630, 840, 3)  # not more than 4 times
+    assert decode(raw, DecodeSpec(min_side_px=150)).shape == (315, 420, 3)
+    assert decode(raw, DecodeSpec(min_side_px=70)).shape == (158, 210, 3)
+
+
+def test_importing_and_decoding_change_no_global_of_the_host_program() -> None:
+    """Pillow's guard against decompression bombs and the warning filters belong to the program."""
+    script = """
+import io, threading, warnings
+import numpy, simplejpeg  # numpy itself adds filters
+from PIL import Image
+before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+from dinov2_jax.data.decode import BadImage, decode
+assert before == (Image.MAX_IMAGE_PIXELS, warnings.filters) and before[0]
+file = io.BytesIO()
+Image.new("RGB", (24, 16), "red").save(file, "PNG")
+
+def work():
+    for _ in range(200):
+        decode(file.getvalue())
+        try:
+            decode(b"no picture")
+        except BadImage:
+            pass
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert before == (Image.MAX_IMAGE_PIXELS, warnings.filters)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, env=env)

@@ -1,5 +1,7 @@
 """Batches: shapes, determinism over workers and resumption, replaced records, evaluation."""
 
+import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -13,21 +15,22 @@ from PIL import Image
 
 from dinov2_jax.data import loader as pipeline
 from dinov2_jax.data.crops import Box, center_crop, resize_crop, sample_box
-from dinov2_jax.data.decode import decode
+from dinov2_jax.data.decode import DecodeSpec, decode, load_record
 from dinov2_jax.data.loader import (
     MAX_REPLACEMENTS,
+    BatchSpec,
     CropSpec,
     MaskSpec,
     TrainLoader,
-    eval_batches,
-    load_record,
 )
 from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.stream import eval_batches
 
 CROPS = CropSpec(32, (0.32, 1.0), 16, (0.05, 0.32), 3)
 MASKS = MaskSpec(8, 0.5, (0.1, 0.5))
+SPEC = BatchSpec(CROPS, MASKS, DecodeSpec(), batch_size=4, group_size=2, seed=1)
 
 
 def fill(folder: Path, number: int) -> Folder:
@@ -45,8 +48,9 @@ def source(tmp_path: Path) -> Source:
 
 
 def batches(source: Source, number: int, **changes: Any) -> list[dict[str, np.ndarray]]:
-    options = dict(batch_size=4, group_size=2, seed=1, workers=0, max_pixels=10**8) | changes
-    loader = TrainLoader(source, CROPS, MASKS, **options)
+    fields = {field.name for field in dataclasses.fields(SPEC)} & set(changes)
+    spec = dataclasses.replace(SPEC, **{name: changes.pop(name) for name in fields})
+    loader = TrainLoader(source, spec, **changes)
     found = [{k: v.copy() for k, v in next(loader).items()} for _ in range(number)]
     loader.close()
     return found
@@ -129,17 +133,7 @@ def test_workers_do_not_change_batches(source: Source) -> None:
 
 
 def test_state_counts_batches(source: Source) -> None:
-    loader = TrainLoader(
-        source,
-        CROPS,
-        MASKS,
-        batch_size=2,
-        group_size=2,
-        seed=0,
-        workers=0,
-        max_pixels=10**8,
-        start_batch=5,
-    )
+    loader = TrainLoader(source, SPEC, start_batch=5)
     next(loader)
     assert loader.state() == {"next_batch": 6}
     loader.close()
@@ -152,9 +146,7 @@ def test_fewer_pictures_than_a_batch(tmp_path: Path) -> None:
 
 def test_no_local_crops(source: Source) -> None:
     spec = CropSpec(32, (0.32, 1.0), 16, (0.05, 0.32), 0)
-    loader = TrainLoader(
-        source, spec, MASKS, batch_size=2, group_size=2, seed=0, workers=0, max_pixels=10**8
-    )
+    loader = TrainLoader(source, dataclasses.replace(SPEC, crops=spec, batch_size=2))
     assert next(loader)["local_crops"].shape == (2, 0, 16, 16, 3)
     loader.close()
 
@@ -202,7 +194,7 @@ def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(tmp_path: 
     taken = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load_record", lambda *given: taken.append(load_record(*given)))
-        pipeline._MakeCrops(source, CROPS, 10**8)._load(0, rng)
+        pipeline._MakeCrops(source, SPEC)._load(0, rng)
     small, whole = taken[0], decode(source[0])
     assert small.shape == (300, 400, 3)
     for size, scale in ((32, CROPS.global_scale), (16, CROPS.local_scale)):
@@ -217,7 +209,7 @@ def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(tmp_path: 
 def test_evaluation_batches_are_padded(source: Source) -> None:
     found = list(
         eval_batches(
-            source, [6, 0, 3], batch_size=2, resize_size=36, image_size=32, max_pixels=10**8
+            source, [6, 0, 3], batch_size=2, resize_size=36, image_size=32, decoding=DecodeSpec()
         )
     )
     assert [batch["index"].tolist() for batch in found] == [[6, 0], [3, -1]]
@@ -235,7 +227,7 @@ def test_evaluation_marks_bad_records(tmp_path: Path) -> None:
         batch_size=3,
         resize_size=36,
         image_size=32,
-        max_pixels=10**8,
+        decoding=DecodeSpec(),
     )
     assert batch["index"].tolist() == [0, 1, -1]
 
@@ -256,20 +248,22 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         import sys, time
-        from dinov2_jax.data.loader import CropSpec, MaskSpec, TrainLoader, eval_batches
+        from dinov2_jax.data.decode import DecodeSpec
+        from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec, TrainLoader
+        from dinov2_jax.data.stream import eval_batches
         from dinov2_jax.data.sources.open import open_source
 
         if __name__ == "__main__":
             assert not {{"tensorflow", "torch"}} & set(sys.modules)
             source = open_source("folder", {str(tmp_path)!r})
             crops, masks = CropSpec(32, (0.3, 1.0), 16, (0.1, 0.3), 2), MaskSpec(8, 0.5, (0.1, 0.5))
-            loader = TrainLoader(source, crops, masks, batch_size=2, group_size=2, seed=0,
-                                 workers=2, max_pixels=10**8)
+            spec = BatchSpec(crops, masks, DecodeSpec(), batch_size=2, group_size=2, seed=0)
+            loader = TrainLoader(source, spec, workers=2)
             kept = next(loader)["global_crops"]
             time.sleep(1)  # until the second worker, never asked so far, has its arrays ready
             loader.close()
             left_early = eval_batches(source, range(7), batch_size=2, resize_size=36,
-                                      image_size=32, max_pixels=10**8, workers=1)
+                                      image_size=32, decoding=DecodeSpec(), workers=1)
             kept_too = next(left_early)
             del left_early
             print(kept.shape)
@@ -277,3 +271,12 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
     )
     done = run(str(script))
     assert (done.returncode, done.stdout, done.stderr) == (0, "(2, 2, 32, 32, 3)\n", "")
+
+
+def test_a_private_name_that_grain_moved_breaks_nothing(source: Source, monkeypatch) -> None:
+    """Before, one moved file of grain broke every import of this package."""
+    monkeypatch.setitem(sys.modules, "grain._src.python.ipc.shared_memory_array", None)
+    for name in ("loader", "reader"):
+        monkeypatch.delitem(sys.modules, f"dinov2_jax.data.{name}")
+        importlib.import_module(f"dinov2_jax.data.{name}")
+    assert len(batches(source, 1)) == 1  # closes its loader, too

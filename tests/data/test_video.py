@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.stream import stream_pictures
 from dinov2_jax.data.video import VideoFrames, middles, pool_frames, read_frames
@@ -136,7 +137,7 @@ def test_a_video_is_decoded_once_and_a_bad_one_tried_once(
     monkeypatch.setattr("dinov2_jax.data.video.read_frames", counted)
     source = VideoFrames(files(tmp_path))
     fit = Fit("center_crop", (16,), 16, 4)
-    stream = stream_pictures(source, np.arange(24), fit, max_pixels=10**8, workers=0)
+    stream = stream_pictures(source, np.arange(24), fit, decoding=DecodeSpec(), workers=0)
     found = dict(stream)
     assert [row for row, image in found.items() if image is None] == list(range(8, 16))
     assert found[0].shape == (16, 16, 3)

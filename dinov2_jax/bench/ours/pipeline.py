@@ -11,8 +11,8 @@ from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import side_of
 from dinov2_jax.bench.photos import read_jpeg
 from dinov2_jax.data.crops import Box, resize_crop, sample_crops
-from dinov2_jax.data.decode import decode
-from dinov2_jax.data.loader import CropSpec, decode_side
+from dinov2_jax.data.decode import DecodeSpec, decode
+from dinov2_jax.data.loader import CropSpec
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 
 SPEC = CropSpec(224, (0.32, 1.0), 96, (0.05, 0.32), 8)
@@ -27,7 +27,7 @@ class _Host:
         self.rng = np.random.default_rng(settings["seed"])
 
     def next_crops(self) -> tuple[np.ndarray, np.ndarray]:
-        image = decode(self.raw[next(self.order)], min_side_px=decode_side(SPEC))
+        image = decode(self.raw[next(self.order)], DecodeSpec(min_side_px=SPEC.decode_px))
         return (
             sample_crops(self.rng, image, 2, SPEC.global_size, SPEC.global_scale),
             sample_crops(self.rng, image, SPEC.local_number, SPEC.local_size, SPEC.local_scale),

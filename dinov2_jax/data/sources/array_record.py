@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import os
-
 import numpy as np
 
-from dinov2_jax.data.sources.source import SourceError, first_line, missing, read_one
+from dinov2_jax.data.sources.files import find_files
+from dinov2_jax.data.sources.source import SourceError, read_record, short_message
 
 
 class ArrayRecord:
@@ -20,13 +18,7 @@ class ArrayRecord:
     class_names: tuple[str, ...] | None = None
 
     def __init__(self, path: str) -> None:
-        files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
-        if os.path.isdir(path):
-            files = sorted(glob.glob(os.path.join(glob.escape(path), "*.array_record*")))
-            if not files:
-                raise SourceError(f"data.path={path} holds no *.array_record file")
-        if not files:
-            raise missing(path)
+        files = find_files(path, "*.array_record*")
         try:
             from array_record.python import array_record_data_source
         except ImportError as error:
@@ -37,7 +29,7 @@ class ArrayRecord:
             self._records = array_record_data_source.ArrayRecordDataSource(files)
         except RuntimeError as error:
             raise SourceError(
-                f"data.path={path} cannot be read as ArrayRecord: {first_line(error)}"
+                f"data.path={path} cannot be read as ArrayRecord: {short_message(error)}"
             ) from error
         self._path = path
         if not len(self._records):
@@ -47,7 +39,7 @@ class ArrayRecord:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes:
-        return read_one(self._records, index)
+        return read_record(self._records, index)
 
     def name(self, index: int) -> str:
         """`path[index]`."""

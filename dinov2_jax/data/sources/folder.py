@@ -8,25 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from dinov2_jax.data.sources.openmoji import SPLITS
-from dinov2_jax.data.sources.source import SourceError, check_name, missing
+from dinov2_jax.data.sources.files import Names, may_be_picture, read_picture
+from dinov2_jax.data.sources.source import SPLITS, SourceError, check_name, not_found
 
-# Files are judged by their content when they are read, not by their names. Only what certainly is
-# no picture is left out here, so that it does not count as a bad record.
-_NOT_PICTURES = frozenset(
-    "." + ending
-    for ending in (
-        *("txt", "md", "rst", "json", "jsonl", "csv", "tsv", "html", "htm", "xml", "yaml", "yml"),
-        *("toml", "ini", "cfg", "log", "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "py"),
-        *("sh", "js", "css", "svg", "ico", "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z"),
-        *("rar", "db", "sqlite", "mp4", "m4v", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac"),
-        *("npy", "npz", "pt", "pth", "mat", "pkl", "h5", "hdf5", "parquet", "array_record"),
-        *("tfrecord", "xmp", "thm", "aae", "part", "tmp", "cls"),
-    )
-)
-# A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
-MAX_FILE_BYTES = 1 << 29
-# What the folders of a split are called, torchvision's and others' ways.
+# The names of the folders of a split, as torchvision and others write them.
 _SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("validation", "val", "valid", "test"),
@@ -34,33 +19,18 @@ _SPLIT_FOLDERS = {
 }
 
 
-class Names:
-    """Many strings in one block of bytes: 14 million paths cost their characters, not objects."""
-
-    def __init__(self, names: Sequence[bytes]) -> None:
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        self._text = b"".join(names)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._text[start : self._ends[index]])
-
-
 class Folder:
     """All pictures under a folder, or those that a text file lists, in the order of their names.
 
-    A folder with the two folders train/ and val/ (or validation/, valid/, test/) has these splits.
-    In any other the splits "train" and "test" exist with labels only: four fifths and a fifth, by a
-    hash of the relative name, so that a new file never moves another; without labels a split is
-    everything.
+    A folder that holds train/ and val/ (or validation/, valid/, test/) has these splits. Any other
+    folder is divided only if it has labels: "train" is four fifths and "test" one fifth, by a hash
+    of the relative name, so that a new file never moves another. Without labels every split is the
+    whole folder.
     """
 
     def __init__(self, path: str, split: str = "all", labels: str = "none") -> None:
         if not os.path.exists(path):
-            raise missing(path)
+            raise not_found(path)
         listed = not os.path.isdir(path)
         of_split = None if listed else _split_folder(path, split)
         if of_split is not None:
@@ -73,7 +43,7 @@ class Folder:
         self.labels: np.ndarray | None = None
         folders = _class_folders(names, labels, path)
         if folders is not None:
-            split = "test" if split == "validation" else split  # what other data sets call it
+            split = "test" if split == "validation" else split  # the name that other data sets use
             check_name("split", split, SPLITS)
             names, folders = _take_split(names, folders, split, path)
             self.class_names, self.labels = folders
@@ -83,10 +53,7 @@ class Folder:
         return len(self._names)
 
     def __getitem__(self, index: int) -> bytes:
-        with open(os.path.join(self._root, self._names[index]), "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
-            return file.read()
+        return read_picture(os.path.join(self._root, self._names[index]))
 
     def name(self, index: int) -> str:
         """The path relative to the folder or to the list."""
@@ -94,7 +61,7 @@ class Folder:
 
 
 def _walk(root: str) -> Iterator[bytes]:
-    """Relative names of all regular, not hidden files; a directory is entered once."""
+    """Relative names of all regular files that are not hidden; a directory is entered once."""
     top = os.fsencode(root)
     pending, entered = [b""], set()
     while pending:
@@ -122,12 +89,8 @@ def _walk(root: str) -> Iterator[bytes]:
                 yield name
 
 
-def may_be_picture(name: bytes) -> bool:
-    return os.path.splitext(os.fsdecode(name))[1].lower() not in _NOT_PICTURES
-
-
 def _split_folder(path: str, split: str) -> str | None:
-    """The folder of a split, if `path` is divided into folders of the training set and another."""
+    """The folder of a split, if `path` holds a folder for training and one for another split."""
 
     def first(names: Sequence[str]) -> str | None:
         folders = (os.path.join(path, name) for name in names)
@@ -140,7 +103,7 @@ def _split_folder(path: str, split: str) -> str | None:
 def _read_list(path: str) -> list[bytes]:
     with open(path, "rb") as file:
         start = file.read(4096)
-        if b"\0" in start:  # also in UTF-16, which some editors and shells write
+        if b"\0" in start:  # so does UTF-16, which some editors and shells write
             raise SourceError(
                 f"data.path={path} is neither a folder nor a list of paths in UTF-8, one a line; "
                 "unpack an archive first, and name the folder"

@@ -1,4 +1,4 @@
-"""Pictures that a program holds already: paths in a list, or arrays."""
+"""Pictures that a program already has: a list of paths, or arrays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dinov2_jax.data.sources.files import read_picture
 from dinov2_jax.data.sources.source import SourceError
 
 
 class Paths:
-    """Picture files in the order given; one that is not there counts as unreadable."""
+    """Picture files in the given order; a missing one counts as unreadable."""
 
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
@@ -24,8 +25,7 @@ class Paths:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> bytes:
-        with open(self._paths[index], "rb") as file:
-            return file.read()
+        return read_picture(self._paths[index])
 
     def name(self, index: int) -> str:
         """The path as given."""

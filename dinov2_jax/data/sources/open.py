@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-from dinov2_jax.data.sources import openmoji as samples
 from dinov2_jax.data.sources.array_record import ArrayRecord
+from dinov2_jax.data.sources.folder import Folder
+from dinov2_jax.data.sources.openmoji import Openmoji
 from dinov2_jax.data.sources.source import Source, SourceError, check_name
+from dinov2_jax.data.sources.tar import Tar
 from dinov2_jax.data.sources.tfds import Tfds
 
 KINDS = ("folder", "tar", "array_record", "tfds", "openmoji")
@@ -27,30 +29,25 @@ def open_source(
       path: a folder or a text file with one path a line; tar or ArrayRecord file, glob or folder;
         TFDS name, name@data_dir or folder of a prepared data set; unused for openmoji.
       split: "train", "test" or "all"; any TFDS split expression for tfds.
-      labels: where a folder gets its classes from: "folders" (the first directory under `path`),
-        "auto" (so, if every picture lies in one of two or more directories) or "none". openmoji
-        and TFDS bring their labels.
+      labels: the classes of a folder. "folders": the first directory below `path`; "auto": the
+        same, if every picture lies in one of two or more directories; "none". openmoji and TFDS
+        have labels of their own.
       cache_dir: where openmoji is drawn to.
 
     Raises:
-      ValueError: unknown kind, labels or split, or nothing found.
+      SourceError: unknown kind, labels or split, or no picture.
       FileNotFoundError: `path` does not exist.
     """
     check_name("data.source", kind, KINDS)
     check_name("labels", labels, LABELS)
     path = os.path.expanduser(path)  # a shell leaves the ~ of --config.data.path=~/pictures
     if kind == "openmoji":
-        check_name("split", split, samples.SPLITS)
-        return samples.Openmoji(split, cache_dir)
+        return Openmoji(split, cache_dir)
     if not path:
         raise SourceError(f"data.source={kind!r} needs data.path; set --config.data.path=...")
     if kind == "folder":
-        from dinov2_jax.data.sources.folder import Folder  # which builds on this module
-
         return Folder(path, split, labels)
     if kind == "tar":
-        from dinov2_jax.data.sources.tar import Tar
-
         return Tar(path)
     if kind == "array_record":
         return ArrayRecord(path)

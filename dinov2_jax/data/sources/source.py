@@ -1,7 +1,7 @@
 """What every source of pictures offers.
 
-A source is a random-access list. A record is either encoded bytes or uint8 [H, W, 3]; sources
-are pickled once into every worker process and open their files there.
+A source is a random-access list of records. A record is either encoded bytes or uint8 [H, W, 3].
+Sources are pickled once into every worker process and open their files there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dinov2_jax.errors import UserError
+
+# What a source without splits of its own is divided into.
+SPLITS = ("train", "test", "all")
 
 
 class SourceError(UserError):
@@ -57,8 +60,8 @@ def check_same_classes(bank: Source, query: Source) -> None:
         )
 
 
-def missing(path: str) -> FileNotFoundError:
-    """The error for a path that does not exist, naming its nearest neighbour."""
+def not_found(path: str) -> FileNotFoundError:
+    """The error for a path that does not exist; it names the most similar one beside it."""
     parent, name = os.path.split(os.path.abspath(path))
     siblings = os.listdir(parent) if os.path.isdir(parent) else []
     near = difflib.get_close_matches(name, siblings, n=1)
@@ -66,12 +69,18 @@ def missing(path: str) -> FileNotFoundError:
     return FileNotFoundError(f"data.path={path} does not exist{hint}")
 
 
-def read_one(records: Any, index: int) -> Any:
+def read_record(records: Any, index: int) -> Any:
+    """A record of an ArrayRecord file.
+
+    Raises:
+      OSError: its chunk is damaged; the records of other chunks can still be read.
+    """
     try:
         return records[index]
-    except RuntimeError as error:  # what array_record raises for a damaged chunk; others are whole
-        raise OSError(first_line(error)) from error
+    except RuntimeError as error:
+        raise OSError(short_message(error)) from error
 
 
-def first_line(error: Exception) -> str:
+def short_message(error: Exception) -> str:
+    """The first line of an error, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

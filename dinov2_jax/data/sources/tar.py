@@ -1,16 +1,15 @@
-"""Pictures in tar files, read where they lie: nothing is unpacked."""
+"""Pictures in tar files, read in place: nothing is unpacked."""
 
 from __future__ import annotations
 
-import glob
 import os
 import tarfile
 from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax.data.sources.folder import MAX_FILE_BYTES, Names, may_be_picture
-from dinov2_jax.data.sources.source import SourceError, missing
+from dinov2_jax.data.sources.files import Names, check_bytes, find_files, may_be_picture
+from dinov2_jax.data.sources.source import SourceError
 
 # First bytes of the compressions that tar files come in.
 _COMPRESSED = {
@@ -25,8 +24,8 @@ class Tar:
     """All pictures in plain tar files, in the order of the files' names and of their members.
 
     `path` is a file, a glob or a folder of *.tar files; there are no labels or splits. Opening
-    reads the headers once, and from then on a picture is one read at its known place. What is
-    certainly no picture by its name (the .json and .cls of WebDataset) is passed over, as in
+    reads the headers once; from then on a picture is one read at its known place. Members whose
+    names say that they are no pictures (the .json and .cls of WebDataset) are skipped, as in
     folders.
     """
 
@@ -34,13 +33,7 @@ class Tar:
     class_names: tuple[str, ...] | None = None
 
     def __init__(self, path: str) -> None:
-        files = [path] if os.path.isfile(path) else sorted(glob.glob(path))
-        if os.path.isdir(path):
-            files = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
-            if not files:
-                raise SourceError(f"data.path={path} holds no *.tar file")
-        if not files:
-            raise missing(path)
+        files = find_files(path, "*.tar")
         self._files = [os.path.abspath(file) for file in files]
         members = [(number, *m) for number, file in enumerate(files) for m in _members(file)]
         if not members:
@@ -55,8 +48,7 @@ class Tar:
 
     def __getitem__(self, index: int) -> bytes:
         size = int(self._size[index])
-        if size > MAX_FILE_BYTES:
-            raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
+        check_bytes(size)
         # Opened anew each time: workers on any number of threads then share no position.
         with open(self._files[self._file[index]], "rb") as file:
             file.seek(int(self._start[index]))
@@ -75,7 +67,7 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
         if start.startswith(mark):
             raise SourceError(
                 f"data.path={path} is compressed by {name}, so that no picture can be read without "
-                "all before it; decompress it first (pictures hardly become smaller)"
+                "all before it; decompress it first (compression hardly makes pictures smaller)"
             )
     try:
         with tarfile.open(path, "r:", errors="surrogateescape") as archive:
@@ -84,7 +76,7 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
                 hidden = os.path.basename(name).startswith(b".")
                 if member.isreg() and not member.issparse() and not hidden and may_be_picture(name):
                     yield name, member.offset_data, member.size
-                archive.members = []  # which would keep an object a picture
+                archive.members = []  # else it keeps one object a picture
     except tarfile.TarError as error:
         raise SourceError(
             f"data.path={path} is no tar file, or ends too early ({error}); copy it again"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.sources.source import SourceError, first_line, read_one
+from dinov2_jax.data.sources.source import SourceError, read_record, short_message
 
 
 class Tfds:
@@ -36,7 +36,9 @@ class Tfds:
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:  # TFDS has many types for a missing split or folder
-            raise SourceError(f"data.path={path}, split={split!r}: {first_line(error)}") from error
+            raise SourceError(
+                f"data.path={path}, split={split!r}: {short_message(error)}"
+            ) from error
         self._title = f"{path}/{split}"
         self._labels: np.ndarray | None = None
 
@@ -44,7 +46,7 @@ class Tfds:
         return len(self._records)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return read_one(self._records, index)[self._image]
+        return read_record(self._records, index)[self._image]
 
     @property
     def labels(self) -> np.ndarray | None:

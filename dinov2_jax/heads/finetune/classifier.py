@@ -9,11 +9,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from dinov2_jax.data.decode import MAX_PIXELS
-from dinov2_jax.data.loader import eval_batches
+from dinov2_jax.data.decode import MAX_PIXELS, DecodeSpec
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.stream import eval_batches
 from dinov2_jax.features.frozen import extract_features
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.models.vit import VisionTransformer
@@ -81,8 +81,7 @@ def predict(
         batch_size=batch_size,
         resize_size=preprocessing.resize_px,
         image_size=preprocessing.image_px,
-        max_pixels=max_pixels,
-        channels=len(preprocessing.mean),
+        decoding=DecodeSpec(max_pixels, len(preprocessing.mean)),
         workers=workers,
     )
     how = {"total": len(indices), "description": description}

@@ -1,15 +1,16 @@
-"""Counting and listing the pictures that cannot be decoded, and stopping when they are too many."""
+"""Counts and lists the pictures that cannot be decoded, and stops a run when they are too many."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.decode import BadImage
-from dinov2_jax.data.loader import Batch, load_record
+from dinov2_jax.data.decode import DecodeSpec, why_unreadable
+from dinov2_jax.data.fingerprint import printable
+from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import UserError
+from dinov2_jax.run.files import write_text
 
 # From so many bad pictures on, their share among those seen says something about the rest.
 _ENOUGH_BAD = 10
@@ -24,25 +25,23 @@ class BadRecords:
 
     Args:
       source: names the records.
-      max_fraction: greatest share of bad among distinct records seen.
-      path: of skipped.txt; written when the first bad record is met.
-      max_pixels, channels: as in decoding, to find the reason again.
+      decoding: as in the loader; finds the reason again.
+      path: of skipped.txt, written when the first bad record is met.
+      max_fraction: greatest share (0..1) of bad records among the distinct records seen.
       writes: False in all but one of several processes, which all keep the same list.
     """
 
     def __init__(
         self,
         source: Source,
-        max_fraction: float,
+        decoding: DecodeSpec,
         path: Path,
-        max_pixels: int,
+        max_fraction: float,
         *,
-        channels: int = 3,
         writes: bool = True,
     ) -> None:
-        self._source, self._max_fraction = source, max_fraction
-        self._path, self._writes = path, writes
-        self._how = max_pixels, None, channels
+        self._source, self._decoding = source, decoding
+        self._path, self._max_fraction, self._writes = path, max_fraction, writes
         self._looked_at = 0
         self._reasons: dict[int, str] = {}
 
@@ -72,7 +71,7 @@ class BadRecords:
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON: which records were bad among how many, of how many."""
+        """For the checkpoint, as JSON: the bad records, how many were seen, and of how many."""
         return {
             "skipped": sorted(self._reasons),
             "looked_at": self._looked_at,
@@ -82,7 +81,7 @@ class BadRecords:
     def load(self, state: dict[str, Any]) -> None:
         """Restores `state()`, {} in a new run; forgets what became readable or was deleted since.
 
-        The list is then that of this run, whatever an earlier start left there.
+        skipped.txt then lists the records of this run, whatever an earlier start left there.
         """
         self._looked_at = max(self._looked_at, state.get("looked_at", 0))
         for index in state.get("skipped", []):
@@ -92,11 +91,7 @@ class BadRecords:
         self._write()
 
     def _reason(self, index: int) -> str | None:
-        try:
-            load_record(self._source, index, *self._how)
-        except BadImage as error:
-            return str(error)
-        return None
+        return why_unreadable(self._source, index, self._decoding)
 
     def _note(self, looked_at: int, bad: list[int]) -> None:
         # A pass shows every record once, so the first len(source) pictures are distinct.
@@ -116,29 +111,20 @@ class BadRecords:
             self._path.unlink(missing_ok=True)
             return
         lines = [
-            f"{one_line(self._source.name(index))}\t{reason}\n"
+            f"{printable(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())
         ]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(lines))
 
     def _judge(self) -> None:
         bad, seen = len(self._reasons), min(self._looked_at, len(self._source))
         if bad <= self._max_fraction * seen or (bad < _ENOUGH_BAD and seen < len(self._source)):
             return
-        names = [self._source.name(index) for index in sorted(self._reasons)]
-        shown = ", ".join(names[:10]) + (", ..." if bad > 10 else "")
-        shown = shown.encode("utf-8", "backslashreplace").decode()
+        names = [printable(self._source.name(index)) for index in sorted(self._reasons)[:10]]
+        shown = ", ".join(names) + (", ..." if bad > 10 else "")
         raise TooManyBadRecords(
             f"{bad} of {seen} pictures looked at cannot be read, more than "
             f"config.data.max_bad_fraction {self._max_fraction:g} ({shown}; all with reasons in "
             f"{self._path}); remove them, or allow more with --config.data.max_bad_fraction="
             f"{min(1.0, np.ceil(100 * bad / seen + 1) / 100):g}"
         )
-
-
-def one_line(name: str) -> str:
-    """File names may hold tabs and line ends."""
-    return name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

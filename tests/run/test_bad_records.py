@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.data.bad_records import BadRecords, TooManyBadRecords
+from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.run.bad_records import BadRecords, TooManyBadRecords
 
 
 def picture() -> bytes:
@@ -48,7 +49,7 @@ def batch(used: list[int], bad: list[int]) -> dict[str, np.ndarray]:
 
 
 def watch(tmp_path: Path, source: Records, limit: float = 0.01) -> BadRecords:
-    return BadRecords(source, limit, tmp_path / "run" / "skipped.txt", 10**8)
+    return BadRecords(source, DecodeSpec(), tmp_path / "run" / "skipped.txt", limit)
 
 
 def test_update_takes_the_bookkeeping_and_lists_names(tmp_path: Path) -> None:

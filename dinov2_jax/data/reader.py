@@ -1,0 +1,111 @@
+"""Reads a grain dataset ahead in worker processes, and ends them without leaving shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupsOfBatches:
+    """The groups `share` of every batch from `start_batch` on, in order, by random access."""
+
+    dataset: grain.MapDataset
+    groups: int
+    share: tuple[int, ...]
+    start_batch: int
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.groups * len(self.share)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, place = divmod(index, len(self.share))
+        return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Concatenates batches, also a single one, into memory of their own.
+
+    grain's arrays lie in shared memory. A block of it that is still referenced when the
+    interpreter ends is lost to the machine.
+    """
+    return {
+        name: np.concatenate([part[name].view(np.ndarray) for part in parts]) for name in parts[0]
+    }
+
+
+class Reader:
+    """A dataset's elements in order, read ahead in `workers` processes, or on a thread if 0."""
+
+    def __init__(self, dataset: grain.MapDataset, workers: int) -> None:
+        if not flags.FLAGS.is_parsed():  # grain starts no process before absl's flags are parsed
+            flags.FLAGS.mark_as_parsed()
+        reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        if workers:
+            # BLAS reads this when a worker loads numpy; its threads would only compete for cores.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            options = grain.MultiprocessingOptions(num_workers=workers)
+            reading = reading.mp_prefetch(options, worker_init_fn=_start_worker)
+        self._workers, self._delivered = workers, 0
+        self._iterator: Any = iter(reading)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._delivered += 1
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the processes and waits until the shared memory of their arrays is freed."""
+        # grain starts all workers at the first element, but ends only those that have delivered
+        # one: the others would go on, and their arrays stay in /dev/shm.
+        with contextlib.suppress(Exception):  # a worker that failed has ended, too
+            while 0 < self._delivered < self._workers:
+                next(self)
+        self._iterator.close()
+        self._iterator = iter(())  # grain's objects complain if the interpreter's end meets them
+        _wait_for_freed_memory()
+
+
+def _wait_for_freed_memory() -> None:
+    """Waits for the daemon thread with which grain frees arrays.
+
+    What that thread has not done when the interpreter ends is left in /dev/shm, and Python's
+    resource tracker complains.
+    """
+    try:
+        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+    except ImportError:  # a private name, which another release may have moved
+        return
+    pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        gc.collect()
+        with contextlib.suppress(ValueError):  # the interpreter has ended the thread
+            pool.apply(int)  # one thread works in order, so all earlier calls are done
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Lets the main process alone decide when to stop: it saves first, and needs batches to do so.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job. If the main process is killed,
+    its workers end too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

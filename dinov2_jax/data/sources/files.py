@@ -1,0 +1,79 @@
+"""Files of pictures: their names in little memory, which files may be pictures, and reading one."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinov2_jax.data.sources.source import SourceError, not_found
+
+# A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
+MAX_FILE_BYTES = 1 << 29
+# A file is judged by its content when it is read, not by its name. Only what certainly is no
+# picture is left out here, so that it does not count as a bad record.
+_NOT_PICTURES = frozenset(
+    """
+    .txt .md .rst .json .jsonl .csv .tsv .html .htm .xml .yaml .yml .toml .ini .cfg .log .pdf .doc
+    .docx .xls .xlsx .ppt .pptx .py .sh .js .css .svg .ico .zip .tar .gz .tgz .bz2 .xz .zst .7z
+    .rar .db .sqlite .mp4 .m4v .mov .avi .mkv .webm .mp3 .wav .flac .npy .npz .pt .pth .mat .pkl
+    .h5 .hdf5 .parquet .array_record .tfrecord .xmp .thm .aae .part .tmp .cls
+    """.split()  # noqa: SIM905
+)
+
+
+class Names:
+    """Many strings in one block of bytes: 14 million paths cost their characters, not objects."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._text = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._text[start : self._ends[index]])
+
+
+def may_be_picture(name: bytes) -> bool:
+    """Whether a file of this name is read at all."""
+    return os.path.splitext(os.fsdecode(name))[1].lower() not in _NOT_PICTURES
+
+
+def read_picture(path: str) -> bytes:
+    """The content of a picture file.
+
+    Raises:
+      OSError: when it cannot be read, or is too large for a picture.
+    """
+    with open(path, "rb") as file:
+        check_bytes(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def check_bytes(size_bytes: int) -> None:
+    """Raises OSError for a size that no picture has."""
+    if size_bytes > MAX_FILE_BYTES:
+        raise OSError(f"more than {MAX_FILE_BYTES} bytes, too large for a picture")
+
+
+def find_files(path: str, pattern: str) -> list[str]:
+    """The files that `path` names, sorted: itself, a glob, or those in a folder like `pattern`.
+
+    Raises:
+      SourceError: a folder without such a file.
+      FileNotFoundError: nothing is there.
+    """
+    if os.path.isfile(path):
+        return [path]
+    folder = os.path.isdir(path)
+    files = sorted(glob.glob(os.path.join(glob.escape(path), pattern) if folder else path))
+    if folder and not files:
+        raise SourceError(f"data.path={path} holds no {pattern.rstrip('*')} file")
+    if not files:
+        raise not_found(path)
+    return files
