@@ -54,7 +54,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["dinov2_jax", "dinov2_jax.*", "configs", "configs.*"]),
+    # The recipes of configs/ are installed inside the package: `configs` is too common a name to
+    # take in site-packages. The benchmarks stay in the checkout.
+    packages=[
+        *find_packages(include=["dinov2_jax", "dinov2_jax.*"], exclude=["*.bench", "*.bench.*"]),
+        *(f"dinov2_jax.{name}" for name in find_packages(include=["configs", "configs.*"])),
+    ],
+    package_dir={"dinov2_jax.configs": "configs"},
+    package_data={"dinov2_jax": ["**/*.json"]},
     install_requires=CORE,
     extras_require={
         "samples": SAMPLES,  # the drawings of the quick start

@@ -1,98 +1,123 @@
-"""python -m dinov2_jax.main --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]
+"""python -m dinov2_jax.main --config=NAME --workdir=DIR [--config.FIELD=VALUE ...]
 
---config   a Python file with get_config(), such as configs/quickstart.py
+--config   a recipe's name, such as quickstart or eval/knn, or a Python file with get_config()
 --workdir  the run directory; the same one again continues the run (task "train")
 --config.task=plan compiles the step for config.plan.topology and says what a run would take
---config.a.b=value overrides a field; --help together with --config lists all fields
+--config.a.b=value overrides a field; --help together with --config explains every field
 
-An error of yours is one sentence and exit status 2; DINOV2_JAX_TRACEBACK=1 shows where it arose.
+User errors print one sentence and exit with status 2; DINOV2_JAX_TRACEBACK=1 shows a traceback.
 """
 
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
 import os
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
-from dinov2_jax.config.checks import check_config
-from dinov2_jax.config.files import CHOICES, ConfigError, leaves, load_config, nearest
-from dinov2_jax.config.overrides import Arguments, parse_arguments, spelled, validate_overrides
-from dinov2_jax.errors import UserError
+from dinov2_jax.config.checks import check_values
+from dinov2_jax.config.comments import field_comments
+from dinov2_jax.config.files import ConfigError, leaves, load_config, nearest
+from dinov2_jax.config.overrides import Arguments, override, parse_arguments
+from dinov2_jax.errors import sentence
 
 
 def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
     """The configuration file with the overrides of the command line, locked.
 
     Raises:
-        ConfigError: for a missing file, an unknown field or a value of the wrong type.
+      ConfigError: a missing file, an unknown field or a value of the wrong type.
     """
     config = load_config(arguments.config_path)
-    validate_overrides(arguments.overrides, config)
-    fields = leaves(config)
-    given = {name: spelled(text, fields[name]) for name, text in arguments.overrides}
-    argv = ["main", *(f"--config.{name}={text}" for name, text in given.items())]
-    # The file is run once, above: DEFINE_config_file would run it again, through a loader that
-    # Python has deprecated.
-    flag_values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict(
-        "config", config, flag_values=flag_values, sys_argv=argv
-    )
-    flag_values(argv)
-    return holder.value
+    override(config, arguments.overrides)
+    return config.lock()
+
+
+# ------------------------------------------------------------------------------------- tasks
+# Each imports what it needs when it runs: mistakes on the command line must not wait for JAX.
+def train(config: ml_collections.ConfigDict, workdir: str) -> None:
+    if not workdir:
+        raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
+    from dinov2_jax.parallel import processes
+
+    processes.start(config.distributed)
+    from dinov2_jax.train import loop
+
+    loop.train(config, workdir)
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.eval.rules import RULES
+    from dinov2_jax.parallel import processes
+
+    check_values(config, RULES)
+    processes.start(config.distributed)
+    from dinov2_jax.eval import runner
+
+    runner.evaluate(config, workdir)
+
+
+def embed(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.features.rules import RULES
+    from dinov2_jax.parallel import processes
+
+    check_values(config, RULES)
+    processes.start(config.distributed)
+    from dinov2_jax.features import embed as task
+
+    task.embed(config, workdir)
+
+
+def plan(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.plan import plan as task
+
+    task.plan(config, workdir)
+
+
+def export(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.weights import export as task
+    from dinov2_jax.weights.rules import RULES
+
+    check_values(config, RULES)
+    task.run(config, workdir)
+
+
+def visualize(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.viz import visualize as task
+    from dinov2_jax.viz.rules import RULES
+
+    check_values(config, RULES)
+    task.visualize(config, workdir)
+
+
+TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "embed": embed,
+    "plan": plan,
+    "export": export,
+    "visualize": visualize,
+}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Starts `config.task`; the imports are here because they load JAX."""
-    from dinov2_jax.parallel import processes
-
-    if config.task == "train":
-        if not workdir:
-            raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
-        processes.start(config.distributed)
-        from dinov2_jax.train import loop
-
-        loop.train(config, workdir)
-    elif config.task == "eval":
-        check_config(config, device_count=1)
-        processes.start(config.distributed)
-        from dinov2_jax.eval import runner
-
-        runner.evaluate(config, workdir)
-    elif config.task == "embed":
-        check_config(config, device_count=1)
-        processes.start(config.distributed)
-        from dinov2_jax.features import embed as task
-
-        task.embed(config, workdir)
-    elif config.task == "plan":
-        from dinov2_jax.plan import plan
-
-        plan.plan(config, workdir)
-    elif config.task == "export":
-        from dinov2_jax.weights import export
-
-        export.run(config, workdir)
-    elif config.task == "visualize":
-        check_config(config, device_count=1)
-        from dinov2_jax.viz import visualize
-
-        visualize.visualize(config, workdir)
-    else:
-        tasks = CHOICES["task"]
+    """Runs the task that the configuration names."""
+    if config.task not in TASKS:
         raise ConfigError(
-            f"unknown config.task {config.task!r}; did you mean {nearest(config.task, tasks)!r}?"
+            f"unknown config.task {config.task!r}; did you mean {nearest(config.task, TASKS)!r}?"
         )
+    TASKS[config.task](config, workdir)
 
 
+# -------------------------------------------------------------------------------- command line
 def main(argv: Sequence[str]) -> int:
-    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C.
+    """Returns the exit status: 0, 2 for user errors, 130 after Ctrl-C.
 
-    Of several processes also 3, when another one is lost.
+    With several processes also 3, when another one is lost.
     """
     quiet_libraries()
     # Grain refuses to start workers before absl has parsed flags; none of its own are offered here.
@@ -107,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         arguments = parse_arguments(given)
         config = resolve_config(arguments)
         if wants_help:
-            print("\n".join(f"--config.{k}={v!r}" for k, v in leaves(config).items()))
+            print(explained(config, arguments.config_path))
             return 0
         run(config, arguments.workdir)
     except KeyboardInterrupt:
@@ -118,16 +143,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def explained(config: ml_collections.ConfigDict, config_path: str) -> str:
+    """Every field with its value, and below it the comment of its configuration file."""
+    values, lines = leaves(config), []
+    for name, (_, comment) in field_comments(config_path).items():
+        lines.append(f"--config.{name}={values[name]!r}")
+        lines += textwrap.wrap(comment, 96, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
 def explain(error: Exception) -> int:
     """Says on stderr what went wrong; returns the exit status, or raises what has no sentence."""
     from jax import distributed
 
     from dinov2_jax.parallel.processes import LOST, lost_process
 
-    show_all = "DINOV2_JAX_TRACEBACK" in os.environ
+    text = "" if "DINOV2_JAX_TRACEBACK" in os.environ else sentence(error)
     lost = lost_process(error)
-    if lost or (isinstance(error, UserError | OSError | ImportError) and not show_all):
-        print(f"error: {lost or error}", file=sys.stderr)
+    if lost or text:
+        print(f"error: {lost or text}", file=sys.stderr)
         return LOST if lost else 2
     if not distributed.is_initialized():
         raise error
@@ -136,9 +170,9 @@ def explain(error: Exception) -> int:
 
 
 def leave(status: int) -> int:
-    """Ends one of several processes at once: an orderly exit would wait for the others' own end.
+    """Ends one of several processes at once.
 
-    They wait for this one in a collective meanwhile.
+    An orderly exit would wait for the other processes, which wait for this one in a collective.
     """
     import jax
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError, load_config
 from dinov2_jax.config.overrides import parse_arguments
+from dinov2_jax.errors import sentence
 from dinov2_jax.main import main, resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def test_wrong_type_names_the_expected_one(
 def test_missing_config_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, f"--config={ROOT / 'configs/quikstart.py'}", "--workdir=x")
     assert error.endswith("configs/quickstart.py\n")
-    assert "add for example --config=configs/quickstart.py" in refused(capsys, "--workdir=x")
+    assert "add for example --config=quickstart" in refused(capsys, "--workdir=x")
 
 
 def test_other_mistakes_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +157,7 @@ def test_help_lists_every_field() -> None:
     result = run("--help", "--config=configs/vitg14.py", cwd=ROOT)
     assert result.returncode == 0
     assert "--config.model.variant='vit_giant2'" in result.stdout
-    assert run("--help", cwd=ROOT).stdout.startswith("python -m dinov2_jax.main --config=FILE")
+    assert run("--help", cwd=ROOT).stdout.startswith("python -m dinov2_jax.main --config=NAME")
 
 
 def test_wrong_arguments_are_refused_without_importing_jax() -> None:
@@ -185,3 +186,30 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         DINOV2_JAX_TRACEBACK="1",
     )
     assert "Traceback" in shown.stderr
+
+
+def test_help_explains_every_field() -> None:
+    lines = run("--help", "--config=quickstart", "--config.seed=4", cwd=ROOT).stdout.splitlines()
+    seed = lines.index("--config.seed=4")
+    assert lines[seed + 1].startswith("    The one seed of")
+    explained = [line for line in lines if line.startswith("    ")]
+    assert len(explained) > 100 and max(map(len, explained)) <= 96
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(2, "No such file or directory", "/a"), "/a: No such file or directory"),
+        (OSError(), "OSError"),
+        (TimeoutError("two\nlines"), "two lines"),
+        (ModuleNotFoundError("No module named 'scipy'", name="scipy.io"), "dinov2_jax[eval]"),
+        (ImportError("cannot import name 'f'", name="dinov2_jax.eval"), ""),
+        (KeyError("a"), ""),
+    ],
+)
+def test_errors_of_the_machine_are_one_sentence(error: Exception, text: str) -> None:
+    found = sentence(error)
+    assert (
+        text in found and bool(found) == bool(text) and "\n" not in found and "Errno" not in found
+    )

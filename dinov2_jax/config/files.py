@@ -19,33 +19,6 @@ import ml_collections
 
 from dinov2_jax.errors import UserError
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("train", "eval", "plan", "export", "embed", "visualize"),
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.variant": ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
-    "model.ffn": ("mlp", "swiglu"),
-    "model.attention": ("auto", "xla", "looped", "cudnn", "triton", "splash"),
-    "model.remat": ("none", "pointwise", "blocks"),
-    "centering": ("centering", "sinkhorn_knopp"),
-    "optimizer.lr_scaling": ("sqrt_wrt_1024", "none"),
-    "data.source": ("folder", "tar", "array_record", "tfds", "openmoji"),
-    "eval.labels": ("auto", "folders", "none"),
-    "data.labels": ("auto", "folders", "none"),
-    "which": ("teacher", "student"),
-    "format": ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx"),
-    "pca.side": ("auto", "high", "low"),
-    "policy": ("center_crop", "resize", "pad"),
-    "store.format": ("parquet", "npy"),
-    "store.dtype": ("float32", "float16"),
-    "linear.rates": ("code", "paper"),
-    "data.set": (
-        *("", "imagenet", "imagenet_tfds", "food101", "cifar10", "cifar100", "sun397", "cars"),
-        *("aircraft", "voc2007", "dtd", "pets", "caltech101", "flowers102", "cub200"),
-    ),
-    "video.set": ("", "ucf101", "kinetics400", "ssv2"),
-    "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
-}
-
 
 class ConfigError(UserError):
     """A configuration that cannot run; the message is one sentence with the remedy."""

@@ -1,9 +1,11 @@
-"""The command line, split and checked before any flag library sees it."""
+"""The command line: split into flags, each override converted once to the type of its field."""
 
 import ast
 import math
+import numbers
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +14,18 @@ import ml_collections
 from dinov2_jax.config.files import ConfigError, leaves, nearest
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
-# Tuples of as many numbers as config.model.in_channels.
-_ONE_A_CHANNEL = ("colour.mean", "colour.std")
+_NAME = re.compile(r"[\w.-]+")
+# Tuples of numbers whose length the default does not fix: one number a channel, or a scale.
+_ANY_LENGTH = ("colour.mean", "colour.std", "retrieval.scales")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The command line, split: overrides are (dotted field, text) pairs in the order given."""
+    """The command line, split: `overrides` is {dotted field: text}, the last one of a field."""
 
     config_path: str
     workdir: str
-    overrides: tuple[tuple[str, str], ...]
+    overrides: Mapping[str, str]
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -32,26 +35,24 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         ConfigError: for anything else, naming the nearest flag.
     """
     single: dict[str, str] = {"config": "", "workdir": ""}
-    overrides: list[tuple[str, str]] = []
+    overrides: dict[str, str] = {}
     for name, value in _flags(argv):
         if name.startswith("config."):
-            # A bare flag is how absl spells "true"; the type check refuses it for numbers.
-            overrides.append((name.removeprefix("config."), "true" if value is None else value))
+            # A flag without a value means "true"; the type check refuses it for numbers.
+            overrides[name.removeprefix("config.")] = "true" if value is None else value
         elif name not in single:
             known = [*single, "help"]
             raise ConfigError(
                 f"unknown flag --{name}; did you mean --{nearest(name, known)}? Fields of the "
-                "configuration are set as "
-                "--config.<name>=<value>"
+                "configuration are set as --config.<name>=<value>"
             )
         elif not value:
             raise ConfigError(f"--{name} needs a value: --{name}=<path>")
         else:
             single[name] = value
     if not single["config"]:
-        raise ConfigError("no configuration given; add for example --config=configs/quickstart.py")
-    # The last one counts. ml_collections would join the values of a repeated tuple flag.
-    return Arguments(single["config"], single["workdir"], tuple(dict(overrides).items()))
+        raise ConfigError("no configuration given; add for example --config=quickstart")
+    return Arguments(single["config"], single["workdir"], overrides)
 
 
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -79,78 +80,99 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         yield name, value
 
 
-def validate_overrides(
-    overrides: Sequence[tuple[str, str]], config: ml_collections.ConfigDict
-) -> None:
-    """Checks name and type of every override before any flag library sees it.
+def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets fields of a configuration, each to a value of the field's type.
+
+    Args:
+      values: by dotted name; text as on a command line, or Python values.
 
     Raises:
-        ConfigError: naming the nearest valid field, or the type that the field expects.
+      ConfigError: naming the nearest field, or the type that the field expects.
     """
     fields = leaves(config)
-    for name, text in overrides:
-        if name not in fields:
-            inside = [field for field in fields if field.startswith(f"{name}.")]
-            if inside:
-                raise ConfigError(
-                    f"config.{name} is a group of fields; set one of them, such as "
-                    f"--config.{inside[0]}=..."
-                )
-            raise ConfigError(
-                f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
-            )
-        _check_type(name, text, fields[name])
+    typed = {}
+    for name, value in values.items():
+        _require_field(name, fields)
+        typed[name] = _converted(name, value, fields[name])
+    config.update_from_flattened_dict(typed)
 
 
-def _check_type(name: str, text: str, default: Any) -> None:
-    def refuse(expected: str) -> ConfigError:
-        return ConfigError(
-            f"config.{name} expects {expected}, such as {default!r}, but got {text!r}"
+def _require_field(name: str, fields: Mapping[str, Any]) -> None:
+    if name in fields:
+        return
+    inside = [field for field in fields if field.startswith(f"{name}.")]
+    if inside:
+        raise ConfigError(
+            f"config.{name} is a group of fields; set one of them, such as --config.{inside[0]}=..."
         )
+    raise ConfigError(
+        f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
+    )
 
+
+def _converted(name: str, given: Any, default: Any) -> Any:
+    """`given` as a value of the type of `default`."""
+    value = _parsed(given, default) if isinstance(given, str) else given
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, tuple | list) else (value,)
+    expected = _expected(name, value, default)
+    if expected:
+        raise ConfigError(
+            f"config.{name} expects {expected}, such as {default!r}, but got {given!r}"
+        )
+    if isinstance(default, tuple):
+        items = type(default[0]) if default else int
+        return tuple(items(item) for item in value)
+    return type(default)(value)
+
+
+def _expected(name: str, value: Any, default: Any) -> str:
+    """What a field expects, "" if `value` is that."""
     if isinstance(default, bool):
-        if text.lower() not in ("true", "false", "t", "f", "1", "0"):
-            raise refuse("true or false")
-    elif isinstance(default, int):
-        if not re.fullmatch(r"[+-]?\d+(_\d+)*", text):
-            raise refuse("a whole number (int)")
-    elif isinstance(default, float):
-        if not _is_number(text):
-            raise refuse("a number (float)")
-    elif isinstance(default, tuple):
-        problem = _tuple_problem(text, default, any_number=name in _ONE_A_CHANNEL)
-        if problem:
-            raise refuse(problem)
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "" if _is_number(value, numbers.Integral) else "a whole number (int)"
+    if isinstance(default, float):
+        return "" if _is_number(value, numbers.Real) else "a number (float)"
+    if isinstance(default, tuple):
+        return _tuple_problem(value, default, any_length=name in _ANY_LENGTH)
+    return "" if isinstance(value, str | os.PathLike) else "text"
 
 
-def _is_number(text: str) -> bool:
+def _parsed(text: str, default: Any) -> Any:
+    """The value that a text spells for a field like `default`, else the text itself."""
+    if isinstance(default, bool):
+        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(
+            text.lower(), text
+        )
     try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _tuple_problem(text: str, default: tuple[Any, ...], any_number: bool) -> str:
-    """What a tuple field expects, "" if `text` is that; whole numbers and names: one or more."""
-    if _holds_names(default):
-        return "" if _names(text) else "names with commas between"
-    whole = all(isinstance(item, int) for item in default)
-    free = whole or any_number
-    kind = "whole numbers" if whole else "numbers"
-    expected = f"a tuple of {kind}" if free else f"a tuple of {len(default)} {kind}"
-    try:
-        value = ast.literal_eval(text)
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float):
+            return float(text)
+        if isinstance(default, tuple):
+            return _names(text) if _holds_names(default) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return expected
-    items = tuple(value) if isinstance(value, tuple | list) else (value,)
-    allowed: Any = int if whole else int | float
-    fits = all(isinstance(item, allowed) and not isinstance(item, bool) for item in items)
-    return "" if fits and (len(items) == len(default) or (free and items)) else expected
+        pass
+    return text
 
 
-def spelled(text: str, default: Any) -> str:
-    """The override as flag libraries read it: cls,patches is ('cls', 'patches')."""
-    return repr(_names(text)) if isinstance(default, tuple) and _holds_names(default) else text
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _tuple_problem(value: tuple[Any, ...], default: tuple[Any, ...], any_length: bool) -> str:
+    """What a tuple field expects, "" if `value` is that; whole numbers and names: one or more."""
+    if _holds_names(default):
+        named = all(isinstance(item, str) and _NAME.fullmatch(item) for item in value)
+        return "" if value and named else "names with commas between"
+    whole = all(isinstance(item, int) for item in default)
+    any_length = whole or any_length
+    kind = "whole numbers" if whole else "numbers"
+    fits = all(_is_number(item, numbers.Integral if whole else numbers.Real) for item in value)
+    if fits and (len(value) == len(default) or (any_length and value)):
+        return ""
+    return f"a tuple of {kind}" if any_length else f"a tuple of {len(default)} {kind}"
 
 
 def _holds_names(default: tuple[Any, ...]) -> bool:
@@ -158,7 +180,6 @@ def _holds_names(default: tuple[Any, ...]) -> bool:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Names with commas between, with or without brackets and quotes; () if they are none."""
+    """Names with commas between, with or without brackets and quotes."""
     inner = re.fullmatch(r"\s*[(\[]?(.*?),?\s*[)\]]?\s*", text)
-    names = [name.strip().strip("'\"") for name in inner[1].split(",")] if inner else []
-    return tuple(names) if all(re.fullmatch(r"[\w.-]+", name) for name in names) else ()
+    return tuple(name.strip().strip("'\"") for name in inner[1].split(",")) if inner else ()

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import to_dict
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
@@ -14,6 +13,7 @@ from dinov2_jax.plan.text import describe, describe_search, outcome, summary
 from dinov2_jax.plan.topology import Target, open_target
 from dinov2_jax.plan.trial import Trial, try_setting
 from dinov2_jax.run.files import write_json
+from dinov2_jax.train.checks import check_training
 
 
 def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
@@ -24,7 +24,7 @@ def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
       ImportError: when the topology's compiler is not installed.
     """
     target = open_target(config.plan.topology)
-    notes = check_config(config, len(target.devices))
+    notes = check_training(config, len(target.devices))
     return make_plan(for_target(config, target), target, notes, workdir)
 
 

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax import __version__
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import diff_configs, leaves, to_dict
 from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.open import open_source
@@ -31,6 +30,7 @@ from dinov2_jax.run.health import HealthMonitor
 from dinov2_jax.run.interrupt import StopRequest
 from dinov2_jax.run.metrics import Output
 from dinov2_jax.run.progress import Throughput
+from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
@@ -45,7 +45,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       ConfigError, CheckpointError, WeightsError, FileNotFoundError, TooManyBadRecords,
         NonFiniteLoss: each says what to do.
     """
-    notes = check_config(config, jax.device_count())
+    notes = check_training(config, jax.device_count())
     folder, keep = Path(workdir).expanduser(), config.checkpoint
     mesh = make_mesh(**config.mesh)
     share = local_groups(mesh, config.batch_size // config.group_size)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import (
     ConfigError,
     diff_configs,
@@ -19,6 +18,7 @@ from dinov2_jax.config.files import (
     to_json,
     tuples,
 )
+from dinov2_jax.train.checks import check_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "__init__")
@@ -104,12 +104,12 @@ def test_every_overlay_has_the_fields_and_types_of_the_default(name: str) -> Non
 def test_every_overlay_can_run(name: str) -> None:
     config = load(name)
     config.data.path = config.data.path or "/pictures"
-    assert check_config(config, device_count=1) == []
+    assert check_training(config, device_count=1) == []
 
 
 @pytest.mark.parametrize(("name", "devices"), [("vits14", 8), ("vitb14", 8), ("vitg14", 256)])
 def test_large_recipes_fit_their_machines(name: str, devices: int) -> None:
-    assert check_config(load(name), device_count=devices) == []
+    assert check_training(load(name), device_count=devices) == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -198,38 +198,38 @@ def test_what_cannot_run_is_refused_with_a_value_that_can(
     changes: dict[str, Any], message: str
 ) -> None:
     config = small()
-    check_config(config, device_count=8)
+    check_training(config, device_count=8)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
-        check_config(config, device_count=8)
+        check_training(config, device_count=8)
 
 
 def test_idle_devices_are_mentioned() -> None:
     config = small()
     config.mesh.data = 2
-    idle, spanning = check_config(config, device_count=8)
+    idle, spanning = check_training(config, device_count=8)
     assert "2 of 8 devices" in idle
     assert "--config.group_size=32" in spanning
 
 
 def test_schedules_longer_than_the_run_are_mentioned() -> None:
     config = load("vits14")
-    assert check_config(config, device_count=8) == []
+    assert check_training(config, device_count=8) == []
     config.total_steps = config.optimizer.freeze_last_layer_steps + 1
-    (note,) = check_config(config, device_count=8)
+    (note,) = check_training(config, device_count=8)
     assert "config.optimizer.warmup_steps" in note
 
 
 def test_a_frozen_backbone_of_random_weights_is_mentioned() -> None:
     config = small()
     config.optimizer.freeze_backbone_steps = 10
-    (note,) = check_config(config, device_count=1)
+    (note,) = check_training(config, device_count=1)
     assert "keeps random weights" in note
     config.init_from = "dinov2_vits14"
-    assert check_config(config, device_count=1) == []
+    assert check_training(config, device_count=1) == []
 
 
 def test_koleo_off_allows_groups_of_one() -> None:
     config = small()
     config.group_size, config.dino.koleo_loss_weight = 1, 0.0
-    assert check_config(config, device_count=1) == []
+    assert check_training(config, device_count=1) == []

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from dinov2_jax.config.files import CHOICES
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import swiglu_hidden_dim
-from dinov2_jax.models.vit import REMAT, VARIANTS, VisionTransformer, from_config
+from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
 
 COUNTS = {
     ("vit_small", "mlp", 0): 22_056_576,
@@ -91,10 +90,6 @@ def test_wrong_sizes_and_names_are_named():
         model.init(jax.random.key(0), jnp.zeros((1, 30, 28, 3)))
     with pytest.raises(ValueError, match=r"vit_huge.*vit_large"):
         from_config({"variant": "vit_huge"}, 224)
-
-
-def test_the_configuration_knows_the_same_policies():
-    assert CHOICES["model.remat"] == tuple(REMAT)
 
 
 def test_a_configuration_from_before_the_attention_field_and_the_remat_policies():

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.config.files import CHOICES
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ops import attention as attention_module
 from dinov2_jax.ops.attention import (
-    BACKENDS,
     FUSED,
     SPLASH_MIN_TOKENS,
     attention,
@@ -138,10 +136,6 @@ def test_an_unknown_backend():
         ValueError, match="'flash' is unknown; choose one of auto, xla, looped, cudnn"
     ):
         attention(q, k, v, "flash")
-
-
-def test_the_configuration_knows_the_same_backends():
-    assert CHOICES["model.attention"] == BACKENDS
 
 
 def test_the_platform_of_the_mesh_comes_first():

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
@@ -19,6 +18,7 @@ from dinov2_jax.plan.hlo import Part
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.text import collective_lines, fit_words, rate, stray
 from dinov2_jax.plan.topology import Target, open_target
+from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import abstract_batch, make_run
 from tests.plan.toy import CHIP, plan_config, toy_trial
 from tests.train.tiny import random_batch
@@ -181,10 +181,10 @@ def test_a_batch_must_divide_over_the_topology(monkeypatch):
 
 def test_a_plan_needs_no_pictures_and_a_likely_mfu():
     config = plan_config(**{"data.source": "folder", "data.path": ""})
-    assert check_config(config, 8) == []
+    assert check_training(config, 8) == []
     config.plan.mfu = 1.5
     with pytest.raises(ConfigError, match=r"config.plan.mfu is 1.5, but must be from 0.01 to 1"):
-        check_config(config, 8)
+        check_training(config, 8)
 
 
 def test_auto_means_the_target():

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import pytest
 
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.search import (
     fewer_at_a_time,
@@ -19,6 +18,7 @@ from dinov2_jax.plan.search import (
 from dinov2_jax.plan.text import outcome, setting_line, summary
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.plan.trial import ScoreBytes, score_bytes, try_setting
+from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import abstract_batch
 from tests.plan.toy import CHIP, plan_config, toy_trial
 
@@ -84,7 +84,7 @@ def test_micro_batches_are_those_that_the_checks_allow(batch, parts):
     assert found == parts
     for micro_batches in parts:
         config.micro_batches = micro_batches
-        check_config(config, device_count=8)
+        check_training(config, device_count=8)
 
 
 HEADS = {"dino.head_prototypes": 65536, "ibot.head_prototypes": 36864}
@@ -105,7 +105,7 @@ def test_blocks_divide_the_prototypes_of_all_heads(heads, block):
     last = toy_trial(2000, batch=16, mesh=SHARDED)
     assert leaner_settings(config, last) == ([(1, block)] if block else [])
     config.prototype_block = block
-    check_config(config, device_count=8)
+    check_training(config, device_count=8)
 
 
 def test_blocks_of_prototypes_where_micro_batches_are_not_enough():

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from dinov2_jax.config.checks import check_config
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.ssl.microbatches import join_parts, take_part
+from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config, train_steps
 
@@ -53,4 +53,4 @@ def test_less_memory():
 
 def test_parts_must_divide_the_groups_of_a_shard():
     with pytest.raises(ConfigError, match=r"--config\.micro_batches=2"):
-        check_config(tiny_config(micro_batches=4), device_count=4)
+        check_training(tiny_config(micro_batches=4), device_count=4)

@@ -1,0 +1,62 @@
+"""What an evaluation accepts: the names and ranges of the fields of configs/eval/."""
+
+from dinov2_jax.config.checks import (
+    COUNT,
+    COUNT_OR_NONE,
+    DISTRIBUTED,
+    POSITIVE,
+    SHARE,
+    Range,
+    Rules,
+)
+from dinov2_jax.data.sources.open import KINDS, LABELS
+from dinov2_jax.datasets.transfer import TRANSFER_SETS
+from dinov2_jax.heads.grid import RATES
+
+# "" stands for what the evaluated run was trained with, or for none.
+RULES: Rules = DISTRIBUTED | {
+    "which": ("teacher", "student"),
+    "batch_size": COUNT,
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "resize_size": COUNT_OR_NONE,
+    "image_size": COUNT_OR_NONE,
+    "data.set": ("", "imagenet", "imagenet_tfds", *TRANSFER_SETS),
+    "data.source": ("", *KINDS),
+    "data.labels": ("", *LABELS),
+    "data.workers": COUNT_OR_NONE,
+    "data.max_pixels": COUNT,
+    "data.max_bad": COUNT_OR_NONE,
+    "knn.ks": COUNT,
+    "knn.temperature": Range(1e-3),
+    "few_shot.per_class": COUNT,
+    "few_shot.tries": COUNT,
+    "few_shot.linear_iterations": COUNT,
+    "logreg.log10_c": Range(-300, 300, ordered=True),
+    "logreg.count": COUNT,
+    "logreg.max_iterations": COUNT,
+    "linear.rates": tuple(RATES),
+    "linear.iterations": COUNT,
+    "linear.batch_size": COUNT,
+    "linear.seed": COUNT_OR_NONE,
+    "linear.save_every": COUNT,
+    "finetune.iterations": COUNT,
+    "finetune.batch_size": COUNT,
+    "finetune.group_size": COUNT,
+    "finetune.lr": Range(0),
+    "finetune.min_lr": Range(0),
+    "finetune.warmup_iterations": COUNT_OR_NONE,
+    "finetune.layerwise_decay": Range(1e-3, 1),
+    "finetune.weight_decay": Range(0),
+    "finetune.drop_path": Range(0, 0.99),
+    "finetune.smoothing": Range(0, 0.99),
+    "finetune.mixup": Range(0),
+    "finetune.cutmix": Range(0),
+    "finetune.ema": SHARE,
+    "finetune.lora_rank": COUNT_OR_NONE,
+    "finetune.lora_alpha": POSITIVE,
+    "finetune.seed": COUNT_OR_NONE,
+    "finetune.save_every": COUNT,
+    "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
+    "retrieval.scales": POSITIVE,
+    "video.set": ("", "ucf101", "kinetics400", "ssv2"),
+}

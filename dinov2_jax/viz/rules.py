@@ -1,0 +1,24 @@
+"""What the task "visualize" accepts: the names and ranges of the fields of configs/visualize.py."""
+
+from dinov2_jax.config.checks import COUNT, COUNT_OR_NONE, Range, Rules
+from dinov2_jax.data.sources.open import KINDS
+from dinov2_jax.viz.pca import SIDES
+
+RULES: Rules = {
+    "which": ("teacher", "student"),
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "pictures": COUNT,
+    "image_px": COUNT,
+    "block": Range(-1000, 1000),
+    "folder_pictures": COUNT_OR_NONE,
+    "batch_size": COUNT,
+    "data.source": KINDS,
+    "data.max_pixels": COUNT,
+    "pca.threshold": Range(),
+    "pca.side": SIDES,
+    "matching.pairs": COUNT_OR_NONE,
+    "matching.lines": COUNT_OR_NONE,
+    "matching.spacing": COUNT,
+    "attention.pictures": COUNT_OR_NONE,
+    "neighbours.k": COUNT,
+}

@@ -1,0 +1,83 @@
+"""Rules: every number of every configuration has one, and every rule has a field."""
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+
+from dinov2_jax.config.checks import Range, Rules, check_values
+from dinov2_jax.config.files import ConfigError, leaves, load_config, recipes_folder
+
+ROOMS = {
+    "train": "dinov2_jax.train.checks",
+    "eval": "dinov2_jax.eval.rules",
+    "embed": "dinov2_jax.features.rules",
+    "export": "dinov2_jax.weights.rules",
+    "visualize": "dinov2_jax.viz.rules",
+}
+BASES = {"train": "default", "eval": "eval/default"}
+RECIPES = sorted(
+    file.relative_to(recipes_folder()).with_suffix("").as_posix()
+    for file in recipes_folder().rglob("*.py")
+    if file.name != "__init__.py"
+)
+
+
+def rules_of(task: str) -> Rules:
+    return importlib.import_module(ROOMS[task]).RULES
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_number_has_a_range_that_its_recipe_obeys(recipe: str) -> None:
+    config = load_config(recipe)
+    rules = rules_of(config.task)
+    bare = [
+        name
+        for name, value in leaves(config).items()
+        if (is_number(value) or (isinstance(value, tuple) and all(map(is_number, value))))
+        and not isinstance(rules.get(name), Range)
+    ]
+    assert bare == []
+    check_values(config, rules)
+
+
+@pytest.mark.parametrize("task", ROOMS)
+def test_every_rule_has_a_field_of_its_kind(task: str) -> None:
+    fields = leaves(load_config(BASES.get(task, task)))
+    for name, rule in rules_of(task).items():
+        assert name in fields
+        assert isinstance(fields[name], str) == isinstance(rule, tuple), name
+
+
+@pytest.mark.parametrize("task", ROOMS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite(task: str, value: float) -> None:
+    base = load_config(BASES.get(task, task))
+    for name, default in leaves(base).items():
+        if isinstance(rules_of(task).get(name), Range) and isinstance(default, float):
+            config = load_config(BASES.get(task, task))
+            config.update_from_flattened_dict({name: value})
+            with pytest.raises(ConfigError, match=f"config.{name} is"):
+                check_values(config, rules_of(task))
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "problem"),
+    [
+        (Range(1), 0, "must be at least 1"),
+        (Range(1), (3, 0), "every number must be at least 1"),
+        (Range(0, 1), 1.5, "must be from 0 to 1"),
+        (Range(), math.nan, "must be finite"),
+        (Range(0, 1, ordered=True), (0.6, 0.5), "needs 0 <= low <= high <= 1, such as (0.5, 0.6)"),
+        (Range(0, 1, ordered=True), (0.6, 1.5), "needs 0 <= low <= high <= 1, such as (0.6, 1)"),
+        (Range(2), 2, ""),
+        (Range(0, 1), (0.0, 1.0), ""),
+    ],
+)
+def test_ranges_say_what_is_accepted(rule: Range, value: Any, problem: str) -> None:
+    assert rule.problem(value) == problem
