@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 def test_help_explains_every_field() -> None:
     lines = run("--help", "--config=quickstart", "--config.seed=4", cwd=ROOT).stdout.splitlines()
     seed = lines.index("--config.seed=4")
-    assert lines[seed + 1].startswith("    The one seed of")
+    assert lines[seed + 1].startswith("    Seeds weights, data order")
     explained = [line for line in lines if line.startswith("    ")]
     assert len(explained) > 100 and max(map(len, explained)) <= 96
 
