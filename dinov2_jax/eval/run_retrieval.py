@@ -22,8 +22,14 @@ from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.protocols import Inputs, Outcome, cls_as_evaluated
 from dinov2_jax.features.cache import Wanted
 from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
-from dinov2_jax.metrics.met import KS, choose_vote, met_scores, vote
-from dinov2_jax.metrics.ranking import map_at_k, revisited_map
+from dinov2_jax.metrics.ranking import (
+    MET_KS,
+    choose_vote,
+    map_at_k,
+    met_scores,
+    revisited_map,
+    vote_exhibits,
+)
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 
 
@@ -107,7 +113,7 @@ def _revisited(name: str) -> Callable[[Inputs, RevisitedSet], Outcome]:
 
 def _met(inputs: Inputs, found: MetSet) -> Outcome:
     bank = _cls(inputs, found.database, "met-database")
-    exhibits_of, neighbours = found.database.labels, min(max(KS), len(bank))
+    exhibits_of, neighbours = found.database.labels, min(max(MET_KS), len(bank))
     assert exhibits_of is not None
     voters = {}
     for name, source in (("val", found.validation), ("test", found.test)):
@@ -116,7 +122,7 @@ def _met(inputs: Inputs, found: MetSet) -> Outcome:
         voters[name] = similarities, exhibits_of[rows]
     k, temperature = choose_vote(*voters["val"], found.validation.labels, classes=found.classes)
     similarities, exhibits = voters["test"]
-    answers = vote(
+    answers = vote_exhibits(
         similarities[:, :k], exhibits[:, :k], classes=found.classes, temperature=temperature
     )
     numbers = met_scores(*answers, found.test.labels)

@@ -1,6 +1,6 @@
 """Classification metrics on numpy arrays: top-k, mean per class, ReaL, 11-point mAP and mCE.
 
-Everything is in percent. Scores [n, K] rank the K classes, larger is better; equal scores are
+All results are in percent. Scores [n, K] rank the K classes, larger is better. Equal scores are
 ranked by class number, so that results do not depend on a sorting routine.
 """
 
@@ -36,10 +36,10 @@ SEVERITIES = 5
 def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
     """Percentage of rows [n, K] whose label [n] is among the `top` best classes.
 
-    A label that has no score (-1, or K and more) is never among them; nor is a score of nan.
+    A label without a score (-1, or K and more) is never among them; nor is a score of nan.
 
     Raises:
-      EvaluationError: when there are no rows, or not as many labels.
+      EvaluationError: there are no rows, or the number of labels differs.
     """
     return float(100 * np.mean(_hits(scores, labels, top)))
 
@@ -47,10 +47,10 @@ def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
 def class_accuracies(
     scores: np.ndarray, labels: np.ndarray, top: int = 1, *, classes: int | None = None
 ) -> np.ndarray:
-    """`top_accuracy` of the rows of each class, [classes]; nan for a class without rows.
+    """`top_accuracy` of the rows of each class in percent, [classes]; nan for a class without rows.
 
     Args:
-      scores [n, K], labels [n]: labels below 0 belong to no class and are left out.
+      scores [n, K], labels [n]: rows with labels below 0 are left out.
       classes: K by default.
 
     Raises:
@@ -72,28 +72,28 @@ def class_accuracies(
 def mean_per_class_accuracy(
     scores: np.ndarray, labels: np.ndarray, top: int = 1, *, classes: int | None = None
 ) -> float:
-    """Mean of `class_accuracies` over the classes that have rows; nan if none has.
+    """Mean of `class_accuracies` in percent over the classes that have rows; nan if none has.
 
     Raises:
       EvaluationError: as `class_accuracies`.
     """
     # DINOv2: torchmetrics' macro top-1 also counts, as 0, a class that is predicted but has no
     # rows; its macro top-5, scikit-learn and this do not.
-    found = class_accuracies(scores, labels, top, classes=classes)
-    found = found[~np.isnan(found)]
-    return float(found.mean()) if len(found) else float("nan")
+    each = class_accuracies(scores, labels, top, classes=classes)
+    each = each[~np.isnan(each)]
+    return float(each.mean()) if len(each) else float("nan")
 
 
 def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float:
     """ReaL accuracy: percentage of images one of whose valid labels is among the `top` best.
 
-    Images without labels are left out (reference-facts 8.1; Beyer et al. 2020).
+    Images without labels are left out (Beyer et al. 2020).
 
     Args:
       scores [n, K]; labels [n, m]: the valid labels of each image, padded with -1.
 
     Raises:
-      EvaluationError: when no image has labels, or there are not as many rows of them as of scores.
+      EvaluationError: no image has labels, or labels and scores have different numbers of rows.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or len(labels) != len(scores):
@@ -122,7 +122,7 @@ def _hits(scores: np.ndarray, labels: np.ndarray, top: int) -> np.ndarray:
 
 
 def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before each row's label [n]; counting needs no sort of the classes."""
+    """The number of classes ranked before each row's label [n]; counting needs no sort."""
     classes = scores.shape[1]
     valid = (labels >= 0) & (labels < classes)
     place = np.where(valid, labels, 0)
@@ -133,19 +133,20 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 # -------------------------------------------------------------------------------- many labels
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+def eleven_point_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """11-point interpolated average precision of one class (VOC2007, Everingham et al. 2010).
 
     The mean over recalls 0, 0.1, ..., 1 of the greatest precision at that recall or beyond.
 
     Args:
-      scores [n]; labels [n]: 1 has the class, 0 has it not, -1 (difficult, unknown) is left out.
+      scores [n]; labels [n]: 1 has the class, 0 does not, -1 (difficult, unknown) is left out.
 
     Returns:
       Percent; nan without a positive. Equal scores are ranked by row.
 
     Raises:
-      EvaluationError: when there are not as many labels as scores, or others than -1, 0, 1.
+      EvaluationError: the number of labels differs from that of the scores, or a label is none of
+        -1, 0, 1.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or not np.isin(labels, (-1, 0, 1)).all():
@@ -157,33 +158,33 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     scores, positive = scores[labels >= 0], labels[labels >= 0] == 1
     if not positive.any():
         return float("nan")
-    found = np.cumsum(positive[np.argsort(-scores, kind="stable")])
-    precision = found / np.arange(1, len(found) + 1)
-    # Greatest precision from each rank on; recall found / positives >= t / 10, in whole numbers:
-    # 3 of 10 must reach recall 0.3, which in floating point is a matter of luck.
+    hits = np.cumsum(positive[np.argsort(-scores, kind="stable")])
+    precision = hits / np.arange(1, len(hits) + 1)
+    # Greatest precision from each rank on. Recall is compared in whole numbers, hits / positives
+    # >= t / 10: in floating point 3 of 10 may miss recall 0.3.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    first = np.searchsorted(10 * found, np.arange(11) * positive.sum())
+    first = np.searchsorted(10 * hits, np.arange(11) * positive.sum())
     return float(100 * envelope[first].mean())
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean of `average_precision` over the classes that have a positive, and each class's [K].
+    """11-point mAP: the mean over the classes that have a positive, and each class's value [K].
 
     Args:
       scores [n, K]; labels [n, K] of -1, 0, 1.
 
     Returns:
-      Both in percent; nan for a class without positives, and for the mean if no class has one.
+      Both in percent; nan for a class without positives, and for the mean if no class has any.
 
     Raises:
-      EvaluationError: as `average_precision`.
+      EvaluationError: as `eleven_point_precision`.
     """
     if np.shape(scores) != np.shape(labels):
         raise EvaluationError(
             f"scores of shape {np.shape(scores)} and labels of shape {np.shape(labels)}; a "
             "multi-label set has one label of -1, 0 or 1 for every image and class"
         )
-    each = np.array([average_precision(s, y) for s, y in zip(scores.T, labels.T, strict=True)])
+    each = np.array([eleven_point_precision(s, y) for s, y in zip(scores.T, labels.T, strict=True)])
     known = each[~np.isnan(each)]
     return (float(known.mean()) if len(known) else float("nan")), each
 
@@ -202,7 +203,7 @@ def corruption_errors(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
       {"mCE", "mean error", and one name a corruption}, percent.
 
     Raises:
-      EvaluationError: when a corruption or severity is missing, or there are others.
+      EvaluationError: a corruption or severity is missing, or an unknown one is given.
     """
     if set(errors) != set(ALEXNET_ERRORS):
         lacking, other = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)

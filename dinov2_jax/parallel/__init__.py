@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, where arrays lie, and what the processes tell each other."""
+"""Devices and processes: the mesh, the placement of arrays, and messages between processes."""

@@ -1,4 +1,4 @@
-"""Sharding constraints that models call inside jit; all of them do nothing without a mesh."""
+"""Sharding constraints that models call inside jit; without a mesh they do nothing."""
 
 import jax
 from jax import Array
@@ -8,9 +8,10 @@ from dinov2_jax.parallel.mesh import BATCH
 
 
 def constrain_batch(x: Array) -> Array:
-    """Keeps the leading axis split over the devices; a no-op without a mesh or a fit.
+    """Keeps the leading axis split over the devices, if there is a mesh and it divides.
 
-    Without it XLA silently turns FSDP into tensor parallelism (activations gathered, not weights).
+    Without this constraint XLA silently turns FSDP into tensor parallelism: it gathers activations
+    instead of weights.
     """
     shape = jax.sharding.get_abstract_mesh().shape
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
@@ -22,7 +23,7 @@ def constrain_batch(x: Array) -> Array:
 def constrain_prototypes(x: Array, axis: int = 0) -> Array:
     """Prototypes whole on every device, or split over "tensor" along `axis` if that divides.
 
-    Said once, in the compute dtype: otherwise each walk over their blocks gathers them anew.
+    Constrain once, after the cast; otherwise every scan over blocks gathers the prototypes again.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1:
@@ -35,7 +36,8 @@ def constrain_prototypes(x: Array, axis: int = 0) -> Array:
 def constrain_scores(x: Array) -> Array:
     """Scores [G, ..., K]: each device has its own rows, and with a tensor axis its own prototypes.
 
-    Left alone, XLA splits some of them by prototypes or features under FSDP and sends rows around.
+    Without this constraint XLA splits some scores by prototypes or features under FSDP and moves
+    rows between devices.
     """
     shape = jax.sharding.get_abstract_mesh().shape
     shards = shape.get("data", 1) * shape.get("fsdp", 1)
@@ -47,7 +49,7 @@ def constrain_scores(x: Array) -> Array:
 
 
 def tensor_shards() -> int:
-    """Over how many devices weights are split by `TENSOR_RULES`; 1 without a mesh."""
+    """The number of devices over which `TENSOR_RULES` split weights; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
 
 

@@ -1,7 +1,7 @@
-"""Mesh, batch placement and the rules that say which parameter lives where.
+"""The mesh and the rules that place each parameter on it.
 
 Auto mesh axes ("data", "fsdp", "tensor"); a mesh of 1 x 1 x 1 is the single-device case.
-Parameters, teacher and both moments follow the same path rules, so they are sharded alike.
+Student, teacher and both moments follow the same path rules, so they have the same shardings.
 """
 
 import math
@@ -27,25 +27,25 @@ TENSOR_RULES = (
     (r"last_layer/weight_v$", -2),  # prototypes, and with them logits, targets and centres
     (r"last_layer/weight_g$", -1),
 )
-# Weights smaller than this stay replicated under FSDP: gathering them costs more than they weigh.
+# Smaller weights stay replicated under FSDP: gathering them costs more than storing them.
 MIN_SHARDED_ELEMENTS = 2**10
 
 
 class MeshError(UserError):
-    """A mesh that the devices or the batch do not fit; the message is one sentence."""
+    """The devices or the batch do not fit the mesh; the message is one sentence."""
 
 
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over the devices; `data` -1 takes what the other two leave.
+    """A mesh over the devices; `data` -1 uses all devices that the other two axes leave.
 
     Args:
-      devices: all of this run by default; or those of a topology that is only compiled for.
+      devices: by default all of this run; `plan` passes those of a described topology.
 
     Raises:
-      MeshError: when there are not enough devices, some process would have none of them, or a TPU's
-        torus does not divide so.
+      MeshError: there are too few devices, a process would have none of them, or the torus of a TPU
+        does not divide into these axes.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -75,7 +75,7 @@ def make_mesh(
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """For work that this process does alone: its first device, or `mesh` if all are its own."""
+    """A mesh for work of this process alone: its first device, or `mesh` if it owns all of it."""
     if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
         return mesh
     axis_types = (AxisType.Auto,) * 3
@@ -88,12 +88,12 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def _rule(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Tensor rules first, then FSDP on the largest free dimension that divides."""
+    """Applies the tensor rules, then FSDP to the largest free dimension that divides."""
     spec: list[str | None] = [None] * len(shape)
     for pattern, dim in TENSOR_RULES:
         if re.search(pattern, path) and shape[dim] % mesh.shape["tensor"] == 0:
             spec[dim] = "tensor" if mesh.shape["tensor"] > 1 else None
-    # The depth axis of stacked blocks stays whole: the scan walks along it.
+    # The depth axis of stacked blocks stays whole, because the scan runs along it.
     first = 1 if "/blocks/" in path and len(shape) > 1 else 0
     free = [
         d

@@ -1,4 +1,4 @@
-"""Batches and statistical groups on the mesh: which process loads what, and where it lies."""
+"""Batches and statistical groups on the mesh: which process loads which, and on which devices."""
 
 import functools
 import math
@@ -14,14 +14,15 @@ from dinov2_jax.parallel.mesh import BATCH, MeshError
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Image axes (and group axes that divide) are split, other arrays are copied."""
+    """Splits the first axis over the devices where it divides; copies other arrays."""
     return NamedSharding(mesh, BATCH if shape and shape[0] % _shards(mesh) == 0 else P())
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """Host arrays to the devices: image axes (and group axes that divide) split, others copied.
+    """Host arrays to the devices: the first axis is split where it divides, else copied.
 
-    Of several processes, each gives the images of its own groups (`local_groups`), in their order.
+    With several processes, each passes only the images of its own groups (`local_groups`), in their
+    order.
     """
     shards, here = _shards(mesh), len(_shards_of(mesh, jax.process_index()))
 
@@ -38,16 +39,16 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
 
 
 def local_groups(mesh: Mesh, groups: int) -> list[int]:
-    """Which of a batch's statistical groups this process has to load: those on its devices.
+    """The statistical groups of a batch that this process loads: those on its devices.
 
     Raises:
-      MeshError: when a group would be split between processes.
+      MeshError: a group would be split between processes.
     """
     return _groups_of(mesh, groups, jax.process_index())
 
 
 def _groups_of(mesh: Mesh, groups: int, process: int) -> list[int]:
-    # The batch in cells so small that shards and groups both are whole numbers of them.
+    # Cells so small that both a shard and a group are a whole number of them.
     shards = _shards(mesh)
     cells = math.lcm(shards, groups)
     of_shard, of_group = cells // shards, cells // groups
@@ -68,15 +69,16 @@ def _shards(mesh: Mesh) -> int:
 
 @functools.cache
 def _shards_of(mesh: Mesh, process: int) -> list[int]:
-    """Which shards of a batch the devices of one process hold."""
+    """The shards of a batch that the devices of one process hold."""
     rows = mesh.devices.reshape(_shards(mesh), -1)
     return [s for s, row in enumerate(rows) if any(d.process_index == process for d in row)]
 
 
 def gather(x: np.ndarray, mesh: Mesh) -> Array:
-    """One array of every process to all: [n] on each -> [devices, n], its owner's on each device.
+    """Gathers one array of every process: [n] on each -> [devices, n] on every device.
 
-    It is dispatched, not waited for. Every process must call it, with the same shape.
+    Row d is the array of the process that owns device d. Asynchronous. Every process must call it,
+    with the same shape.
     """
     flat = Mesh(mesh.devices.reshape(-1), ("device",))
     here = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
@@ -92,7 +94,7 @@ def _copy_to_all(mesh: Mesh) -> Callable[[Array], Array]:
 
 @functools.cache
 def _join_groups(mesh: Mesh, groups: int) -> Callable[[Array], Array]:
-    """What `gather` brought, [devices, groups of a process, ...] -> [groups, ...]."""
+    """Reorders the result of `gather`: [devices, groups of a process, ...] -> [groups, ...]."""
     owners = [device.process_index for device in mesh.devices.flat]
     device, place = np.zeros(groups, int), np.zeros(groups, int)
     for process in set(owners):

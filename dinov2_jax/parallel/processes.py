@@ -1,7 +1,7 @@
-"""Many hosts: starting jax.distributed, and what the processes of a run tell each other.
+"""Several processes: starting jax.distributed, and the messages between the processes of a run.
 
-Every process runs the same program on its own share of the pictures. One process is the usual case:
-everything here then does nothing, without a device being asked.
+Every process runs the same program on its own share of the pictures. A single process is the usual
+case: then these functions do nothing and ask no device.
 """
 
 import contextlib
@@ -29,8 +29,13 @@ LOST = 3  # exit status
 # A collective or a call of the coordination service that failed because its other end is gone.
 _SIGNS_OF_LOSS = (
     "gloo", "connection closed", "connection reset", "connection refused", "socket closed",
-    "heartbeat", "coordination", "barrier", "unavailable", "deadline_exceeded", "nccl",
+    "heartbeat", "coordination", "barrier", "unavailable:", "deadline_exceeded", "nccl",
     "another task died",
+)  # fmt: skip
+# The same libraries report faults of this process under these words.
+_SIGNS_OF_OWN_FAULT = (
+    "resource_exhausted", "out of memory", "invalid_argument", "invalid argument", "invalid usage",
+    "unimplemented:",
 )  # fmt: skip
 
 
@@ -39,24 +44,24 @@ def start(settings: Mapping[str, Any]) -> None:
     """Connects this process to the others of the run; must come before JAX looks for devices.
 
     Args:
-      settings: config.distributed. With coordinator "auto", a SLURM step of several tasks or a TPU
-        machine is found from its environment, and anything else is one process.
+      settings: config.distributed. Coordinator "auto" recognises a SLURM step of several tasks and
+        a TPU machine by the environment; anything else is one process.
 
     Raises:
       ConfigError: for settings that contradict each other, or when the others do not answer.
     """
     check_distributed(settings)
-    how = _how(settings, os.environ)
-    if how is None:
+    arguments = _initialize_arguments(settings, os.environ)
+    if arguments is None:
         return
-    # Its handler of SIGTERM would take the place of ours, and it knows no SIGINT.
+    # Its handler of SIGTERM would replace ours, and it ignores SIGINT.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**how, heartbeat_timeout_seconds=settings["heartbeat_s"])
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=settings["heartbeat_s"])
     except (RuntimeError, ValueError) as error:
         if settings["coordinator"] == "auto" and "should be defined" in str(error):
             return  # a TPU machine outside a pod
-        place = how.get("coordinator_address") or "the coordinator that the environment names"
+        place = arguments.get("coordinator_address") or "the coordinator that the environment names"
         raise ConfigError(
             f"the processes of this run did not find each other at {place}: start all of them "
             "with the same config.distributed, on a port that is free and reachable "
@@ -64,11 +69,13 @@ def start(settings: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _how(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
+def _initialize_arguments(
+    settings: Mapping[str, Any], environment: Mapping[str, str]
+) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`; None for one process."""
     if settings["coordinator"] == "auto":
         # The number of tasks of the step, not SLURM_NTASKS of the job: a program that a batch
-        # script starts without srun is alone, whatever the job has room for.
+        # script starts without srun is alone, whatever the size of the job.
         if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             return {"cluster_detection_method": "slurm"}
         return {} if _on_tpu(environment) else None
@@ -78,7 +85,8 @@ def _how(settings: Mapping[str, Any], environment: Mapping[str, str]) -> dict[st
         "coordinator_address": settings["coordinator"],
         "num_processes": settings["processes"],
         "process_id": settings["process_id"],
-        # All is said; else a SLURM step around it would restrict each process to one device.
+        # Nothing is left to detect; a surrounding SLURM step would restrict each process to one
+        # device.
         "cluster_detection_method": "deactivate",
     }
 
@@ -92,18 +100,18 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
 
 # --------------------------------------------------------------------------------- one of many
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes files and talks."""
+    """Whether this is process 0, the only one that writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def own_name() -> str:
-    """ ".process_3" for the names of this process's own files; "" if it is alone."""
+    """ ".process_3", a part of the names of this process's own files; "" if it is alone."""
     return f".process_{jax.process_index()}" if jax.process_count() > 1 else ""
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The body runs on process 0 first, then on the others, which find what it has prepared."""
+    """Runs the body on process 0 first, then on the others, which find what it has prepared."""
     if not is_main():
         multihost_utils.sync_global_devices("main_first")
     yield
@@ -112,10 +120,10 @@ def main_first() -> Iterator[None]:
 
 
 def require_same(**texts: str) -> None:
-    """Compares what every process must share, such as its configuration.
+    """Compares texts that every process must share, such as the configuration.
 
     Raises:
-      ConfigError: on every process, naming what differs and where.
+      ConfigError: on every process; it names the text that differs and the process.
     """
     if jax.process_count() == 1:
         return
@@ -131,43 +139,44 @@ def require_same(**texts: str) -> None:
 
 
 class Exchange:
-    """Small integers of every process, brought to all of them once a step.
+    """Sends small integers of every process to all processes, once a step.
 
-    They are read `lag_steps` steps later, when the device has long sent them: nothing waits. All
-    processes hear the same at the same step, so all may act on it. One process hears itself at
-    once.
+    Messages are read `lag_steps` steps later, when the device has long sent them, so nothing waits.
+    All processes read the same message at the same step and may act on it. A single process reads
+    its message at once.
 
     Args:
       mesh: holds all devices of all processes.
-      hear: called with what `tell` was given, the first axes of all processes joined.
+      on_message: called with the arrays given to `send`, those of all processes concatenated along
+        the first axis.
     """
 
     def __init__(
-        self, mesh: Mesh, hear: Callable[[dict[str, np.ndarray]], None], lag_steps: int = 2
+        self, mesh: Mesh, on_message: Callable[[dict[str, np.ndarray]], None], lag_steps: int = 2
     ) -> None:
-        self._mesh, self._hear, self._lag = mesh, hear, lag_steps
+        self._mesh, self._on_message, self._lag = mesh, on_message, lag_steps
         owners = [device.process_index for device in mesh.devices.flat]
         self._first = [owners.index(process) for process in sorted(set(owners))]
         self._pending: deque[tuple[dict[str, tuple[int, ...]], Any]] = deque()
 
-    def tell(self, **news: np.ndarray) -> None:
-        """Arrays of at least one axis, of the same shapes in every process and step; int32."""
+    def send(self, **arrays: np.ndarray) -> None:
+        """Sends int32 arrays of at least one axis, of equal shapes in every process and step."""
         if len(self._first) == 1:
-            self._hear(news)
+            self._on_message(arrays)
             return
-        packed = np.concatenate([value.astype(np.int32).ravel() for value in news.values()])
-        shapes = {name: value.shape for name, value in news.items()}
+        packed = np.concatenate([value.astype(np.int32).ravel() for value in arrays.values()])
+        shapes = {name: value.shape for name, value in arrays.items()}
         self._pending.append((shapes, gather(packed, self._mesh)))
         self.flush(self._lag)
 
     def flush(self, lag_steps: int = 0) -> None:
-        """Reads all but the newest `lag_steps` steps; every process must do so at the same step."""
+        """Reads all but the newest `lag_steps` messages; every process must do so at one step."""
         while len(self._pending) > lag_steps:
             shapes, packed = self._pending.popleft()
             rows = np.asarray(packed)[self._first]
             ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
             parts = np.split(rows, ends[:-1], axis=1)
-            self._hear(
+            self._on_message(
                 {
                     name: part.reshape(-1, *shape[1:])
                     for (name, shape), part in zip(shapes.items(), parts, strict=True)
@@ -180,23 +189,23 @@ class Exchange:
 def end_when_lost() -> Iterator[None]:
     """Ends this process with status 3 if the body fails because another one is gone.
 
-    At once: to close what is open, such as a checkpoint, would wait for the lost process.
+    It ends at once, because closing a checkpoint would wait for the lost process. The traceback is
+    printed too: the signs of a loss may have another cause.
     """
     try:
         yield
     except Exception as error:
         sentence = lost_process(error)
         if sentence:
-            if "DINOV2_JAX_TRACEBACK" in os.environ:
-                traceback.print_exception(error)
+            traceback.print_exception(error)
             print(f"error: {sentence}", file=sys.stderr, flush=True)
             os._exit(LOST)
         raise
 
 
 def lost_process(error: BaseException) -> str:
-    """One sentence if `error` tells that another process of the run is gone, "" if it does not."""
-    # A process that never found the others has no device to ask, and says so itself.
+    """One sentence if `error` says that another process of the run is gone, else ""."""
+    # A process that never found the others has no device to ask; its own error says so.
     if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
         return ""
     seen: BaseException | None = error
@@ -204,6 +213,8 @@ def lost_process(error: BaseException) -> str:
     while seen is not None:
         text += f"{seen}\n".lower() if isinstance(seen, RuntimeError | TimeoutError) else ""
         seen = seen.__cause__ or seen.__context__
+    if any(sign in text for sign in _SIGNS_OF_OWN_FAULT):
+        return ""
     if not any(sign in text for sign in _SIGNS_OF_LOSS):
         return ""
     return (

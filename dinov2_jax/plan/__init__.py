@@ -1,1 +1,1 @@
-"""What a configured run would cost, found by compiling its step for hardware that is not there."""
+"""What a configured run would cost: its step is compiled for hardware that is not there."""

@@ -1,7 +1,6 @@
-"""Datasheet numbers of the accelerators that a plan can be made for."""
+"""Datasheet numbers of the accelerators that a plan can target."""
 
 import dataclasses
-import math
 
 GIB = 2**30
 
@@ -17,9 +16,6 @@ class Chip:
         GPU the share of it that JAX can be given.
       peak_flops: dense bf16 FLOP/s.
       memory_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of the interconnect inside a pod or a machine, in one direction.
-      network_bandwidth: bytes/s of a chip's share of the network between machines, in one
-        direction; infinite where the interconnect spans them.
     """
 
     name: str
@@ -27,8 +23,6 @@ class Chip:
     usable_bytes: float
     peak_flops: float
     memory_bandwidth: float
-    link_bandwidth: float
-    network_bandwidth: float = math.inf
 
 
 # A GPU's driver, CUDA context and NCCL take the rest. JAX itself takes 75 % unless
@@ -36,23 +30,22 @@ class Chip:
 GPU_USABLE = 0.92
 GPU_DEFAULT_USABLE = 0.75
 
-# TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e; ICI is given there for both directions together
-# (400, 1200, 800 GB/s). Memory is what libtpu's compiler lets a program have of 16, 95 and 32 GB.
-# H100 SXM, H200 SXM: NVIDIA's datasheets, without sparsity; NVLink 900 GB/s in both directions; a
-# 400 Gbit/s card for each GPU, as in a DGX. Their memory is the size that the driver reports.
+# TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e. Memory is what libtpu's compiler lets a program
+# have of 16, 95 and 32 GB. H100 SXM, H200 SXM: NVIDIA's datasheets, without sparsity; their memory
+# is the size that the driver reports.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9, 200e9),
-        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2765e9, 600e9),
-        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1640e9, 400e9),
-        Chip("h100", "NVIDIA H100", GPU_USABLE * 84_942_979_072, 989e12, 3352e9, 450e9, 50e9),
-        Chip("h200", "NVIDIA H200", GPU_USABLE * 151_397_597_184, 989e12, 4800e9, 450e9, 50e9),
+        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9),
+        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2765e9),
+        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1640e9),
+        Chip("h100", "NVIDIA H100", GPU_USABLE * 84_942_979_072, 989e12, 3352e9),
+        Chip("h200", "NVIDIA H200", GPU_USABLE * 151_397_597_184, 989e12, 4800e9),
     )
 }
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip whose kind `device_kind` begins with, the longest match; None if it is unknown."""
+    """The chip with the longest kind that `device_kind` begins with; None if it is unknown."""
     fitting = [chip for chip in CHIPS.values() if device_kind.startswith(chip.device_kind)]
     return max(fitting, key=lambda chip: len(chip.device_kind), default=None)

@@ -21,8 +21,8 @@ from dinov2_jax.train.setup import abstract_batch, make_objective
 def count_flops(function: Any, *arguments: Any) -> float:
     """FLOPs of all matrix products and convolutions of `function`, 2 a multiply-add.
 
-    Elementwise work and reductions are not counted, a branch counts as its dearest side, and a
-    `while` of unknown length as one turn. Arguments may be `jax.ShapeDtypeStruct`.
+    Elementwise work and reductions are not counted. A branch counts as its most expensive side, and
+    a `while` of unknown length as one turn. Arguments may be `jax.ShapeDtypeStruct`.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -31,9 +31,8 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     """FLOPs an image of one training step of `config`.
 
     Returns:
-      "model": forward and backward of networks and losses as if nothing were recomputed, which is
-      what MFU is measured by; "executed": with what `model.remat` and `prototype_block` compute
-      again.
+      "model": forward and backward of networks and losses without recomputation, the measure of
+      MFU; "executed": with everything that `model.remat` and `prototype_block` compute again.
     """
     plain = _step_flops(config, remat="none", block=0)
     remat, block = config.model.remat, config.prototype_block
@@ -56,11 +55,11 @@ def _step_flops(config: ConfigDict, *, remat: str, block: int) -> float:
 
     def step(params: Any, batch: Any, keys: Array) -> Any:
         centers = objective.init_centers()
-        goals, _ = teacher_targets(objective, params, centers, batch, jnp.ones(()))
-        return jax.grad(student_loss, has_aux=True)(params, objective, goals, batch, keys)[0]
+        targets, _ = teacher_targets(objective, params, centers, batch, jnp.ones(()))
+        return jax.grad(student_loss, has_aux=True)(params, objective, targets, batch, keys)[0]
 
     batch = abstract_batch(config, make_mesh(1, devices=jax.devices()[:1]))
-    # Colours are no part of the model: the crops come as if they were normalised already.
+    # Colours are no part of the model: the crops are taken as already normalised.
     for name in ("global_crops", "local_crops"):
         batch[name] = batch[name].update(dtype=jnp.float32)
     return count_flops(step, params, batch, keys) / config.batch_size

@@ -1,4 +1,4 @@
-"""Bytes on each device: what the shardings say, and what the compiler says."""
+"""Bytes on each device, from the shardings and from the compiler."""
 
 import math
 import re
@@ -13,7 +13,7 @@ class Memory(NamedTuple):
     Attributes:
       student, teacher, optimizer, other_state, batch: from shapes and shardings.
       layout: what the compiler's layout adds to them (a TPU pads to tiles), and the metrics.
-      temporaries: activations, gradients and all else that lives inside a step.
+      temporaries: activations, gradients and everything else that exists only inside a step.
       code: the program itself.
     """
 
@@ -48,7 +48,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def argument_memory(state: Any, batch: Any) -> Memory:
-    """The share of `Memory` that is known before anything is compiled.
+    """The part of `Memory` that is known before compiling.
 
     Args:
       state: abstract TrainState; batch: abstract batch, both with shardings.
@@ -60,7 +60,7 @@ def argument_memory(state: Any, batch: Any) -> Memory:
 
 
 def compiled_memory(arguments: Memory, compiled: Any) -> Memory:
-    """`arguments` completed by what the compiler reports. compiled: jax.stages.Compiled."""
+    """Completes `arguments` by what the compiler reports. compiled: jax.stages.Compiled."""
     stats = compiled.memory_analysis()
     # The state is donated: its successor takes its place, and only the metrics are new.
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -73,12 +73,12 @@ def compiled_memory(arguments: Memory, compiled: Any) -> Memory:
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-# The TPU compiler's two ways to say it: all that is needed, or its temporaries only.
+# The TPU compiler states either all that it needs or its temporaries only.
 _OUT_OF_MEMORY = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|temporaries \({_SIZE}\)")
 
 
 def missing_memory(arguments: Memory, error: BaseException) -> Memory | None:
-    """`arguments` completed by what a compiler that ran out of memory says it needs.
+    """Completes `arguments` by what a compiler that ran out of memory says it needs.
 
     Returns:
       None when the error is another one or names no size.

@@ -1,4 +1,4 @@
-"""Task "plan": the configured step compiled for a topology, and what a run of it would take."""
+"""Task "plan": compiles the step for a topology and prints memory, FLOPs, time and advice."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
     """Prints the plan of `config`; writes it to <workdir>/plan.json when one is given.
 
     Raises:
-      ConfigError: for a topology that is none, or a batch or mesh that does not divide over it.
+      ConfigError: for an unknown topology, or a batch or mesh that does not divide over it.
       ImportError: when the topology's compiler is not installed.
     """
     target = open_target(config.plan.topology)
@@ -29,7 +29,7 @@ def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
 
 
 def for_target(config: ConfigDict, target: Target) -> ConfigDict:
-    """A copy whose "auto" fields mean the target, not the machine that compiles."""
+    """A copy in which "auto" means the target, not the machine that compiles."""
     config = config.copy_and_resolve_references()
     if config.compute_dtype == "auto":
         config.compute_dtype = "float32" if target.devices[0].platform == "cpu" else "bfloat16"
@@ -37,7 +37,7 @@ def for_target(config: ConfigDict, target: Target) -> ConfigDict:
 
 
 def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str) -> dict[str, Any]:
-    """As `plan`, for a target that is open and a configuration that was checked against it."""
+    """As `plan`, for an open target and a configuration that was checked against it."""
     for note in notes:
         print(note)
     print(

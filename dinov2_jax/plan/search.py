@@ -1,4 +1,4 @@
-"""The search for a setting that fits: what to try next, by the last trial's bytes."""
+"""The search for a setting that fits: the bytes of the last trial decide what to try next."""
 
 import math
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from ml_collections import ConfigDict
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.plan.trial import Changes, Trial, prototypes, try_setting
 
-# What of the temporaries `pointwise` is expected to leave: of all that the backward pass of the
-# recipes finds stored it leaves 33 (L/16), 37 (S/14) and 40 % (g/14).
+# The share of the temporaries that `pointwise` is expected to leave: of what the forward pass of
+# the recipes stores, it leaves 33 (L/16), 37 (S/14) and 40 % (g/14).
 POINTWISE_KEEPS = 0.4
-# Prototypes in a block: more save no time, and fewer than the last are slow to walk through.
+# Prototypes in a block: larger blocks save no time, and smaller ones are slow.
 _BLOCKS = range(8192, 1023, -1)
 
 
 def search(config: ConfigDict, target: Target, first: Trial, most: int) -> Iterator[Trial]:
-    """Compiles other settings until one fits, those that cost least first; at most `most`.
+    """Compiles other settings until one fits, the cheapest first; at most `most`.
 
-    Full sharding where the arithmetic says that it can be enough, then recomputation (of what is
-    cheap, where that can be enough, then of whole blocks), then both, then micro-batches, and
-    losses in blocks of prototypes, of each as much as is expected to be enough. Only then another
-    recipe: a smaller batch.
+    The order: full sharding, where arithmetic says that it can be enough; recomputation (pointwise
+    where that can be enough, else of whole blocks); both; then micro-batches and losses in blocks
+    of prototypes, as much of each as is expected to be enough. Only then another recipe: a smaller
+    batch.
     """
     assert target.chip is not None
     limit, last = target.chip.usable_bytes, first
@@ -52,7 +52,7 @@ def next_changes(config: ConfigDict, last: Trial, limit: float, devices: int) ->
 
 
 def _next_remat(remat: str, last: Trial, limit: float, ways: int) -> str:
-    """Pointwise, which costs little time, where it is expected to be enough with full sharding."""
+    """Pointwise costs little time: it comes first where it can be enough with full sharding."""
     if remat != "none" or last.memory is None:
         return "blocks"
     saved = (1 - POINTWISE_KEEPS) * last.memory.temporaries
@@ -104,8 +104,7 @@ def _block_of(config: ConfigDict) -> int:
 def leaner_total(last: Trial, parts: int, block: int) -> float:
     """Bytes a device with `parts` micro-batches and `block` prototypes at a time.
 
-    What belongs to the whole batch (state, gradients, crops, targets) stays; the parts share the
-    rest.
+    State, gradients, crops and targets belong to the whole batch and stay; the rest is divided.
     """
     if last.memory is None:
         return math.inf
@@ -122,7 +121,7 @@ def leaner_total(last: Trial, parts: int, block: int) -> float:
 
 # --------------------------------------------------------------------------- another recipe
 def images_that_fit(last: Trial, limit: float) -> float:
-    """Images a device at a time by the last trial's bytes an image, the state being what it is."""
+    """Images a device that fit beside the state, by the last trial's bytes an image."""
     memory, images = last.memory, last.batch_size / (last.shards * last.micro_batches)
     if memory is None:
         return images / 2
@@ -132,8 +131,8 @@ def images_that_fit(last: Trial, limit: float) -> float:
 def smaller_batch(config: ConfigDict, last: Trial, limit: float) -> Changes | None:
     """The largest smaller batch, of whole groups on every device, that is expected to fit.
 
-    One group a device is tried even if it is not expected to fit; below that there is none. Where
-    micro-batches of one group were too much already, it is tried at once and without them.
+    One group a device is the smallest; it is tried even if it is not expected to fit. Where
+    micro-batches of one group were already too large, it is tried at once and without them.
     """
     unit = config.group_size * last.shards
     if last.batch_size <= unit:

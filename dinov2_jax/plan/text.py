@@ -1,19 +1,15 @@
 """The words and numbers of a plan."""
 
 import math
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import GIB, GPU_DEFAULT_USABLE, GPU_USABLE
-from dinov2_jax.plan.collectives import Collective, by_purpose
 from dinov2_jax.plan.search import images_that_fit
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.plan.trial import Trial
 
-# Collectives that are neither weights nor gradients, as a share of all bytes, that are called none.
-NEGLIGIBLE = 0.01
 ROWS = {
     "student": "student",
     "teacher": "teacher",
@@ -27,7 +23,7 @@ ROWS = {
 
 
 class Rate(NamedTuple):
-    """What a run takes at the configured MFU; chip-hours also of chips that the mesh leaves out."""
+    """What a run takes at the configured MFU; chip-hours include chips that the mesh leaves out."""
 
     images_per_s: float
     step_s: float
@@ -51,8 +47,7 @@ def describe(
     """The whole plan of one setting."""
     lines = [setting_line(config, trial)]
     lines += memory_lines(target, trial)
-    lines += flops_lines(config, flops)
-    lines += collective_lines(target, trial)
+    lines += flops_lines(flops)
     return lines + rate_lines(config, target, trial, flops)
 
 
@@ -91,7 +86,7 @@ def memory_lines(target: Target, trial: Trial) -> list[str]:
 def fit_words(target: Target, trial: Trial) -> str:
     """Whether a trial fits, in words."""
     if target.chip is None or trial.memory is None:
-        return "(of a memory that this plan does not know)"
+        return "(the memory of this kind of device is not known)"
     usable = target.chip.usable_bytes
     share = trial.memory.total / usable
     if not trial.fits:
@@ -103,7 +98,7 @@ def fit_words(target: Target, trial: Trial) -> str:
 
 
 # ------------------------------------------------------------------------------------ work
-def flops_lines(config: ConfigDict, flops: dict[str, float]) -> list[str]:
+def flops_lines(flops: dict[str, float]) -> list[str]:
     line = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
     if flops["executed"] != flops["model"]:
         line += f"; {flops['executed'] / 1e9:,.1f} with what is computed again"
@@ -121,72 +116,6 @@ def rate_lines(
         f"{found.images_per_s:,.0f} images/s, {found.step_s:.2f} s a step; {config.total_steps:,} "
         f"steps take {found.days:.2f} days = {found.chip_hours:,.0f} chip-hours"
     ]
-
-
-# ----------------------------------------------------------------------------- collectives
-def traffic(trial: Trial) -> dict[str, dict[str, int]]:
-    """{purpose: {"instructions", "times", "bytes"}} with bytes that a device sends in a step."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0))
-    for collective in trial.collectives or []:
-        for purpose, part in by_purpose(collective, trial.shapes).items():
-            row = found[f"{collective.kind} of {purpose}"]
-            row["instructions"] += 1
-            row["times"] += collective.times
-            row["bytes"] += part.wire_bytes
-    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
-
-
-_COLUMNS = ("instructions", "times", "bytes")
-
-
-def stray(trial: Trial) -> list[Collective]:
-    """Collectives of activations, the largest first."""
-    split = [by_purpose(collective, trial.shapes) for collective in trial.collectives or []]
-    found = [purposes["activations"] for purposes in split if "activations" in purposes]
-    return sorted(found, key=lambda c: -c.wire_bytes)
-
-
-def collective_lines(target: Target, trial: Trial) -> list[str]:
-    if trial.collectives is None:
-        return ["collectives: not known, the program did not compile"]
-    if not trial.collectives:
-        return ["collectives: none"]
-    rows = traffic(trial)
-    total = sum(row["bytes"] for row in rows.values())
-    lines = ["collectives of a step (bytes that each device sends)"]
-    for name, row in rows.items():
-        times = f"{row['times']:,} in {row['instructions']} places"
-        lines.append(f"  {name:<44}{size(row['bytes']):>12}  {times}")
-    together = f"  {'together':<44}{size(total):>12}"
-    if target.chip is not None:
-        seconds = sum(c.seconds(target.chip, trial.machines) for c in trial.collectives)
-        together += f"  {seconds * 1e3:,.0f} ms at the links' full rate"
-    return [*lines, together, *_gathers_by_sums(trial, total), *_verdict(trial, total)]
-
-
-def _gathers_by_sums(trial: Trial, total: int) -> list[str]:
-    found = sum(c.wire_bytes for c in trial.collectives or [] if c.gathers)
-    if found < NEGLIGIBLE * total:
-        return []
-    return [
-        "  weights by all-reduce: shares amid zeros are summed, about twice the bytes of an "
-        "all-gather; seen where fsdp spans a whole v5p slice: fewer ways, and more data, avoid it"
-    ]
-
-
-def _verdict(trial: Trial, total: int) -> list[str]:
-    others = stray(trial)
-    share = sum(c.wire_bytes for c in others) / max(total, 1)
-    if not others:
-        return ["  weight gathers and gradient reductions only, and sums that the method asks for"]
-    named = "; ".join(
-        f"{c.kind} {c.times} x {' '.join(str(list(p.shape)) for p in c.parts[:3])} "
-        f"({c.op_name.split('/', 1)[-1][-60:]})"
-        for c in others[:3]
-    )
-    if share < NEGLIGIBLE:
-        return [f"  weights and gradients but for {share:.2%} of the bytes: {named}"]
-    return [f"  NOT only weights and gradients: {share:.1%} of the bytes are activations: {named}"]
 
 
 # ---------------------------------------------------------------------------------- search
@@ -227,7 +156,7 @@ def outcome(
                 "(a smaller batch is another recipe: base_lr scales by "
                 f"{config.optimizer.lr_scaling}, total_steps does not)"
             )
-        return lines + collective_lines(target, last) + rate_lines(config, target, last, flops)
+        return lines + rate_lines(config, target, last, flops)
     if not config.plan.trials:
         return ["no other setting was tried: --config.plan.trials is 0"]
     assert target.chip is not None
@@ -260,8 +189,6 @@ def summary(
         "memory_bytes": trial.memory and trial.memory._asdict() | {"total": trial.memory.total},
         "usable_bytes": target.chip and target.chip.usable_bytes,
         "fits": trial.fits,
-        "collectives": None if trial.collectives is None else traffic(trial),
-        "stray_bytes": sum(c.wire_bytes for c in stray(trial)),
         "at_mfu": found and {"mfu": config.plan.mfu} | found._asdict(),
         "compile_s": trial.compile_s,
     }

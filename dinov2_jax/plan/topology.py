@@ -1,7 +1,7 @@
-"""The devices a plan is made for: those at hand, or descriptions of TPUs and GPUs that are not.
+"""The devices of a plan: the local ones, or descriptions of TPUs and GPUs that are elsewhere.
 
-A description comes from the compiler's own library (libtpu, the CUDA plugin); no such hardware,
-driver or network is needed.
+A description comes from the compiler's own library (libtpu, the CUDA plugin), without hardware,
+driver or network.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:
 # describes larger ones too, and ends the whole process when it compiles for them.
 LARGEST = {"v5e": (16, 16), "v6e": (16, 16), "v5p": (16, 16, 24)}
 
-# A compiler's target as XLA's text format has it: limits of the architecture (CUDA's programming
-# guide, compute capability 9.0) and the few sizes in which H100 and H200 differ.
+# A compiler's target in XLA's text format: limits of the architecture (CUDA's programming guide,
+# compute capability 9.0) and the few sizes in which H100 and H200 differ.
 _HOPPER = """
 gpu_device_info {{
   cuda_compute_capability {{ major: 9 minor: 0 }}
@@ -45,12 +45,12 @@ device_description_str: "{kind}"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a plan is made for.
+    """The hardware of a plan.
 
     Attributes:
       name: for the reader.
-      devices: of one topology; those of a description can be compiled for, not run.
-      chip: their datasheet; None when they are of no known kind, such as CPUs.
+      devices: all of one topology; described devices can be compiled for, not run.
+      chip: their datasheet; None for an unknown kind, such as CPUs.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Target:
 
 
 def open_target(topology: str) -> Target:
-    """The devices that `config.plan.topology` names; "" is the devices at hand.
+    """The devices that `config.plan.topology` names; "" means the local devices.
 
     Raises:
-      ConfigError: for a name that is no topology, naming those that are.
-      ImportError: when the compiler for it is not installed; the message says what to install.
+      ConfigError: for a name that is no topology; the message names some that are.
+      ImportError: when its compiler is not installed; the message says what to install.
     """
     if not topology:
         devices = jax.devices()

@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
-from dinov2_jax.plan.collectives import Collective, Shapes, read_collectives, squeeze
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target
 from dinov2_jax.train.setup import Run, abstract_batch, make_run
 
 Changes = dict[str, Any]
 
-# Triton's tiles are found by trying them on the GPU, which is not there; cuBLAS needs no trial.
+# Triton finds its tiles by trying them on the GPU, which is not there; cuBLAS needs no trial.
 _OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
@@ -26,8 +25,8 @@ class ScoreBytes(NamedTuple):
     """Bytes on each device of scores over all prototypes; 0 where they are computed in blocks.
 
     Attributes:
-      targets: the teacher's, of the whole batch.
-      logits: the student's of a micro-batch, and their gradients.
+      targets: the teacher's scores of the whole batch.
+      logits: the student's scores of a micro-batch, and their gradients.
     """
 
     targets: int
@@ -36,17 +35,14 @@ class ScoreBytes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What came of compiling one setting.
+    """The result of compiling one setting.
 
     Attributes:
       changes: dotted field -> value, against the configured setting.
       micro_batches, prototype_block: of the setting.
       mesh: (data, fsdp, tensor).
-      machines: of each device in the order of the mesh.
       memory: None when the compiler ran out of memory without saying what it needs.
-      collectives: None when the program did not compile, for want of memory.
       scores: what `prototype_block` would save.
-      shapes: what its collectives are told apart by.
       fits: None where the chip's memory is not known.
       compile_s: seconds.
     """
@@ -56,11 +52,8 @@ class Trial:
     micro_batches: int
     prototype_block: int
     mesh: tuple[int, int, int]
-    machines: tuple[int, ...]
     memory: Memory | None
-    collectives: list[Collective] | None
     scores: ScoreBytes
-    shapes: Shapes
     fits: bool | None
     compile_s: float
 
@@ -82,45 +75,46 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
     run, batch = make_run(config, mesh), abstract_batch(config, mesh)
     arguments = argument_memory(run.abstract_state, batch)
     began = time.monotonic()
-    memory, collectives = _compile(run, batch, mesh, arguments)
+    compiled = False
+    try:
+        memory = compiled_memory(arguments, compile_step(run, batch, mesh))
+        compiled = True
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory = missing_memory(arguments, error)
     fits = None
     if target.chip is not None:
         total = math.inf if memory is None else memory.total
-        fits = collectives is not None and total <= target.chip.usable_bytes
+        fits = compiled and total <= target.chip.usable_bytes
     return Trial(
         changes=changes or {},
         batch_size=config.batch_size,
         micro_batches=config.micro_batches,
         prototype_block=config.prototype_block,
         mesh=(mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
-        machines=tuple(device.process_index for device in mesh.devices.flat),
         memory=memory,
-        collectives=collectives,
         scores=score_bytes(config, batch, mesh),
-        shapes=told_shapes(run, config),
         fits=fits,
         compile_s=time.monotonic() - began,
     )
 
 
-def _compile(
-    run: Run, batch: Any, mesh: Mesh, arguments: Memory
-) -> tuple[Memory | None, list[Collective] | None]:
+def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
+    """The training step of `run`, compiled for the devices of `mesh` and an abstract batch.
+
+    Raises:
+      JaxRuntimeError: RESOURCE_EXHAUSTED when the compiler finds too little memory.
+    """
     hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     platform = mesh.devices.flat[0].platform
     with jax.set_mesh(mesh):
         lowered = run.step.lower(run.abstract_state, batch, hyper)
-        try:
-            compiled = lowered.compile(compiler_options=_OPTIONS.get(platform))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return missing_memory(arguments, error), None
-    return compiled_memory(arguments, compiled), read_collectives(compiled.as_text())
+        return lowered.compile(compiler_options=_OPTIONS.get(platform))
 
 
 def prototypes(config: ConfigDict) -> tuple[int, int]:
-    """Of the DINO head and of the head that serves the patches."""
+    """Numbers of prototypes of the DINO head and of the head for the patches."""
     patch_head = config.ibot if config.ibot.separate_head else config.dino
     return config.dino.head_prototypes, patch_head.head_prototypes
 
@@ -137,23 +131,3 @@ def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
     return ScoreBytes(
         targets, 2 * 4 * (views * images * cls + slots * patch) // config.micro_batches
     )
-
-
-def told_shapes(run: Run, config: ConfigDict) -> Shapes:
-    """The shapes in which weights and their gradients travel, and numbers of prototypes.
-
-    Weights whole, one block of a stack, and a device's share of either; the position table without
-    cls, on both crops' grids, whose gradient is summed before it is resampled back; and the blocks
-    of prototypes that `prototype_block` walks through.
-    """
-    dim, patch, crops = run.objective.student.backbone.dim, config.model.patch_size, config.crops
-    shapes = {(dim, (side // patch) ** 2) for side in (crops.global_size, crops.local_size)}
-    for leaf in jax.tree.leaves(run.abstract_state.student):
-        for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
-            shapes |= {shape, shape[1:]}
-    numbers = set(prototypes(config))
-    if config.prototype_block:
-        numbers.add(config.prototype_block)
-        widths = (config.dino.head_bottleneck_dim, config.ibot.head_bottleneck_dim)
-        shapes |= {(config.prototype_block, width) for width in widths}
-    return Shapes(frozenset(squeeze(shape) for shape in shapes), frozenset(numbers))

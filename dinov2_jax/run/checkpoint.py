@@ -1,8 +1,8 @@
 """Checkpoints of a run: <workdir>/checkpoints/<step>/{state, loader, config, provenance}.
 
-A step directory is written under a temporary name and renamed when complete, so what a kill leaves
-behind is never read. The arrays are stored by name and global shape: a run resumes on any number of
-devices, and an evaluation on one.
+A step directory is written under a temporary name and renamed when complete, so a half-written one
+is never read. The arrays are stored by name and global shape: a run resumes on any number of
+devices, and an evaluation uses one.
 """
 
 import datetime
@@ -25,7 +25,7 @@ _STEP_MARKER = "_CHECKPOINT_METADATA"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, incomplete or of another model; the message is one sentence."""
+    """A checkpoint is missing, incomplete or of another model; the message is one sentence."""
 
 
 class Checkpoints:
@@ -33,8 +33,8 @@ class Checkpoints:
 
     Args:
         workdir: the run directory.
-        keep_last: how many of the newest steps stay.
-        keep_every_steps: multiples of it stay for good; 0: none.
+        keep_last: number of the newest steps that stay.
+        keep_every_steps: multiples of this stay for good; 0: none.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
@@ -76,13 +76,11 @@ class Checkpoints:
         """The state, the loader's position and the configuration of a step, by default the newest.
 
         Args:
-            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, on the devices of today.
-            config: the configuration of today, to name the fields that differ if the model does not
-                fit.
+            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings on the current devices.
+            config: the current configuration; if the model differs, the message names the fields.
 
         Raises:
-            CheckpointError: if there is no such step, or its arrays are not those of
-                `abstract_state`.
+            CheckpointError: there is no such step, or its arrays differ from `abstract_state`.
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -102,13 +100,14 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when the save in progress is on disk; raises what went wrong there."""
+        """Returns when the save in progress is on disk; raises the error of a failed save."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the save in progress and ends the background threads."""
-        # Orbax removes what a killed run left half-written in a thread that only a save waits for;
-        # a command that is refused at once would end on its traceback. 0.12 has no public name.
+        # Orbax removes the half-written steps of a killed run in a thread that only a save waits
+        # for; a command that is refused at once would end with that thread's traceback. 0.12 has no
+        # public name for it.
         cleanup = getattr(self._manager, "_cleanup_tmp_directory_future", None)
         if cleanup is not None:
             cleanup.result()
@@ -123,17 +122,17 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
             directory.
 
     Raises:
-        CheckpointError: if there is nothing complete to read.
+        CheckpointError: there is no complete step.
     """
     step_dir = _find_step(Path(path))
     return tuples(_read_json(step_dir, "config")), step_dir
 
 
 def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
-    """One sub-tree of the stored state as numpy arrays, whatever the devices of the save.
+    """One sub-tree of the stored state as numpy arrays, whatever devices saved it.
 
     Raises:
-        CheckpointError: if the state has no such sub-tree.
+        CheckpointError: the state has no such sub-tree.
     """
     state_dir = Path(step_dir).resolve() / "state"
     stored = _stored_tree(state_dir)
@@ -149,7 +148,7 @@ def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
 
 
 def provenance() -> dict[str, Any]:
-    """What made this checkpoint: versions, commit, devices, time, host and command."""
+    """The origin of a checkpoint: versions, commit, devices, time, host and command."""
     devices = jax.devices()
     return {
         "dinov2_jax": __version__,
@@ -164,8 +163,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # else git answers for a repository around site-packages
+        return ""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -216,7 +217,7 @@ def _flat(tree: Any) -> dict[str, Any]:
 def _require_same_arrays(
     step_dir: Path, abstract_state: Any, config: dict[str, Any] | None
 ) -> None:
-    """Orbax's own message for a changed model is a page of trees; this one names what changed."""
+    """Names what changed in one sentence; Orbax's own message is a page of trees."""
     stored, wanted = _flat(_stored_tree(step_dir / "state")), _flat(abstract_state)
     differing = [
         name

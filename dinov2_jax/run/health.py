@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 
 class HealthMonitor:
-    """Plain-language warnings, each given once, when the representation shows a sign of collapse.
+    """Warnings in plain language, each given once, when the representation seems to collapse.
 
     Args:
         prototypes: K of the DINO head; the entropy of a uniform target is log K.
-        patience: readings in a row that must agree, so that the first steps raise no alarm.
+        patience: number of readings in a row that must agree, so that the first steps do not warn.
     """
 
     def __init__(self, prototypes: int, patience: int = 20) -> None:
@@ -20,7 +20,7 @@ class HealthMonitor:
         self._first_rank: float | None = None
 
     def check(self, metrics: Mapping[str, float]) -> list[str]:
-        """The warnings that this reading completes; usually none."""
+        """The warnings that are due after this reading; usually none."""
         warnings = []
         for name, (present, text) in self._signs(metrics).items():
             self._in_a_row[name] = self._in_a_row.get(name, 0) + 1 if present else 0
@@ -38,7 +38,7 @@ class HealthMonitor:
             self._first_rank = rank
         first_rank = self._first_rank or math.nan
         return {
-            # 2 % of log K: a teacher that prefers nothing, and a student that has matched it.
+            # Within 2 % of log K: the teacher prefers no prototype, and the student matches it.
             "uniform": (
                 entropy > 0.98 * self._log_k and divergence < 0.02 * self._log_k,
                 f"warning: the teacher's targets stay uniform (entropy {entropy:.2f} of at most "

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request that the loop answers between two steps."""
+"""SIGTERM and SIGINT become a request to stop, which the loop obeys between two steps."""
 
 import signal
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ class StopRequest:
     Outside the main thread, where handlers cannot be set, it does nothing.
 
     Args:
-      alone: whether this is the run's only process, which needs nobody's consent.
+      alone: whether this is the run's only process and may stop without agreement.
 
     Attributes:
-      number: of the signal that this process was sent, 0: none.
-      signal_name: what the loop obeys: that signal, or of several processes the one agreed on.
+      number: of the signal that this process received; 0: none.
+      signal_name: the signal that the loop obeys; with several processes, the one all agreed on.
     """
 
     def __init__(self, alone: bool = True) -> None:
@@ -32,7 +32,7 @@ class StopRequest:
             self.agree([number])
 
     def agree(self, numbers: Iterable[int]) -> None:
-        """Takes the signals of all processes, which hear them at the same step."""
+        """Takes the signal numbers of all processes; every process calls it at the same step."""
         number = int(max(numbers))
         if number:
             self.signal_name = signal.Signals(number).name

@@ -4,11 +4,11 @@ import importlib.util
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from dinov2_jax.run.files import write_text
 from dinov2_jax.run.progress import Progress
 
 log = logging.getLogger("dinov2_jax")
@@ -22,8 +22,8 @@ class MetricWriter:
     Args:
         workdir: the run directory; made if missing.
         total_steps: for the "step 10/1800" of the console line.
-        start_step: the step resumed from; later lines, of steps that will be repeated, are cut.
-        write_line: where a console line goes, e.g. `Progress.write`; by default stdout.
+        start_step: the step to resume from; lines of later steps are cut, as these are repeated.
+        write_line: prints a console line, e.g. `Progress.write`; by default to stdout.
         tensorboard: False writes no event files.
     """
 
@@ -40,7 +40,7 @@ class MetricWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._total_steps = total_steps
         self._write_line = write_line or (lambda line: print(line, flush=True))
-        # A run that starts at 0 writes step 0 again; a resumed one has its step's lines already.
+        # A run that starts at 0 writes step 0 again; a resumed one has that line already.
         first_step = start_step + 1 if start_step else 0
         cut_from(self.path, first_step)
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -58,7 +58,7 @@ class MetricWriter:
             self._write_line(console_line(step, self._total_steps, values))
 
     def message(self, text: str) -> None:
-        """A line for the reader only, such as a warning."""
+        """Prints a line that is not stored, such as a warning."""
         self._write_line(text)
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl; one that a kill cut short is left out."""
+    """All lines of a run's metrics.jsonl, without a line that a kill cut short."""
     path = Path(workdir) / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = []
@@ -81,17 +81,15 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def cut_from(path: Path, step: int) -> None:
-    """Atomically drops the lines of `step` and later ones, and half a line left by a kill."""
+    """Atomically drops the lines from `step` on, and a line that a kill cut short."""
     if not path.exists():
         return
     kept = [row for row in read_metrics(path.parent) if row["step"] < step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:
-    """One line for the eye: loss first, accuracies if there, then what tells how it goes."""
+    """One line to read: the loss, accuracies if there are any, then signs of health and speed."""
     shown = [name for name in metrics if name.endswith("_top1")]
     shown += ["lr", "health/teacher_entropy", "health/effective_rank"]
     parts = [f"step {step}/{total_steps}"]
@@ -123,12 +121,12 @@ def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 class Output:
-    """All that a run tells: metrics, progress and messages, opened and closed together.
+    """The output of a run: metrics, progress and messages, opened and closed together.
 
     Args:
         folder: the run directory.
         total_steps, start_step: as in `MetricWriter`.
-        silent: tells and writes nothing, as all but one of several processes do.
+        silent: prints and writes nothing; for all processes but one.
     """
 
     def __init__(
@@ -148,7 +146,7 @@ class Output:
             self._writer.write(step, metrics)
 
     def message(self, text: str) -> None:
-        """A line for the reader only."""
+        """Prints a line that is not stored."""
         if self._writer is not None:
             self._writer.message(text)
 
@@ -158,7 +156,7 @@ class Output:
             self._progress.update(step)
 
     def warn(self, messages: Sequence[str]) -> None:
-        """Says each message and keeps it for the report."""
+        """Prints each message and keeps it for the report."""
         self.warnings += messages
         for message in messages:
             self.message(message)

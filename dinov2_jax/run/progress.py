@@ -32,7 +32,7 @@ class Progress:
             )  # fmt: skip
 
     def update(self, step: int, **shown: float) -> None:
-        """Moves to `step`; `shown` are numbers to print beside it, such as loss."""
+        """Moves to `step`; `shown` are numbers to print next to it, such as the loss."""
         if self._bar is not None:
             self._bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()}, refresh=False)
             self._bar.update(step - self._step)
@@ -43,7 +43,7 @@ class Progress:
         self._step = step
 
     def write(self, line: str) -> None:
-        """A line that does not break the bar."""
+        """Prints a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         else:
@@ -70,7 +70,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the time so far; called after k-NN, which is no training time."""
+        """Forgets the time so far; called after work that is not training, such as k-NN."""
         self._began, self._waited_s, self._steps = self._clock(), 0.0, 0
 
     def __enter__(self) -> "Throughput":
@@ -85,7 +85,7 @@ class Throughput:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """{"images_per_s", "data_wait_share" (0..1)} and a new start."""
+        """Returns {"images_per_s", "data_wait_share" (0..1)} and restarts."""
         elapsed_s = max(self._clock() - self._began, 1e-9)
         rates = {
             "images_per_s": self._steps * self._batch_size / elapsed_s,

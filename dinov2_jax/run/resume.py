@@ -1,7 +1,6 @@
-"""Steps whose state is kept in one file, so that a killed evaluation continues."""
+"""Iterations whose state is stored in one file, so that a killed evaluation continues."""
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,22 +16,23 @@ from safetensors.numpy import save_file
 
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.parallel.mesh import path_name
+from dinov2_jax.run.files import replacing
 from dinov2_jax.run.progress import Progress
 
 Fingerprint = Mapping[str, Any]
 
-# Steps that may be under way on accelerators while the next batch is made; each holds a batch. On
-# CPU none: they would compete for the cores, and several virtual devices wait for each other in
-# every collective, which XLA ends after 40 s if another program has their threads.
+# Steps in flight on an accelerator while the next batch is made; each holds a batch. On CPU there
+# are none: they would compete for the cores, and virtual devices wait for each other in every
+# collective, which XLA ends after 40 s if another program has their threads.
 _IN_FLIGHT = 2
 
 
 class StateFile:
-    """A tree of arrays and the number of the next iteration, written whole or not at all.
+    """A tree of arrays and the number of the next iteration, in a file that is whole or not there.
 
     Args:
       path: of the file; its folder is made. None stores nothing.
-      fingerprint: plain values that say what is computed; a file with others is refused.
+      fingerprint: plain values that identify the work; a file with other values is refused.
     """
 
     def __init__(self, path: Path | None, fingerprint: Fingerprint) -> None:
@@ -42,7 +42,7 @@ class StateFile:
         """The stored tree (numpy arrays) and iteration, or `like` and 0 if there is no file.
 
         Raises:
-          EvaluationError: when the file is of other settings or data.
+          EvaluationError: the file was written with other settings or data.
         """
         if self._path is None or not self._path.exists():
             return like, 0
@@ -58,12 +58,12 @@ class StateFile:
         for name in sorted({*stored, *wanted}):
             if stored.get(name) != wanted.get(name):
                 raise EvaluationError(
-                    f"{self._path} continues other work: its {name} is {stored.get(name)}, now "
+                    f"{self._path} was written with {name} {stored.get(name)}, but now it is "
                     f"{wanted.get(name)}; delete it or use another folder"
                 )
 
     def save(self, tree: Any, iteration: int) -> None:
-        """Replaces the file. Of several processes all must call it; the first one writes."""
+        """Replaces the file. Every process must call it; process 0 writes."""
         if self._path is None:
             return
         tensors = {name: to_host(x) for name, x in _named(tree).items()}
@@ -80,7 +80,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def to_host(x: Any) -> np.ndarray:
-    """The whole array on this process, wherever its parts are."""
+    """The whole array on this process, wherever its shards are."""
     if isinstance(x, Array) and not x.is_fully_addressable:
         sharding = x.sharding
         assert isinstance(sharding, NamedSharding)
@@ -89,12 +89,10 @@ def to_host(x: Any) -> np.ndarray:
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
-    """A safetensors file that is whole or not there; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Writes a whole safetensors file, or none; makes its folder."""
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    save_file(contiguous, temporary, about)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, about)
 
 
 def run_steps(
@@ -107,16 +105,16 @@ def run_steps(
     stride: int = 1,
     quiet: bool = False,
 ) -> Any:
-    """Runs all iterations with a bar and saves on the way; returns the state behind the last.
+    """Runs all iterations with a progress bar, saves on the way, and returns the last state.
 
     Args:
       step: (state, iterations) -> state and losses; it takes its batches itself.
-      save_every: the state is saved behind its multiples, and behind the last iteration.
-      stride: iterations that one call does at most. Calls begin where states are saved, so a run
-        that continues makes the same ones.
-      quiet: without the bar.
+      save_every: the state is saved after each multiple of this, and after the last iteration.
+      stride: most iterations of one call. Calls begin where states are saved, so a run that
+        continues makes the same calls.
+      quiet: no progress bar.
     """
-    under_way: deque[Array] = deque()
+    in_flight: deque[Array] = deque()
     allowed = 0 if jax.default_backend() == "cpu" else _IN_FLIGHT
     progress = None
     if jax.process_index() == 0 and len(iterations) and not quiet:
@@ -126,9 +124,9 @@ def run_steps(
         first, next_save = done, (done // save_every + 1) * save_every
         done = min(first + stride, next_save, iterations.stop)
         state, losses = step(state, range(first, done))
-        under_way.append(losses)
-        if len(under_way) > allowed:
-            jax.block_until_ready(under_way.popleft())
+        in_flight.append(losses)
+        if len(in_flight) > allowed:
+            jax.block_until_ready(in_flight.popleft())
         if done in (next_save, iterations.stop):
             file.save(state, done)
         if progress is not None:

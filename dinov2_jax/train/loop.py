@@ -91,11 +91,11 @@ def _run_steps(
     nonfinite = NonFiniteWatch(out.folder, name=own_name())
     meter = Throughput(config.batch_size)
 
-    def hear(news: dict[str, np.ndarray]) -> None:
-        bad.update(news)
-        stop.agree(news["signal"])
+    def on_message(arrays: dict[str, np.ndarray]) -> None:
+        bad.update(arrays)
+        stop.agree(arrays["signal"])
 
-    exchange = Exchange(mesh, hear)
+    exchange = Exchange(mesh, on_message)
 
     def save(step: int) -> None:
         position = loader.state() | bad.state()
@@ -108,7 +108,7 @@ def _run_steps(
         with meter:
             batch = next(loader)
         seen = {name: batch.pop(name) for name in ("record", "bad_records")}
-        exchange.tell(**seen, signal=np.array([stop.number]))
+        exchange.send(**seen, signal=np.array([stop.number]))
         if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
         hyper = run.schedules.at(step - 1)

@@ -113,7 +113,7 @@ def test_resume_equals_a_straight_run(weights, monkeypatch, tmp_path):
     resumed = run(weights, SHORT, folder=tmp_path)
     for a, b in zip(leaves(straight), leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match=r"its lr is 0\.003, now 0\.1"):
+    with pytest.raises(ValueError, match=r"written with lr 0\.003, but now it is 0\.1"):
         run(weights, dataclasses.replace(SHORT, lr=0.1), folder=tmp_path)
 
 

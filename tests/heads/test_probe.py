@@ -212,10 +212,10 @@ def test_a_killed_run_continues_bit_for_bit(monkeypatch, tmp_path, device_bytes)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"batch_size": 16}, "batch_size is 32, now 16"),
-        ({"iterations": 30}, "iterations is 20, now 30"),
+        ({"batch_size": 16}, "batch_size 32, but now it is 16"),
+        ({"iterations": 30}, "iterations 20, but now it is 30"),
         ({"grid": Grid(RATES["paper"])}, "its grid is"),
-        ({"seed": 4}, "its seed is 3, now 4"),
+        ({"seed": 4}, "seed 3, but now it is 4"),
     ],
 )
 def test_a_state_of_other_settings_is_refused(tmp_path, change, named):

@@ -99,7 +99,7 @@ def test_a_killed_run_continues_bit_for_bit(data, weights, trained, monkeypatch,
         trained.weights + trained.biases, resumed.weights + resumed.biases, strict=True
     ):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="its identity is , now other weights"):
+    with pytest.raises(ValueError, match="written with identity , but now it is other weights"):
         run(data, weights, folder=tmp_path, identity="other weights")
 
 

@@ -6,9 +6,9 @@ from sklearn import metrics as judge
 
 from dinov2_jax.metrics.classification import (
     ALEXNET_ERRORS,
-    average_precision,
     class_accuracies,
     corruption_errors,
+    eleven_point_precision,
     mean_average_precision,
     mean_per_class_accuracy,
     real_accuracy,
@@ -149,17 +149,17 @@ def test_average_precision_equals_the_formula(positives, ties):
     scores = np.round(scores) if ties else scores
     expected = eleven_points(scores, labels)
     assert 0 < expected < 100
-    assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-9)
+    assert eleven_point_precision(scores, labels) == pytest.approx(expected, abs=1e-9)
 
 
 def test_average_precision_worked_by_hand():
     # Ranks of the positives 1 and 3 of 4: recall 0 to 0.5 at precision 1, 0.6 to 1 at 2/3.
     scores, labels = np.array([4.0, 3.0, 2.0, 1.0]), np.array([1, 0, 1, 0])
-    assert average_precision(scores, labels) == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
+    assert eleven_point_precision(scores, labels) == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
     # An ignored row between them takes no rank.
     labels[1] = -1
-    assert average_precision(scores, labels) == 100
-    assert np.isnan(average_precision(scores, np.array([0, -1, 0, 0])))
+    assert eleven_point_precision(scores, labels) == 100
+    assert np.isnan(eleven_point_precision(scores, np.array([0, -1, 0, 0])))
 
 
 def test_mean_average_precision_leaves_out_classes_without_positives():
@@ -178,7 +178,7 @@ def test_mean_average_precision_leaves_out_classes_without_positives():
 
 def test_average_precision_refuses_other_labels():
     with pytest.raises(ValueError, match="from 0 to 2 for scores"):
-        average_precision(np.zeros(3), np.array([0, 1, 2]))
+        eleven_point_precision(np.zeros(3), np.array([0, 1, 2]))
     with pytest.raises(ValueError, match=r"shape \(3, 2\).*one label"):
         mean_average_precision(np.zeros((3, 2)), np.zeros((3, 1), int))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.features.search import search
-from dinov2_jax.metrics.met import choose_vote, gap, met_scores, vote
+from dinov2_jax.metrics.ranking import choose_vote, gap, met_scores, vote_exhibits
 
 
 def plain_vote(similarities, labels, classes, temperature):
@@ -35,7 +35,7 @@ def plain_gap(exhibits, confidences, labels):
 
 def test_vote_by_hand() -> None:
     # The nearest picture of an exhibit counts, not their number; 2 of 4 exhibits are not near.
-    exhibits, confidences = vote(
+    exhibits, confidences = vote_exhibits(
         np.array([[0.8, 0.7, 0.6]]), np.array([[7, 3, 3]]), classes=4, temperature=2.0
     )
     assert exhibits.tolist() == [7]
@@ -44,7 +44,7 @@ def test_vote_by_hand() -> None:
 
 
 def test_scores_below_zero_count_as_zero_and_ties_take_the_lowest_exhibit() -> None:
-    exhibits, confidences = vote(
+    exhibits, confidences = vote_exhibits(
         np.array([[-0.1, -0.2], [0.5, 0.5]]),
         np.array([[9, 4], [8, 2]]),
         classes=5,
@@ -63,7 +63,7 @@ def test_vote_equals_plain_python(temperature: float, k: int) -> None:
     labels = rng.integers(0, 12, 30) * 100  # identifiers of the museum, not 0, 1, 2, ...
     train = rng.normal(size=(30, 4)) + np.eye(4)[labels // 100 % 4]
     similarities, numbers = search(train, rng.normal(size=(25, 4)), k)
-    found = vote(similarities, labels[numbers], classes=12, temperature=temperature)
+    found = vote_exhibits(similarities, labels[numbers], classes=12, temperature=temperature)
     exhibits, confidences = plain_vote(similarities, labels[numbers], 12, temperature)
     np.testing.assert_array_equal(found[0], exhibits)
     np.testing.assert_allclose(np.exp(found[1]), confidences, rtol=1e-10)
@@ -71,7 +71,9 @@ def test_vote_equals_plain_python(temperature: float, k: int) -> None:
 
 def test_confidences_that_round_to_one_keep_their_order() -> None:
     similarities = np.array([[0.6, 0.3], [0.9, 0.5], [0.8, 0.3]])
-    _, logarithms = vote(similarities, np.array([[1, 2]] * 3), classes=10, temperature=200.0)
+    _, logarithms = vote_exhibits(
+        similarities, np.array([[1, 2]] * 3), classes=10, temperature=200.0
+    )
     assert (np.exp(logarithms) == 1).all()
     # The next exhibit is 0.3, 0.4 and 0.5 away: shares of e^-60, e^-80 and e^-100.
     assert np.argsort(-logarithms).tolist() == [2, 1, 0]
@@ -79,7 +81,7 @@ def test_confidences_that_round_to_one_keep_their_order() -> None:
 
 def test_more_exhibits_than_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 exhibits are near query 0, but classes=1"):
-        vote(np.ones((1, 2)), np.array([[0, 1]]), classes=1, temperature=1.0)
+        vote_exhibits(np.ones((1, 2)), np.array([[0, 1]]), classes=1, temperature=1.0)
 
 
 def test_gap_by_hand() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
-from dinov2_jax.metrics.ranking import average_precision, map_at_k, revisited_map
+from dinov2_jax.metrics.ranking import map_at_k, revisited_map, trapezoid_precision
 
 NONE = np.zeros(0, np.int64)
 
@@ -152,7 +152,7 @@ def plain_ap(ranking, positives, junk):
 def test_average_precision_by_hand() -> None:
     # Positives at places 0 and 3 of what remains without junk (numbers 8 and 9):
     # ((1 + 1) / 2 + (1/3 + 2/4) / 2) / 2 = (1 + 5/12) / 2 = 17/24.
-    area, precisions = average_precision(
+    area, precisions = trapezoid_precision(
         np.array([4, 8, 1, 9, 2, 5, 0]), np.array([5, 4]), np.array([9, 8, 7]), ks=(1, 2, 4, 100)
     )
     assert area == pytest.approx(17 / 24, abs=1e-15)
@@ -162,28 +162,28 @@ def test_average_precision_by_hand() -> None:
 
 def test_first_place_counts_whole_and_the_second_less_by_trapezoid() -> None:
     ranking = np.arange(10)
-    assert average_precision(ranking, np.array([0]))[0] == 1
-    assert average_precision(ranking, np.array([1]))[0] == 0.25  # (0 + 1/2) / 2, not 1/2
-    assert average_precision(ranking, np.array([1]), np.array([0]))[0] == 1  # behind junk only
-    assert average_precision(ranking, np.array([1]), np.array([2]))[0] == 0.25
+    assert trapezoid_precision(ranking, np.array([0]))[0] == 1
+    assert trapezoid_precision(ranking, np.array([1]))[0] == 0.25  # (0 + 1/2) / 2, not 1/2
+    assert trapezoid_precision(ranking, np.array([1]), np.array([0]))[0] == 1  # behind junk only
+    assert trapezoid_precision(ranking, np.array([1]), np.array([2]))[0] == 0.25
 
 
 def test_a_positive_that_is_junk_too_does_not_remove_itself() -> None:
     # As published: junk counts for what lies behind it only.
-    assert average_precision(np.arange(4), np.array([1]), np.array([0, 1]))[0] == 1
+    assert trapezoid_precision(np.arange(4), np.array([1]), np.array([0, 1]))[0] == 1
 
 
 def test_positives_that_are_not_ranked_add_nothing() -> None:
-    area, precisions = average_precision(np.arange(4), np.array([0, 77]), ks=(1, 5))
+    area, precisions = trapezoid_precision(np.arange(4), np.array([0, 77]), ks=(1, 5))
     assert area == 0.5
     np.testing.assert_array_equal(precisions, [1, 1])
-    area, precisions = average_precision(np.arange(4), np.array([77]), ks=(1, 5))
+    area, precisions = trapezoid_precision(np.arange(4), np.array([77]), ks=(1, 5))
     assert area == 0
     np.testing.assert_array_equal(precisions, [0, 0])
 
 
 def test_a_query_without_positives_has_no_precision() -> None:
-    area, precisions = average_precision(np.arange(4), NONE, np.arange(4), ks=(1, 5))
+    area, precisions = trapezoid_precision(np.arange(4), NONE, np.arange(4), ks=(1, 5))
     assert np.isnan(area)
     assert np.isnan(precisions).all()
 

@@ -36,13 +36,15 @@ def settings(**changes) -> dict:
     ],
 )
 def test_what_the_environment_says(environment, changes, expected):
-    found = distributed._how(settings(**changes), environment | {"JAX_PLATFORMS": "cpu"})
+    found = distributed._initialize_arguments(
+        settings(**changes), environment | {"JAX_PLATFORMS": "cpu"}
+    )
     assert found == expected
 
 
 def test_explicit_settings():
     chosen = settings(coordinator=PLACE, processes=4, process_id=3)
-    found = distributed._how(chosen, {"SLURM_STEP_NUM_TASKS": "2"})
+    found = distributed._initialize_arguments(chosen, {"SLURM_STEP_NUM_TASKS": "2"})
     assert found == {
         "coordinator_address": PLACE,
         "num_processes": 4,
@@ -54,8 +56,8 @@ def test_explicit_settings():
 def test_a_machine_with_tpu_chips_asks_the_pod(monkeypatch):
     monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name)
-    assert distributed._how(settings(), {}) == {}
-    assert distributed._how(settings(), {"JAX_PLATFORMS": "cpu"}) is None
+    assert distributed._initialize_arguments(settings(), {}) == {}
+    assert distributed._initialize_arguments(settings(), {"JAX_PLATFORMS": "cpu"}) is None
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,11 @@ def test_a_group_on_two_processes_is_refused(owners, groups):
         _groups_of(FakeMesh(owners), groups, 0)  # pyrefly: ignore
 
 
-def test_one_process_hears_itself_at_once():
+def test_one_process_reads_its_message_at_once():
     heard = []
     exchange = distributed.Exchange(make_mesh(2), heard.append)
     for step, number in itertools.product(range(2), [7]):
-        exchange.tell(record=np.array([step]), signal=np.array([number]))
+        exchange.send(record=np.array([step]), signal=np.array([number]))
         assert len(heard) == step + 1
         assert heard[-1]["record"] == [step] and heard[-1]["signal"] == [7]
     exchange.flush()
@@ -146,7 +148,21 @@ def test_which_errors_mean_a_lost_process(monkeypatch):
     assert "lost another process of the run" in distributed.lost_process(wrapped)
     for other in (
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"),
+        RuntimeError("INTERNAL: NCCL operation ncclCommInitRank failed: out of memory"),
+        RuntimeError("INTERNAL: NCCL operation ncclAllReduce failed: invalid usage"),
+        RuntimeError("the feature is unavailable on this device"),
         ConfigError("config.heartbeat is unavailable"),
         FileNotFoundError("/barrier"),
     ):
         assert distributed.lost_process(other) == ""
+
+
+def test_a_lost_process_ends_this_one_with_traceback_and_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    ended = []
+    monkeypatch.setattr(distributed.os, "_exit", ended.append)
+    with pytest.raises(RuntimeError), distributed.end_when_lost():
+        raise RuntimeError("INTERNAL: NCCL operation failed: unhandled system error")
+    assert ended == [distributed.LOST]
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "lost another process of the run" in told

@@ -13,23 +13,23 @@ from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
-from dinov2_jax.plan.collectives import Collective, Shapes
-from dinov2_jax.plan.hlo import Part
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.text import collective_lines, fit_words, rate, stray
+from dinov2_jax.plan.text import fit_words, rate
 from dinov2_jax.plan.topology import Target, open_target
 from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import abstract_batch, make_run
+from tests.plan.collectives import read_collectives
+from tests.plan.purposes import step_shapes, stray, traffic
 from tests.plan.toy import CHIP, plan_config, toy_trial
 from tests.train.tiny import random_batch
 
 
 class Planned(NamedTuple):
-    """The plan of one FSDP step: plan.json, what was printed, and the compiler's account."""
+    """The plan of one FSDP step: plan.json, what was printed, and the compiled program."""
 
     results: dict
     text: str
-    stats: Any
+    program: Any
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def planned(tmp_path_factory):
         plan.plan(plan_config(), str(folder))
     (program,) = programs
     results = json.loads((folder / "plan.json").read_text())
-    return Planned(results, "\n".join(lines), program.memory_analysis())
+    return Planned(results, "\n".join(lines), program)
 
 
 def test_the_batch_is_what_the_loader_delivers():
@@ -73,7 +73,7 @@ def test_arguments_by_arithmetic():
 
 
 def test_memory_is_the_compilers_own_account(planned):
-    stats = planned.stats
+    stats = planned.program.memory_analysis()
     found = planned.results["settings"][0]["memory_bytes"]
     assert found["temporaries"] == stats.temp_size_in_bytes > 0
     metrics = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -89,16 +89,21 @@ def test_memory_is_the_compilers_own_account(planned):
 
 
 def test_fsdp_sends_weights_and_gradients_only(planned):
-    setting = planned.results["settings"][0]
-    rows = setting["collectives"]
-    assert setting["stray_bytes"] == 0
-    assert "weight gathers and gradient reductions only" in planned.text
+    config = plan_config()
+    shapes = step_shapes(make_run(config, make_mesh(1, 8)), config)
+    collectives = read_collectives(planned.program.as_text())
+    rows = traffic(collectives, shapes)
+    assert stray(collectives, shapes) == []
     # Four matrices of two blocks, gathered by the teacher, the student and its backward pass.
     assert rows["all-gather of weights"]["times"] >= 2 * 4 * 3
     blocks = 2 * 4 * (48 * 144 + 48 * 48 + 2 * 48 * 192)
     assert rows["all-gather of weights"]["bytes"] >= 3 * blocks
     assert rows["all-reduce of gradients"]["bytes"] >= 2 * blocks
-    assert setting["fits"] is None and "rate: not known" in planned.text
+
+
+def test_devices_of_no_known_kind_have_no_rate(planned):
+    assert planned.results["settings"][0]["fits"] is None
+    assert "rate: not known" in planned.text
 
 
 @pytest.mark.parametrize(
@@ -112,21 +117,11 @@ def test_fsdp_sends_weights_and_gradients_only(planned):
 )
 def test_no_activation_travels(changes):
     config = plan_config(**{"batch_size": 32, "group_size": 2} | changes)
-    trial = trials.try_setting(config, Target("toy", jax.devices(), None))
-    assert trial.collectives and stray(trial) == []
-
-
-def test_what_a_gather_by_all_reduce_costs_is_said():
-    target, shapes = Target("toy", jax.devices(), CHIP), Shapes(frozenset({(48, 144)}))
-    sums = Collective("all-reduce", (Part("f32", (48, 144)),), 4, "", gathers=True)
-    trial = dataclasses.replace(toy_trial(900, fits=True), collectives=[sums], shapes=shapes)
-    text = "\n".join(collective_lines(target, trial))
-    assert "all-reduce of weights" in text and "about twice the bytes of an all-gather" in text
-    assert "weight gathers and gradient reductions only" in text
-    plain = dataclasses.replace(sums, gathers=False)
-    trial = dataclasses.replace(trial, collectives=[plain])
-    text = "\n".join(collective_lines(target, trial))
-    assert "all-reduce of gradients" in text and "twice the bytes" not in text
+    mesh = make_mesh(**config.mesh)
+    run = make_run(config, mesh)
+    program = trials.compile_step(run, abstract_batch(config, mesh), mesh)
+    collectives = read_collectives(program.as_text())
+    assert collectives and stray(collectives, step_shapes(run, config)) == []
 
 
 def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):

@@ -1,17 +1,15 @@
 """A configuration to plan, a chip of 1,000 bytes, and trials that nobody compiled."""
 
-import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.chips import Chip
-from dinov2_jax.plan.collectives import Shapes
 from dinov2_jax.plan.memory import Memory
 from dinov2_jax.plan.trial import ScoreBytes, Trial
 from tests.train.tiny import tiny_config
 
-CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9, 1e9)
+CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9)
 
 
 def plan_config(**changes) -> ConfigDict:
@@ -38,11 +36,8 @@ def toy_trial(
         micro_batches=changes.get("micro_batches", 1),
         prototype_block=changes.get("prototype_block", 0),
         mesh=mesh,
-        machines=(0,) * math.prod(mesh),
         memory=memory,
-        collectives=[] if fits else None,
         scores=ScoreBytes(*scores),
-        shapes=Shapes(),
         fits=fits,
         compile_s=1.0,
     )

@@ -8,13 +8,11 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dinov2_jax.plan.chips import Chip
-from dinov2_jax.plan.hlo import (
+from tests.plan.hlo import (
     Instruction,
     Part,
     Place,
@@ -40,13 +38,13 @@ class Collective:
     """One instruction.
 
     Attributes:
-      kind: of KINDS.
-      parts: the whole arrays: what an all-gather returns, what the others are given.
+      kind: one of KINDS.
+      parts: the whole arrays: the result of an all-gather, the inputs of the others.
       times: how often it runs in a step.
-      op_name: where it comes from, as JAX names it.
+      op_name: its origin, as JAX names it.
       gathers: an all-reduce in which each device gives its own share and zeros for the rest.
       groups: the devices that exchange with each other, by their place in the mesh; for
-        collective-permute pairs of sender and receiver. Empty: all of them.
+        collective-permute, pairs of sender and receiver. Empty: all of them.
     """
 
     kind: str
@@ -62,19 +60,21 @@ class Collective:
         passes = 2 if self.kind == "all-reduce" else 1  # reduce-scatter and all-gather
         return self.times * passes * sum(part.bytes for part in self.parts)
 
-    def seconds(self, chip: Chip, machines: Sequence[int]) -> float:
+    def seconds(self, machines: Sequence[int], link: float, network: float = math.inf) -> float:
         """Time on the wire in a step at full rate.
 
-        A machine's members of a group share its network, each by a ring of its own.
+        A machine's members of a group share its network; each uses a ring of its own.
 
         Args:
-          machines: of each device in the order of the mesh.
+          machines: the machine of each device, in the order of the mesh.
+          link, network: bytes/s in one direction inside a machine, and of each device's share of
+            the network between machines.
         """
-        rate = chip.link_bandwidth
+        rate = link
         for group in self.groups or (range(len(machines)),):
             members = Counter(machines[device] for device in group)
             if len(members) > 1:
-                rate = min(rate, min(members.values()) * chip.network_bandwidth)
+                rate = min(rate, min(members.values()) * network)
         return self.wire_bytes / rate
 
 
@@ -245,72 +245,3 @@ def _as_reduce_scatter(found: Iterator[Collective]) -> Iterator[Collective]:
         reduces = collective.kind == "all-reduce" and not collective.gathers
         kind = "reduce-scatter" if reduces else collective.kind
         yield dataclasses.replace(collective, kind=kind)
-
-
-# ------------------------------------------------------------------------------- meaning
-# A reduce-scatter's shares are padded as the chip likes: a dimension may have grown by less than a
-# tile, or by a small part of itself (131,072 prototypes in 32 shares by 1,280 rows).
-_TILE, _PADDING = 128, 1 / 64
-# The sums over the batch that the method itself asks for.
-PROTOTYPE_SUMS = "centre and Sinkhorn sums"
-SCALARS = "losses and norms"
-OTHER_SUMS = "sums of vectors"
-# Shares that are passed on from chip to chip beside the products they belong to: a gather, or the
-# sum of a gradient; a TPU's compiler writes both alike.
-RINGS = "weights and gradients"
-
-
-class Shapes(NamedTuple):
-    """What is told apart by its shape.
-
-    Attributes:
-      weights: of the weights, whole, in shares and block by block, `squeeze`d.
-      prototypes: how many a head has, and how many are walked through at a time.
-    """
-
-    weights: frozenset[tuple[int, ...]] = frozenset()
-    prototypes: frozenset[int] = frozenset()
-
-
-def by_purpose(collective: Collective, shapes: Shapes) -> dict[str, Collective]:
-    """A collective split by what its arrays are: XLA puts several into one message."""
-    parts: dict[str, list[Part]] = {}
-    for part in collective.parts:
-        parts.setdefault(_purpose(collective, squeeze(part.shape), shapes), []).append(part)
-    return {name: dataclasses.replace(collective, parts=tuple(own)) for name, own in parts.items()}
-
-
-def _purpose(collective: Collective, shape: tuple[int, ...], shapes: Shapes) -> str:
-    """Weights, gradients, either, a sum of the method or activations, by the shape alone.
-
-    What happens to have as many elements as a weight is not told from it: the covariance of the
-    features, [D, D], counts as a gradient, and the gradient of the prototypes' gains, [K], as sums
-    over prototypes.
-    """
-    reduces = collective.kind in ("all-reduce", "reduce-scatter") and not collective.gathers
-    if not shape:
-        return SCALARS
-    if reduces and len(shape) == 1:
-        if shape[0] in shapes.prototypes:
-            return PROTOTYPE_SUMS
-        longest = max((weight[0] for weight in shapes.weights if len(weight) == 1), default=0)
-        # A GPU's compiler packs gradients into one vector.
-        return "gradients" if shape in shapes.weights or shape[0] > longest else OTHER_SUMS
-    padded = collective.kind == "reduce-scatter"
-    if collective.kind == "collective-permute" and _is_weight(shape, shapes.weights, padded):
-        return RINGS
-    if not _is_weight(shape, shapes.weights, padded):
-        return "activations"
-    return "gradients" if reduces else "weights"
-
-
-def _is_weight(shape: tuple[int, ...], weights: Collection[tuple[int, ...]], padded: bool) -> bool:
-    if any(math.prod(shape) == math.prod(weight) for weight in weights):
-        return True
-    grown = [zip(shape, w, strict=True) for w in weights if padded and len(w) == len(shape)]
-    return any(all(0 <= s - n < max(_TILE, n * _PADDING) for s, n in pairs) for pairs in grown)
-
-
-def squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Dimensions above 1, in ascending order: XLA transposes and adds axes as it likes."""
-    return tuple(sorted(n for n in shape if n > 1))
