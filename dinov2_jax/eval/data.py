@@ -1,19 +1,14 @@
-"""What an evaluation reads: labelled splits of one data set, all checked before any extraction."""
+"""What an evaluation reads: the labelled splits of one data set."""
 
 import dataclasses
-import functools
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
-from tqdm import tqdm
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.data.decode import FORMATS
 from dinov2_jax.data.fingerprint import describe
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError
@@ -26,11 +21,10 @@ from dinov2_jax.weights.load import Backbone
 _SPLITS = ("train", "val", "test")
 # Fields of config.data that a published set does not have.
 _OF_SOURCES = (
-    *("source", "train_split", "val_split", "test_split", "labels"),
-    *("train_path", "val_path", "test_path", "train_labels", "val_labels"),
-)
-# Pictures a split whose headers are read before the start: a tenth of a millisecond each.
-MOST_HEADERS = 20_000
+    "source", "train_split", "val_split", "test_split", "labels", "train_path", "val_path",
+    "test_path", "train_labels", "val_labels",
+)  # fmt: skip
+_VAL_FOLDERS = ("validation", "val", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +34,27 @@ class Data:
     Attributes:
       splits: "train", "test", and "val" where there is one.
       class_names: of the labels.
-      title: set or source, and path.
+      name: of the data set, for tables: the published set, or the last folder of its path.
+      place: set or source, and path, for the reader.
+      published: name of the published set, "" for other data.
       metric: "top1", "mean_per_class" or "map11", what the set is reported in.
     """
 
     splits: Mapping[str, Source]
     class_names: tuple[str, ...]
-    title: str
+    name: str
+    place: str
+    published: str = ""
     metric: str = "top1"
 
-    @functools.cached_property
-    def description(self) -> dict[str, Any]:
-        """For results.json: sizes and fingerprints."""
-        splits = {name: describe(source) for name, source in self.splits.items()}
-        return {"data": self.title, "classes": len(self.class_names), "splits": splits}
+    @property
+    def chosen_on(self) -> str:
+        """The split that chooses hyper-parameters; without val it is test, and results say so."""
+        return "val" if "val" in self.splits else "test"
 
 
 def stored_settings(backbone: Backbone) -> dict[str, Any]:
-    """Data and split names of one of our runs; of other weights nothing."""
+    """Data and split names of one of our runs; other weights have none."""
     if backbone.layout != "run":
         return {}
     stored, _ = read_config(Path(backbone.source))
@@ -65,7 +62,7 @@ def stored_settings(backbone: Backbone) -> dict[str, Any]:
 
 
 def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
-    """Opens all splits and checks labels, classes and the pictures' headers.
+    """Opens all splits and checks labels and classes.
 
     Args:
       config: `config.data` of configs/eval/default.py.
@@ -75,10 +72,7 @@ def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
       ConfigError: no data, or no labels.
       SourceError, FileNotFoundError: in one sentence, before anything is computed.
     """
-    data = _open_set(config) if config.set else _open_source(_settings(config, stored))
-    for name, source in data.splits.items():
-        require_readable(source, config.max_pixels, config.max_bad, name)
-    return data
+    return _open_set(config) if config.set else _open_source(_settings(config, stored))
 
 
 def _open_set(config: ConfigDict) -> Data:
@@ -104,26 +98,39 @@ def _open_set(config: ConfigDict) -> Data:
         train, val, test, metric = transfer_set(name, path)
         splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
     class_names = tuple(splits["train"].class_names or ())
-    return Data(splits, class_names, f"{name.removesuffix('_tfds')} {path}", metric)
+    name = name.removesuffix("_tfds")
+    return Data(splits, class_names, name, f"{name} {path}", published=name, metric=metric)
 
 
 def _open_source(data: Mapping[str, Any]) -> Data:
     splits: dict[str, Source] = {}
     class_names: tuple[str, ...] | None = None
-    for name in _SPLITS:
-        if name == "val" and not (data["val_split"] or data["val_path"] or data["val_labels"]):
+    data = {**data, "val_split": data["val_split"] or _val_folder(data)}
+    for split in _SPLITS:
+        if split == "val" and not (data["val_split"] or data["val_path"] or data["val_labels"]):
             continue
-        source = _labelled(data, name, class_names)
+        source = _labelled(data, split, class_names)
         class_names = class_names or source.class_names
-        splits[name] = _in_classes_of(splits["train"], source, name) if splits else source
-    title = f"{data['source']} {data['path'] or data['train_path']}".strip()
-    found = Data(splits, tuple(class_names or ()), title)
+        splits[split] = _in_classes_of(splits["train"], source, split) if splits else source
+    path = data["path"] or data["train_path"]
+    name = Path(path.partition("@")[0]).expanduser().absolute().name if path else data["source"]
+    found = Data(splits, tuple(class_names or ()), name, f"{data['source']} {path}".strip())
     _require_different(found)
     return found
 
 
+def _val_folder(data: Mapping[str, Any]) -> str:
+    """The split "validation" of a folder that has train/, val/ and test/; else ""."""
+    given = any(data[f"{split}_{field}"] for split in _SPLITS for field in ("path", "labels"))
+    if given or data["source"] != "folder" or data["test_split"] != "test":
+        return ""
+    root = Path(data["path"]).expanduser()
+    has_both = (root / "train").is_dir() and (root / "test").is_dir()
+    return "validation" if has_both and any((root / n).is_dir() for n in _VAL_FOLDERS) else ""
+
+
 def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of the configuration, each empty field filled from the run's."""
+    """The data of the configuration; the run's settings fill empty fields."""
     given = {name: value for name, value in config.items() if value not in ("", None)}
     own = bool(config.source or config.path or config.train_path)
     if not own and not stored:
@@ -133,7 +140,7 @@ def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
         )
     defaults = {name: "" for name in config}
     defaults |= {"labels": "auto", "train_split": "train", "test_split": "test"}
-    # A path of one split is all of it.
+    # A path of one split is that whole split.
     own_paths = (name for name in _SPLITS if config[f"{name}_path"] and config.source != "tfds")
     defaults |= {f"{name}_split": "all" for name in own_paths}
     if own:
@@ -166,22 +173,22 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
 
 
 def _require_different(data: Data) -> None:
-    """Raises SourceError where two splits are the same pictures, as of a list or a flat folder."""
+    """Raises SourceError if two splits are the same pictures, as with a list or a flat folder."""
     seen: dict[str, str] = {}
-    for name, about in data.description["splits"].items():
-        first = seen.setdefault(about["fingerprint"], name)
+    for name, source in data.splits.items():
+        first = seen.setdefault(describe(source)["fingerprint"], name)
         if first != name:
             raise SourceError(
-                f"{first} and {name} are the same {about['pictures']:,} pictures, because this "
+                f"{first} and {name} are the same {len(source):,} pictures, because this "
                 f"source has no splits; name another with --config.data.{name}_path"
             )
 
 
 def _in_classes_of(train: Source, source: Source, name: str) -> Source:
-    """With the class numbers of the training set, which must show all that is asked for.
+    """Gives a split the class numbers of the training set.
 
     Raises:
-      SourceError: a class that train does not have, or of which it has no picture.
+      SourceError: a class that train does not have, or that has no picture there.
     """
     if source.class_names != train.class_names and train.class_names and source.class_names:
         try:
@@ -197,41 +204,3 @@ def _in_classes_of(train: Source, source: Source, name: str) -> Source:
             "classes); add some, or leave the class out"
         )
     return source
-
-
-def require_readable(source: Source, max_pixels: int, most_bad: int, name: str) -> None:
-    """Reads the headers of all pictures, or of MOST_HEADERS spread over all.
-
-    Raises:
-      SourceError: more than `most_bad` of them are no pictures.
-    """
-    rows = np.linspace(0, len(source) - 1, min(len(source), MOST_HEADERS)).astype(int)
-    bad = []
-    for row in tqdm(rows, f"headers of {name}", unit="picture", delay=3):
-        if why := _header_error(source, int(row), max_pixels):
-            bad.append((row, why))
-    if len(bad) > most_bad:
-        row, why = bad[0]
-        about = round(len(bad) * len(source) / len(rows))
-        looked = "" if len(rows) == len(source) else f" (of {len(source):,}, so about {about:,})"
-        raise SourceError(
-            f"{len(bad)} of {len(rows):,} pictures of {name}{looked} cannot be read, such as "
-            f"{source.name(int(row))} ({why}); remove them, or add --config.data.max_bad="
-            f"{about} or more to leave them out of the figures"
-        )
-
-
-def _header_error(source: Source, row: int, max_pixels: int) -> str:
-    """Why a record cannot be a picture, judged by its first bytes; "" if it can."""
-    try:
-        record = source[row]
-    except OSError as error:
-        return error.strerror or str(error)
-    if isinstance(record, np.ndarray) or record.startswith(b"\x93NUMPY"):
-        return ""
-    try:
-        with Image.open(io.BytesIO(record), formats=FORMATS) as image:
-            width, height = image.size
-    except Exception:  # Pillow's plugins raise nearly any type on broken files
-        return "not a picture in a known format" if record else "the file is empty"
-    return f"{width} x {height} px" if width * height > 64 * max_pixels else ""

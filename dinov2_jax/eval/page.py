@@ -1,33 +1,39 @@
-"""results.html: the figures of an evaluation, the paper's beside them, and their curves."""
+"""results.html: all metrics of a folder of results, the paper's beside them, and their curves."""
 
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dinov2_jax.config.files import leaves
-from dinov2_jax.viz.curves import curve
+from dinov2_jax.eval.results import HEAD, rows_of
+from dinov2_jax.viz.curves import lines
 from dinov2_jax.viz.page import document, folded, section, table
 
 _SPAN_POINTS = 2.0  # least height of an axis in percent
 
 
 def write_page(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes the page of what `Results.as_dict` gives, atomically."""
-    weights, protocols = results["about"]["weights"], results["protocols"]
+    """Writes the page of what `Results.as_dict` gives, whole or not at all."""
+    weights, found = results["about"]["weights"], results["results"]
+    named = {
+        f"{protocol}, {data}": entry
+        for protocol, sets in found.items()
+        for data, entry in sets.items()
+    }
+    lead = "The paper's figure stands beside ours where model, data, sizes and settings are equal."
     page = document(
         f"Evaluation of {Path(weights['source']).name}",
         [
             f"<h1>Evaluation</h1><p class='quiet'>{html.escape(weights['source'])}</p>",
-            section(
-                "Figures", _figures(protocols), "The paper's figure where it is of this model."
-            ),
-            section("Curves", _curves(protocols)),
-            folded("Protocols", table(_rows({k: v["protocol"] for k, v in protocols.items()}))),
-            folded("Data", table(_rows({k: _data(v) for k, v in protocols.items()}))),
-            folded("Weights", table(_rows(results["about"]))),
-            folded("Versions", table(_rows(results["versions"]))),
+            _warnings(named),
+            section("Metrics", _metrics(rows_of(found)), lead),
+            section("Curves", _curves(named)),
+            folded("How they came about", table(_fields(named, "notes"))),
+            folded("Settings and data", table(_fields(named, "settings"))),
+            folded("Weights", table(_texts(results["about"]))),
+            folded("Versions", table(_texts(results["versions"]))),
         ],
     )
     temporary = path.with_name(f".{path.name}.tmp")
@@ -35,36 +41,40 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _figures(protocols: Mapping[str, Any]) -> str:
-    rows = []
-    for name, found in protocols.items():
-        for figure, value in found["headline"].items():
-            paper = found["paper"].get(figure)
-            beside = "" if paper is None else f" (paper {paper:.1f})"
-            rows.append((f"{name}: {figure}", f"{value:.2f} %{beside}"))
-    return table(rows)
+def _metrics(rows: Sequence[Sequence[str]]) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        inside = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
+        return f"<tr>{inside}</tr>"
+
+    body = "".join(cells(row, "td") for row in rows)
+    return f'<div class="sheet"><table>{cells(HEAD, "th")}{body}</table></div>' if rows else ""
 
 
-def _curves(protocols: Mapping[str, Any]) -> str:
+def _curves(named: Mapping[str, Any]) -> str:
     figures = [
-        curve(
-            title,
-            [(x, y) for x, y in points],
-            unit=" %",
+        lines(
+            curve["title"],
+            {name: [(x, y) for x, y in points] for name, points in curve["lines"].items()},
+            x_name=curve["x_name"],
+            unit=f" {curve['unit']}".rstrip(),
             min_span=_SPAN_POINTS,
-            mark_points=True,
-            x_name=title.rpartition(" by ")[2],
+            log_x=curve["log_x"],
+            chosen=tuple(curve["chosen"]) if curve["chosen"] else None,
         )
-        for found in protocols.values()
-        for title, points in found["curves"].items()
+        for entry in named.values()
+        for curve in entry["curves"]
     ]
     return f'<div class="curves">{"".join(figures)}</div>' if figures else ""
 
 
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _warnings(named: Mapping[str, Any]) -> str:
+    texts = {text for entry in named.values() for text in entry["notes"].get("warnings", [])}
+    return "".join(f'<p class="warning">{html.escape(text)}</p>' for text in sorted(texts))
+
+
+def _fields(named: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
+    return _texts({name: entry[part] for name, entry in named.items()})
+
+
+def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in leaves(values).items()]
-
-
-def _data(found: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("data", "classes", "splits")
-    return {n: found["settings"][n] for n in names if n in found["settings"]} | found["other_data"]

@@ -1,8 +1,10 @@
-"""results.json: figures with the protocol, data and versions that they belong to; and its table."""
+"""results.json: metrics by protocol and data set, with settings and versions; and its table."""
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,102 +14,192 @@ import jax
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import ConfigError, diff_configs
-from dinov2_jax.eval.protocols import Outcome
+from dinov2_jax.eval.task import Curve, Finding, Metric
 from dinov2_jax.run.files import write_json
 
 _PACKAGES = ("jax", "flax", "numpy")
+_FORMAT = 2
 
 
 class Results:
-    """The results of one set of weights on one set of data.
+    """The results of one set of weights.
 
     Args:
-      path: results.json; finished protocols are written at once, and found again after a kill.
+      path: results.json. It is written after every metric, and read again after a kill.
       about: weights and preprocessing: JSON values that all figures depend on.
 
     Raises:
-      ConfigError: the file has figures of other weights.
+      ConfigError: the file holds results of other weights, or is something else.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
-        self._about = json.loads(json.dumps(about))
-        self._protocols: dict[str, Any] = {}
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            changed = diff_configs(_wherever(stored["about"]), _wherever(self._about))
+        self._about = _plain(about)
+        self._changed: set[tuple[str, str]] = set()
+        stored = _read(path) if path.exists() else {"results": {}}
+        if "about" in stored:
+            changed = diff_configs(_without_place(stored["about"]), _without_place(self._about))
             if changed:
                 raise ConfigError(
-                    f"{path} has figures of others ({changed[0]}); name another --workdir, or "
-                    "remove it"
+                    f"{path} holds results of other weights ({changed[0]}); name another "
+                    "--workdir, or remove it"
                 )
-            self._protocols = stored["protocols"]
+        self._results: dict[str, dict[str, Any]] = stored["results"]
 
-    def finished(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a protocol is there with these very settings."""
-        found = self._protocols.get(name)
-        return found is not None and found["settings"] == json.loads(json.dumps(settings))
+    def finished(self, protocol: str, data: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a whole result is there with exactly these settings."""
+        found = self._results.get(protocol, {}).get(data)
+        return bool(found and found["complete"] and found["settings"] == _plain(settings))
 
-    def add(
-        self,
-        name: str,
-        settings: Mapping[str, Any],
-        outcome: Outcome,
-        paper: Mapping[str, Any],
-        other_data: Mapping[str, Any],
-    ) -> None:
-        """Stores what a protocol found.
-
-        Args:
-          settings: see `finished`.
-          paper: published figures by headline name.
-          other_data: sizes and fingerprints of pictures that `settings` do not name.
-        """
-        self._protocols[name] = {
-            "headline": dict(outcome.headline),
-            "paper": dict(paper),
-            "numbers": outcome.numbers,
-            "protocol": outcome.protocol,
-            "curves": {
-                title: [list(p) for p in points] for title, points in outcome.curves.items()
-            },
+    def begin(self, protocol: str, data: str, settings: Mapping[str, Any]) -> str:
+        """Starts a result, and returns why an older one is replaced, or ""."""
+        settings = _plain(settings)
+        old = self._results.setdefault(protocol, {}).get(data)
+        self._results[protocol][data] = {
+            "complete": False,
             "settings": settings,
-            "other_data": dict(other_data),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "metrics": {},
+            "notes": {},
+            "curves": [],
         }
+        self._changed.add((protocol, data))
+        changed = diff_configs(old["settings"], settings) if old and old["complete"] else []
+        return changed[0] if changed else ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """What results.json holds."""
-        return {"about": self._about, "versions": _versions(), "protocols": self._protocols}
+    def add(self, protocol: str, data: str, finding: Finding) -> None:
+        """Stores one finding; `write` brings it to disk."""
+        entry = self._results[protocol][data]
+        if isinstance(finding, Metric):
+            values = dataclasses.asdict(finding) | {"data": finding.data or data}
+            entry["metrics"][values.pop("name")] = _plain(values)
+        elif isinstance(finding, Curve):
+            entry["curves"].append(_plain(dataclasses.asdict(finding)))
+        else:
+            entry["notes"] |= _plain(finding)
+
+    def finish(self, protocol: str, data: str, seconds: float) -> None:
+        """Marks a result as whole."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        done = {"complete": True, "seconds": round(seconds, 1), "date": now}
+        self._results[protocol][data] |= done
 
     def write(self) -> None:
-        """Atomically."""
+        """Writes the file, whole or not at all; results that another job added meanwhile stay."""
+        if self.path.exists():
+            for protocol, sets in _read(self.path)["results"].items():
+                for data, entry in sets.items():
+                    if (protocol, data) not in self._changed:
+                        self._results.setdefault(protocol, {})[data] = entry
         write_json(self.path, self.as_dict())
 
-    def table(self) -> str:
-        """One line a headline figure; the paper's beside it where model and data are the same."""
-        rows = [
-            (name, figure, f"{value:.2f}", _paper(found["paper"].get(figure)))
-            for name, found in self._protocols.items()
-            for figure, value in found["headline"].items()
-        ]
-        head = ("protocol", "figure", "%", "paper %")
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
-            for a, b, c, d in (head, *rows)
-        ]
-        return "\n".join(lines)
+    def as_dict(self) -> dict[str, Any]:
+        """What results.json holds: results[protocol][data set]["metrics"][name]["value"]."""
+        return {
+            "format": _FORMAT,
+            "about": self._about,
+            "versions": _versions(),
+            "results": self._results,
+        }
+
+    def values(self, protocol: str) -> dict[str, float]:
+        """The first metric of each data set of a protocol."""
+        return {
+            data: next(iter(entry["metrics"].values()))["value"]
+            for data, entry in self._results.get(protocol, {}).items()
+            if entry["metrics"]
+        }
 
 
-def _wherever(about: Mapping[str, Any]) -> dict[str, Any]:
+def rows_of(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row a metric: protocol, data, metric, value, unit, direction, n, paper, remark."""
+    return [
+        (protocol, *_row(name, metric))
+        for protocol, sets in results.items()
+        for entry in sets.values()
+        for name, metric in entry["metrics"].items()
+    ]
+
+
+HEAD = ("protocol", "data", "metric", "value", "unit", "better", "n", "paper", "")
+
+
+def _row(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
+    value, paper = metric["value"], metric["published"]
+    return (
+        metric["data"],
+        name,
+        "-" if value is None else f"{value:.2f}",
+        metric["unit"],
+        "higher" if metric["higher_is_better"] else "lower",
+        f"{metric['n']:,}" if metric["n"] else "",
+        "" if paper is None else f"{paper:g}",
+        "(chosen on test)" if metric["chosen_on"] == "test" else "",
+    )
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The table for the console; columns that are empty everywhere are left out."""
+    rows = rows_of(results)
+    kept = [place for place in range(len(HEAD)) if any(row[place] for row in rows)]
+    numbers = {HEAD.index(name) for name in ("value", "n", "paper")}
+    widths = {place: max(len(row[place]) for row in (HEAD, *rows)) for place in kept}
+    lines = (
+        "  ".join(
+            row[place].rjust(widths[place]) if place in numbers else row[place].ljust(widths[place])
+            for place in kept
+        ).rstrip()
+        for row in (HEAD, *rows)
+    )
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The stored file.
+
+    Raises:
+      ConfigError: it is cut, foreign, or of an earlier version.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if "protocols" in stored and "format" not in stored:
+            raise ConfigError(
+                f"{path} was written by an earlier version, which did not keep results by data "
+                "set; move it away or name another --workdir (features beside it are used again)"
+            )
+        if stored["format"] != _FORMAT:
+            raise ConfigError(
+                f"{path} has format {stored['format']}, and this version reads {_FORMAT}; name "
+                "another --workdir"
+            )
+        for sets in stored["results"].values():
+            for entry in sets.values():
+                _ = entry["complete"], entry["settings"], entry["metrics"].items()
+        _ = stored["about"]["weights"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path} is cut or no results file of this program ({type(error).__name__}: {error}); "
+            "move it away, or name another --workdir"
+        ) from error
+    return stored
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back; null for what is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_place(about: Mapping[str, Any]) -> dict[str, Any]:
     """Without the place of the weights: they may have been moved."""
     weights = {k: v for k, v in about["weights"].items() if k not in ("source", "layout")}
     return {**about, "weights": weights}
-
-
-def _paper(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,143 +1,132 @@
-"""Task "eval": any protocols on any weights, one pass of features, one results file."""
+"""Task "eval": opens protocols, computes features once for all of them, runs, writes results."""
 
 import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import ConfigError, to_dict
-from dinov2_jax.eval.data import Data, open_data, stored_settings
+from dinov2_jax.config.files import ConfigError, nearest
 from dinov2_jax.eval.page import write_page
+from dinov2_jax.eval.pictures import overlap_warning, require_readable
 from dinov2_jax.eval.protocols import (
-    Inputs,
-    Protocol,
-    chosen,
-    cls_as_evaluated,
-    cls_of_whole_square,
-    probe_features,
+    few_shot,
+    finetune,
+    knn,
+    linear,
+    logreg,
+    retrieval,
+    robustness,
+    transfer,
+    video,
 )
-from dinov2_jax.eval.published import published
-from dinov2_jax.eval.results import Results
-from dinov2_jax.eval.run_finetune import open_finetune, run_finetune
-from dinov2_jax.eval.run_frozen import (
-    check_classifiers,
-    check_few_shot,
-    check_knn,
-    run_few_shot,
-    run_knn,
-    run_linear,
-    run_linear_cached,
-)
-from dinov2_jax.eval.run_logreg import check_logreg, open_transfer, run_logreg, run_transfer
-from dinov2_jax.eval.run_retrieval import open_retrieval, run_retrieval
-from dinov2_jax.eval.run_robustness import open_robustness, run_robustness
-from dinov2_jax.eval.run_video import open_video, run_video
-from dinov2_jax.features.cache import FeatureCache, Wanted
+from dinov2_jax.eval.results import Results, table
+from dinov2_jax.eval.task import Context, Need, Task
+from dinov2_jax.features.cache import FeatureCache, Labelled, Wanted
 from dinov2_jax.models.layers import compute_dtype
-from dinov2_jax.parallel.processes import is_main, main_first
+from dinov2_jax.parallel.processes import from_main, is_main
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
 
-PROTOCOLS = {
-    "knn": Protocol(cls_as_evaluated, run_knn, ("knn",), check_knn),
-    "few_shot": Protocol(
-        probe_features, run_few_shot, ("few_shot", "knn", "linear"), check_few_shot
-    ),
-    "logreg": Protocol(cls_of_whole_square, run_logreg, ("logreg",), check_logreg),
-    "transfer": Protocol(
-        *(cls_of_whole_square, run_transfer, ("transfer", "logreg"), open_transfer),
-        needs_data=False,
-        always=True,
-    ),
-    "linear": Protocol(probe_features, run_linear, ("linear",), check_classifiers),
-    "linear_cached": Protocol(probe_features, run_linear_cached, ("linear",), check_classifiers),
-    "finetune": Protocol(cls_as_evaluated, run_finetune, ("finetune",), open_finetune),
-    "robustness": Protocol(
-        *(probe_features, run_robustness, ("robustness",), open_robustness), always=True
-    ),
-    "retrieval": Protocol(
-        *(cls_as_evaluated, run_retrieval, ("retrieval",), open_retrieval),
-        needs_data=False,
-        always=True,
-    ),
-    "video": Protocol(
-        *(probe_features, run_video, ("video", "linear"), open_video),
-        needs_data=False,
-        always=True,
-    ),
+PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
+    "knn": knn.open,
+    "few_shot": few_shot.open,
+    "logreg": logreg.open,
+    "transfer": transfer.open,
+    "linear": linear.open,
+    "linear_cached": linear.open_cached,
+    "finetune": finetune.open,
+    "robustness": robustness.open,
+    "retrieval": retrieval.open,
+    "video": video.open,
 }
 
 
-def evaluate(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
-    """Runs `config.protocols`, prints a table and writes results.json.
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A task with its place: `before` are the folders of the results that it takes."""
+
+    protocol: str
+    task: Task
+    folder: Path
+    settings: Mapping[str, Any]
+    before: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, Mapping[str, Any]]:
+        return self.protocol, self.task.data, self.settings
+
+
+def evaluate(
+    config: ConfigDict, workdir: str = "", backbone: Backbone | None = None
+) -> dict[str, Any]:
+    """Runs `config.protocols`, prints a table, and writes results.json and results.html.
 
     Args:
       config: configs/eval/default.py.
-      workdir: where results and features go; by default <run>/eval/<step> of one of our runs.
+      workdir: folder of the results; for one of our runs it defaults to <run>/eval/<step>/<data>.
+      backbone: weights that are loaded already; None loads `config.checkpoint`.
 
     Returns:
-      What results.json holds.
+      What results.json holds: found["results"]["knn"]["imagenet"]["metrics"]["top-1, k=20"].
 
     Raises:
-      ConfigError, SourceError, WeightsError, CheckpointError, EvaluationError: in one sentence.
+      UserError: whatever cannot run, in one sentence, before anything is computed.
     """
-    protocols = chosen(config.protocols, PROTOCOLS)
-    backbone = _backbone(config)
-    folder = _folder(workdir, backbone)
-    data = None
-    if any(protocol.needs_data for protocol in protocols.values()):
-        with main_first():
-            data = open_data(config.data, stored_settings(backbone))
-    cache_folder = Path(config.feature_cache or folder / "features").expanduser()
-    cache = FeatureCache(cache_folder, backbone, config)
-    results = Results(folder / "results.json", _about(config, backbone, cache.weights))
-    todo = {
-        name: protocol
-        for name, protocol in protocols.items()
-        if protocol.always or not results.finished(name, _settings(config, protocol, data))
-    }
-    wanted = _shared(todo, backbone)
-    given = {
-        name: Inputs(backbone, data, config, cache, wanted[name], folder / name, folder)
-        for name in todo
-    }
-    opened = {name: todo[name].open(inputs, tuple(protocols)) for name, inputs in given.items()}
-    for name, protocol in todo.items():
-        inputs = dataclasses.replace(given[name], opened=opened[name])
-        _run(name, protocol, inputs, results)
+    names = _chosen(config.protocols)
+    context = _context(config, workdir, backbone)
+    opened = [(name, task) for name in names for task in PROTOCOLS[name](context)]
+    folder = _folder(workdir, context, opened[0][1].data)
+    results = Results(folder / "results.json", _about(context))
+    planned = _plan(opened, folder, context, results)
+    # Process 0 decides: over a network the others may see older files, and would wait for ever.
+    todo = from_main([i for i, one in enumerate(planned) if not results.finished(*one.key)])
+    _run_all([planned[i] for i in todo], context, results)
     if is_main():
-        print(results.table())
-        print(f"written to {results.path}")
+        print(table(results.as_dict()["results"]))
+        print(f"written to {results.path}, with curves in {results.path.with_suffix('.html')}")
     return results.as_dict()
 
 
-def _run(name: str, protocol: Protocol, inputs: Inputs, results: Results) -> None:
-    outcome = protocol.run(inputs)
-    source = inputs.data.title.split()[0] if inputs.data else ""
-    own = (name.removesuffix("_cached"), source)
-    size = inputs.wanted.resize_px, inputs.wanted.image_px
-    as_published = outcome.comparable and size in ((256, 224), (224, 224))
-    paper = {
-        figure: published(inputs.backbone.model, *outcome.published.get(figure, own))
-        for figure in outcome.headline
-        if as_published
-    }
-    settings = _settings(inputs.config, protocol, inputs.data)
-    results.add(name, settings, outcome, paper, inputs.seen)
-    if is_main():
-        results.write()
-        write_page(results.path.with_suffix(".html"), results.as_dict())
+def _chosen(names: Any) -> tuple[str, ...]:
+    """The protocols of `config.protocols`.
+
+    Raises:
+      ConfigError: none, or an unknown one.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names or ("",):
+        if name not in PROTOCOLS:
+            raise ConfigError(
+                f"config.protocols has {name!r}; did you mean {nearest(name, tuple(PROTOCOLS))!r}? "
+                f"(of {', '.join(PROTOCOLS)})"
+            )
+    return tuple(dict.fromkeys(names))
 
 
-def _backbone(config: ConfigDict) -> Backbone:
+# -------------------------------------------------------------------------------------- opening
+def _context(config: ConfigDict, workdir: str, backbone: Backbone | None) -> Context:
+    backbone = _resized(config, backbone or _loaded(config))
+    place = config.feature_cache or _root(workdir, backbone) / "features"
+    cache = FeatureCache(Path(place).expanduser(), backbone, config)
+    return Context(backbone, config, cache)
+
+
+def _loaded(config: ConfigDict) -> Backbone:
     if not config.checkpoint:
         raise ConfigError(
             "no checkpoint given; add --config.checkpoint=<run, bundle, released name or file>"
         )
-    dtype = compute_dtype(config.compute_dtype)
     allow = tuple(filter(None, config.allow.split(",")))
-    backbone = load(config.checkpoint, which=config.which, allow=allow, dtype=dtype)
+    dtype = compute_dtype(config.compute_dtype)
+    return load(config.checkpoint, which=config.which, allow=allow, dtype=dtype)
+
+
+def _resized(config: ConfigDict, backbone: Backbone) -> Backbone:
+    """The backbone with the sizes of pictures that the configuration gives."""
     given = backbone.preprocessing
     image_px = config.image_size or given.image_px
     # A larger square of a picture that is not larger would be a picture in a black frame.
@@ -149,16 +138,17 @@ def _backbone(config: ConfigDict) -> Backbone:
             f"{image_px} px of the square; use --config.resize_size={in_proportion}"
         )
     patch = backbone.model.patch_size
-    if sizes["image_px"] % patch:
-        near = max(1, round(sizes["image_px"] / patch)) * patch
+    if image_px % patch:
+        near = max(1, round(image_px / patch)) * patch
         raise ConfigError(
-            f"config.image_size {sizes['image_px']} px is no multiple of the checkpoint's patch "
+            f"config.image_size {image_px} px is no multiple of the checkpoint's patch "
             f"size {patch}; nearest valid: --config.image_size={near}"
         )
     return dataclasses.replace(backbone, preprocessing=dataclasses.replace(given, **sizes))
 
 
-def _folder(workdir: str, backbone: Backbone) -> Path:
+def _root(workdir: str, backbone: Backbone) -> Path:
+    """The workdir, or <run>/eval/<step>, which holds the features of all data sets."""
     if workdir:
         return Path(workdir).expanduser()
     if backbone.layout != "run":
@@ -167,14 +157,24 @@ def _folder(workdir: str, backbone: Backbone) -> Path:
     return step.parent.parent / "eval" / step.name
 
 
-def _about(config: ConfigDict, backbone: Backbone, fingerprint: str) -> dict[str, Any]:
+def _folder(workdir: str, context: Context, data: str) -> Path:
+    root = _root(workdir, context.backbone)
+    return root if workdir else root / _as_folder(data)
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _about(context: Context) -> dict[str, Any]:
     """What all figures depend on."""
+    backbone, config = context.backbone, context.config
     return {
         "weights": {
             "source": backbone.source,
             "layout": backbone.layout,
             "which": config.which,
-            "fingerprint": fingerprint,
+            "fingerprint": context.cache.weights,
             "architecture": architecture_fields(backbone.model),
         },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
@@ -182,20 +182,133 @@ def _about(config: ConfigDict, backbone: Backbone, fingerprint: str) -> dict[str
     }
 
 
-def _settings(config: ConfigDict, protocol: Protocol, data: Data | None) -> dict[str, Any]:
-    """The fields that a protocol depends on, and its data."""
-    whole = to_dict(config)
-    fields = {section: whole[section] for section in protocol.sections}
-    if data is None or not protocol.needs_data:
-        return fields
-    return fields | data.description | {"max_bad": config.data.max_bad}
+# ------------------------------------------------------------------------------------- planning
+def _plan(
+    opened: Sequence[tuple[str, Task]], folder: Path, context: Context, results: Results
+) -> list[_Planned]:
+    """All tasks, those that take the result of another one last."""
+
+    def place(name: str, task: Task) -> _Planned:
+        home = folder / name / _as_folder(task.data)
+        return _Planned(name, task, home, task.settings)
+
+    first = [place(name, task) for name, task in opened if not task.after]
+    last = [place(name, task) for name, task in opened if task.after]
+    return first + [_behind(one, first, folder, context, results) for one in last]
 
 
-def _shared(protocols: dict[str, Protocol], backbone: Backbone) -> dict[str, Wanted]:
-    """What each protocol reads, widened to all of the same preprocessing: one pass for them."""
-    own = {name: protocol.wanted(backbone) for name, protocol in protocols.items()}
-    widest: dict[tuple[int, int], Wanted] = {}
-    for wanted in own.values():
-        size = wanted.resize_px, wanted.image_px
-        widest[size] = widest[size] | wanted if size in widest else wanted
-    return {name: widest[wanted.resize_px, wanted.image_px] for name, wanted in own.items()}
+def _behind(
+    one: _Planned, first: Sequence[_Planned], folder: Path, context: Context, results: Results
+) -> _Planned:
+    """Gives a task the results that it takes: of this evaluation, else finished ones.
+
+    Raises:
+      ConfigError: there is none with the present weights, data and settings.
+    """
+    after = one.task.after
+    found = {name: p for name in after for p in first if p.protocol == name}
+    if not found:
+        for name in after:
+            task = PROTOCOLS[name](context)[0]
+            home = folder / name / _as_folder(task.data)
+            if results.finished(name, task.data, task.settings):
+                found[name] = _Planned(name, task, home, task.settings)
+    if not found:
+        raise ConfigError(
+            f"{one.protocol} takes the result of {' or '.join(after)}, and {folder} has none of "
+            "these weights, data and settings; evaluate it before, as in "
+            f"--config.protocols={after[0]},{one.protocol}, or name a classifier with --config.head"
+        )
+    settings = {**one.task.settings, "after": {name: p.settings for name, p in found.items()}}
+    before = {name: p.folder for name, p in found.items()}
+    return dataclasses.replace(one, settings=settings, before=before)
+
+
+def _check_pictures(todo: Sequence[_Planned], context: Context) -> list[str]:
+    """Reads headers of the data's splits where features are missing; returns warnings.
+
+    Raises:
+      SourceError: more pictures than `config.data.max_bad` cannot be read.
+    """
+    if "data" not in context.__dict__:  # no protocol reads config.data
+        return []
+    splits, config = context.data.splits, context.config.data
+    needs = [need for one in todo for need in one.task.needs]
+    for split, source in splits.items():
+        mine = [need for need in needs if need.source is source]
+        if mine and not all(_is_complete(need, context.cache) for need in mine):
+            require_readable(source, config.max_pixels, config.max_bad, split)
+    warning = overlap_warning(splits["train"], splits["test"]) if todo else ""
+    return [f"{context.data.name}: {warning}"] if warning else []
+
+
+def _is_complete(need: Need, cache: FeatureCache) -> bool:
+    return False
+
+
+# -------------------------------------------------------------------------------------- running
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """See `task.Work`."""
+
+    folder: Path
+    before: Mapping[str, Path]
+    earlier: Mapping[str, float]
+    cache: FeatureCache
+    widest: Mapping[tuple[str, int, int], Wanted]
+
+    def features(self, need: Need) -> Labelled:
+        assert need.wanted is not None
+        wanted = self.widest[_pass_of(need)]
+        keep = need.keep_unreadable
+        found = self.cache.features(need.source, need.title, wanted, keep_unreadable=keep)
+        cls = found.cls[-need.wanted.cls_blocks :]
+        mean_patch = found.mean_patch if need.wanted.mean_patch else None
+        return dataclasses.replace(found, cls=cls, mean_patch=mean_patch)
+
+    def stream(self, need: Need) -> Iterator[tuple[Any, dict[str, Any]]]:
+        return self.cache.stream(need.source, need.wanted)
+
+
+def _pass_of(need: Need) -> tuple[str, int, int]:
+    """Needs of one title and size share a pass over the pictures."""
+    assert need.wanted is not None
+    return need.title, need.wanted.resize_px, need.wanted.image_px
+
+
+def _widest(todo: Sequence[_Planned]) -> dict[tuple[str, int, int], Wanted]:
+    """What each stored pass computes: the features that any of its tasks reads."""
+    found: dict[tuple[str, int, int], Wanted] = {}
+    for need in (need for one in todo for need in one.task.needs):
+        if need.wanted is not None and need.stored:
+            key = _pass_of(need)
+            found[key] = found[key] | need.wanted if key in found else need.wanted
+    return found
+
+
+def _run_all(todo: Sequence[_Planned], context: Context, results: Results) -> None:
+    warnings, widest = _check_pictures(todo, context), _widest(todo)
+    for warning in warnings if is_main() else ():
+        print(f"warning: {warning}", flush=True)
+    for one in todo:
+        earlier = results.values(one.protocol)
+        work = _Work(one.folder, one.before, earlier, context.cache, widest)
+        _run(one, work, results, warnings)
+
+
+def _run(one: _Planned, work: _Work, results: Results, warnings: Sequence[str]) -> None:
+    """Runs a task; process 0 writes each finding at once."""
+    protocol, data = one.protocol, one.task.data
+    replaced, began = results.begin(*one.key), time.monotonic()
+    if replaced and is_main():
+        print(f"{protocol} on {data}: replaces a result of other settings ({replaced})", flush=True)
+    if warnings and any(need.title in ("train", "test") for need in one.task.needs):
+        results.add(protocol, data, {"warnings": list(warnings)})
+    for finding in one.task.run(work):
+        results.add(protocol, data, finding)
+        if is_main():
+            results.write()
+    results.finish(protocol, data, time.monotonic() - began)
+    if is_main():
+        results.write()
+        write_page(results.path.with_suffix(".html"), results.as_dict())

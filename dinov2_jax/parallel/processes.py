@@ -7,6 +7,7 @@ case: then these functions do nothing and ask no device.
 import contextlib
 import glob
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -117,6 +118,16 @@ def main_first() -> Iterator[None]:
     yield
     if is_main() and jax.process_count() > 1:
         multihost_utils.sync_global_devices("main_first")
+
+
+def from_main(value: Any) -> Any:
+    """Returns the JSON value that process 0 gives, on every process."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    padded = np.resize(text, length) if len(text) else np.zeros(length, np.uint8)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist()))
 
 
 def require_same(**texts: str) -> None:

@@ -1,0 +1,111 @@
+"""Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dinov2_jax.eval.protocols.linear import check_classifiers
+from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.task import Context, Finding, Metric, Task, Work
+from dinov2_jax.heads.finetune.classifier import Finetuned, predict
+from dinov2_jax.heads.finetune.lora import Lora
+from dinov2_jax.heads.finetune.train import STATE_FILE, Settings, check_settings, finetune
+from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.run.resume import write_tensors
+from dinov2_jax.weights.bundle import write_bundle
+
+# Fields of config.finetune that `Settings` has under the same name.
+_FIELDS = (
+    "iterations", "batch_size", "group_size", "lr", "min_lr", "warmup_iterations",
+    "layerwise_decay", "weight_decay", "drop_path", "smoothing", "mixup", "cutmix", "ema",
+    "avgpool", "seed", "save_every",
+)  # fmt: skip
+
+
+def open(context: Context) -> list[Task]:
+    """Trains on train and reports on test.
+
+    Raises:
+      ConfigError, EvaluationError, FileNotFoundError: settings, classes or a head that do not fit.
+    """
+    check_classifiers(context)
+    settings, path = _settings(context.config.finetune), context.config.finetune.head
+    check_settings(settings)
+    start = load_chosen(Path(path).expanduser()) if path else None
+    needs = tuple(context.need(split, None) for split in ("train", "test"))
+
+    def run(work: Work) -> Iterator[Finding]:
+        found = _train(context, settings, start, work.folder)
+        _keep(context, found, work.folder)
+        yield from _judge(context, found)
+        yield {"trained": "LoRA factors and head" if settings.lora else "all weights"}
+
+    data = context.data
+    return [Task(data.name, needs, context.settings("finetune", **data.splits), run)]
+
+
+def _settings(config: ConfigDict) -> Settings:
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+    return Settings(**{name: config[name] for name in _FIELDS}, lora=lora)
+
+
+def _reading(context: Context) -> dict[str, Any]:
+    data = context.config.data
+    return {"workers": data.workers, "max_pixels": data.max_pixels}
+
+
+def _train(context: Context, settings: Settings, start: Chosen | None, folder: Path) -> Finetuned:
+    backbone, train = context.backbone, context.data.splits["train"]
+    assert train.labels is not None
+    return finetune(
+        backbone.model,
+        backbone.params,
+        backbone.preprocessing,
+        train,
+        train.labels,
+        len(context.data.class_names),
+        settings,
+        head=start,
+        folder=folder,
+        identity=context.identity(train),
+        **_reading(context),
+    )
+
+
+def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
+    test = context.data.splits["test"]
+    assert test.labels is not None
+    logits, rows = predict(
+        found,
+        context.backbone.preprocessing,
+        test,
+        np.arange(len(test)),
+        batch_size=context.config.batch_size,
+        description="fine-tuned, on test" if is_main() else "",
+        **_reading(context),
+    )
+    labels, n = test.labels[rows], len(rows)
+    how = {**dict(context.config.finetune), "max_bad": context.config.data.max_bad}
+    paper = paper_value(context, "finetune", context.data.published, "top-1", how)
+    yield Metric("top-1", top_accuracy(logits, labels, 1), n=n, published=paper)
+    yield Metric("top-5", top_accuracy(logits, labels, 5), n=n)
+    yield Metric("mean per class", mean_per_class_accuracy(logits, labels), n=n)
+    yield {"unreadable": len(test) - n}
+
+
+def _keep(context: Context, found: Finetuned, folder: Path) -> None:
+    """The backbone as a bundle (which `load` takes) and the head; the state goes."""
+    if not is_main():
+        return
+    place = folder / "weights"
+    shutil.rmtree(place, ignore_errors=True)  # of other settings, or of before a kill
+    origin = f"fine-tuned from {context.backbone.source}"
+    write_bundle(place, found.model, found.params, context.backbone.preprocessing, origin)
+    write_tensors(folder / "head.safetensors", found.head, {"avgpool": str(found.avgpool)})
+    folder.joinpath(STATE_FILE).unlink(missing_ok=True)

@@ -1,0 +1,219 @@
+"""Linear classifiers on frozen features: 52 trained together, or one that is given.
+
+`linear` trains on augmented pictures, as the reference does (reference-facts 8.3), and
+`linear_cached` on stored features of whole pictures. With `config.head` either one evaluates that
+classifier (ours, a released dinov2_*_linear_head.pth, or one of transformers) without training.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.eval.protocols.knn import check_one_class
+from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
+from dinov2_jax.features.cache import Labelled
+from dinov2_jax.heads.grid import RATES, Chosen, Grid, Heads, best, load_chosen
+from dinov2_jax.heads.probe import STATE_FILE, Settings, train_cached
+from dinov2_jax.heads.probe_images import train_images
+from dinov2_jax.heads.training_set import check_classes
+from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.parallel.processes import is_main, main_first
+
+HEAD_FILE = "head.safetensors"
+
+
+def open(context: Context) -> list[Task]:
+    """Trains on augmented pictures.
+
+    Raises:
+      ConfigError, EvaluationError: several classes a picture, a class without pictures, or a given
+        head that does not fit.
+    """
+    return [_given(context) if context.config.head else _trained(context, on_pictures=True)]
+
+
+def open_cached(context: Context) -> list[Task]:
+    """Trains on stored features; otherwise the same."""
+    return [_given(context) if context.config.head else _trained(context, on_pictures=False)]
+
+
+def check_classifiers(context: Context) -> np.ndarray:
+    """The labels of train.
+
+    Raises:
+      ConfigError, EvaluationError: several classes a picture, or a class without pictures.
+    """
+    check_one_class(context.data, "a linear classifier")
+    labels = context.data.splits["train"].labels
+    assert labels is not None
+    check_classes(labels, len(context.data.class_names))
+    return labels
+
+
+# --------------------------------------------------------------------------------- trained here
+def _trained(context: Context, on_pictures: bool) -> Task:
+    check_classifiers(context)
+    data, wanted = context.data, context.probe_features
+    train = context.need("train", None if on_pictures else wanted)
+    val, test = (context.need(split, wanted) for split in (data.chosen_on, "test"))
+    identity = context.identity(data.splits["train"])
+
+    def run(work: Work) -> Iterator[Finding]:
+        probe = probe_settings(context)
+        if on_pictures:
+            heads = _train_on_pictures(context, probe, work.folder, identity)
+        else:
+            features = work.features(train)
+            columns, classes = columns_of(features), len(data.class_names)
+            heads = train_cached(columns, features.labels, classes, probe, folder=work.folder)
+        head = choose(heads, work.features(val), identity, work.folder)
+        settings = {**dict(context.config.linear), "max_bad": context.config.data.max_bad}
+        settings |= {"on_pictures": on_pictures}
+        paper = paper_value(context, "linear", data.published, "top-1", settings)
+        yield from judge(head, work.features(test), data.chosen_on, paper)
+        yield accuracy_by_rate(probe.grid, head, "Linear classifiers")
+        trained_on = "random resized crops and flips" if on_pictures else "whole pictures, stored"
+        yield {"chosen_on": data.chosen_on, "trained_on": trained_on} | notes_of(head)
+
+    settings = context.settings("linear", **data.splits)
+    return Task(data.name, (train, val, test), settings, run)
+
+
+def _train_on_pictures(
+    context: Context, probe: Settings, folder: Path, identity: str
+) -> Heads:
+    backbone, data = context.backbone, context.config.data
+    source = context.data.splits["train"]
+    assert source.labels is not None
+    return train_images(
+        backbone.model,
+        backbone.params,
+        backbone.preprocessing,
+        source,
+        source.labels,
+        len(context.data.class_names),
+        probe,
+        workers=data.workers,
+        max_pixels=data.max_pixels,
+        folder=folder,
+        identity=identity,
+    )
+
+
+def probe_settings(context: Context) -> Settings:
+    """`config.linear`, for a backbone of at least as many blocks."""
+    given, depth = context.config.linear, context.backbone.model.depth
+    blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
+    return Settings(
+        grid=Grid(RATES[given.rates], blocks),
+        batch_size=given.batch_size,
+        iterations=given.iterations,
+        seed=given.seed,
+        save_every=given.save_every,
+    )
+
+
+def columns_of(split: Labelled) -> list[np.ndarray]:
+    """Columns as linear classifiers read them."""
+    assert split.mean_patch is not None
+    return [*split.cls, split.mean_patch]
+
+
+def choose(heads: Heads, val: Labelled, identity: str, folder: Path) -> Chosen:
+    """The best head of a split, stored in the folder; the state of training goes."""
+    head = best(heads, columns_of(val), val.labels)
+    with main_first():
+        if is_main():
+            head.save(folder / HEAD_FILE, identity)
+            folder.joinpath(STATE_FILE).unlink(missing_ok=True)
+    return dataclasses.replace(head, identity=identity)
+
+
+def judge(
+    head: Chosen, test: Labelled, chosen_on: str, paper: float | None, data: str = ""
+) -> Iterator[Metric]:
+    """Accuracies of a head on features."""
+    logits, n = head.logits(columns_of(test)), len(test.labels)
+    for top in (1, 5):
+        value = top_accuracy(logits, test.labels, top)
+        published = paper if top == 1 else None
+        yield Metric(f"top-{top}", value, n=n, chosen_on=chosen_on, published=published)
+    value = mean_per_class_accuracy(logits, test.labels)
+    yield Metric("mean per class", value, n=n, chosen_on=chosen_on)
+
+
+def notes_of(head: Chosen) -> dict[str, object]:
+    """Which head it is, and what its rivals reached where it was chosen."""
+    return {"classifier": head.name, "accuracy_by_classifier": head.accuracy}
+
+
+def accuracy_by_rate(grid: Grid, head: Chosen, title: str) -> Curve:
+    """Accuracy where the head was chosen, by learning rate, one line an input."""
+    values, rates = list(head.accuracy.values()), grid.rates
+    lines = {
+        f"{kind.blocks} block{'s' * (kind.blocks > 1)}{' and mean patch' * kind.avgpool}": [
+            (rate, values[len(rates) * number + place]) for place, rate in enumerate(rates)
+        ]
+        for number, kind in enumerate(grid.kinds)
+    }
+    chosen = head.rate, head.accuracy[head.name]
+    return Curve(f"{title}, top-1", "learning rate for 256 pictures", lines, chosen, log_x=True)
+
+
+# --------------------------------------------------------------------------------------- given
+def _given(context: Context) -> Task:
+    """Evaluates `config.head`; the train split only tells the classes."""
+    data, head = context.data, given_head(context, context.config.head)
+    check_one_class(data, "a linear classifier")
+    test = context.need("test", context.probe_features)
+
+    def run(work: Work) -> Iterator[Finding]:
+        yield from judge(head, work.features(test), "", None)
+        yield {"classifier": head.name or str(context.config.head), "trained_here": False}
+
+    settings = context.settings(test=data.splits["test"]) | head_settings(context.config.head)
+    return Task(data.name, (test,), settings, run)
+
+
+def given_head(context: Context, path: str) -> Chosen:
+    """Reads a classifier, and compares it with the weights and the classes of the data.
+
+    Raises:
+      ConfigError: it is of other weights or sizes, or has other classes.
+    """
+    head, classes = load_chosen(Path(path).expanduser()), context.data.class_names
+    if head.identity and not head.identity.startswith(context.weights):
+        raise ConfigError(
+            f"the linear classifier {path} was trained on other weights or sizes; name one of "
+            "these, or train one with --config.protocols=linear"
+        )
+    if len(head.bias) != len(classes):
+        raise ConfigError(
+            f"the linear classifier {path} has {len(head.bias)} classes and the data "
+            f"{len(classes)}; evaluate it on data with the classes it was trained on"
+        )
+    return head
+
+
+def head_settings(path: str) -> dict[str, str]:
+    """The content of a given head, which tells one from another wherever they lie."""
+    content = Path(path).expanduser().read_bytes()
+    return {"head": hashlib.blake2b(content, digest_size=8).hexdigest()}
+
+
+def given_or_earlier(context: Context, path: str, work: Work) -> Chosen:
+    """The named head, or that of the linear protocol that ran before."""
+    if path:
+        return given_head(context, path)
+    return load_chosen(next(iter(work.before.values())) / HEAD_FILE)
+
+
+def sources_of(needs: dict[str, Need]) -> dict[str, Source]:
+    """The pictures of needs, for `Context.settings`."""
+    return {name: need.source for name, need in needs.items()}

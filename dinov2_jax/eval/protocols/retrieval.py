@@ -1,0 +1,174 @@
+"""Instance retrieval by cosine similarity of cls features (paper section 7.3)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.datasets.retrieval import (
+    MetSet,
+    Pairs,
+    RevisitedSet,
+    amstertime,
+    met_set,
+    revisited_set,
+)
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
+from dinov2_jax.features.cache import Wanted
+from dinov2_jax.features.rank import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.metrics.met import KS, choose_vote, met_scores, vote
+from dinov2_jax.metrics.ranking import map_at_k, revisited_map
+from dinov2_jax.parallel.mesh import make_mesh, own_mesh
+
+
+def open(context: Context) -> list[Task]:
+    """The set that `config.retrieval` names.
+
+    Raises:
+      ConfigError, SourceError: no set, path or scale, or lists and pictures missing.
+    """
+    settings = context.config.retrieval
+    if not settings.set or not settings.path:
+        raise ConfigError(
+            f"retrieval needs --config.retrieval.set (of {', '.join(_SETS)}) and "
+            "--config.retrieval.path"
+        )
+    if not settings.scales or min(settings.scales) <= 0:
+        raise ConfigError(f"config.retrieval.scales is {settings.scales}; such as (1.0,)")
+    which, name = _SETS[settings.set], settings.set
+    found = which.open(settings.path)
+    sources = which.sources(found)
+    sizes = [_scaled(context, scale) for scale in settings.scales]
+    needs = {
+        part: [Need(f"{name}-{part}", source, wanted) for wanted in sizes]
+        for part, source in sources.items()
+    }
+
+    def run(work: Work) -> Iterator[Finding]:
+        cls = {part: _cls(work, passes) for part, passes in needs.items()}
+        with jax.set_mesh(own_mesh(make_mesh())):  # every process on its own devices
+            findings = list(which.judge(context, found, cls))
+        for finding in findings:
+            yield _with_paper(context, finding) if isinstance(finding, Metric) else finding
+
+    how = {"scales": settings.scales, "faiss_index": settings.faiss_index}
+    everything = tuple(need for passes in needs.values() for need in passes)
+    return [Task(name, everything, context.settings(**sources) | how, run)]
+
+
+def _cls(work: Work, passes: list[Need]) -> np.ndarray:
+    """cls [n, D] of all pictures; the mean of several scales. The ground truth counts rows."""
+    found = []
+    for need in passes:
+        features = work.features(need)
+        if features.unreadable:
+            raise ConfigError(
+                f"{features.unreadable} pictures of {need.title} cannot be read, and retrieval "
+                "needs all; unpack the set again"
+            )
+        found.append(features.cls[-1])
+    return found[0] if len(found) == 1 else multi_scale_features(found)
+
+
+def _scaled(context: Context, scale: float) -> Wanted:
+    """cls of pictures at `scale` times the evaluation's size, in whole patches."""
+    patch, wanted = context.backbone.model.patch_size, context.cls_as_evaluated
+    image_px = max(1, round(wanted.image_px * scale / patch)) * patch
+    resize_px = round(wanted.resize_px * image_px / wanted.image_px)
+    return dataclasses.replace(wanted, image_px=image_px, resize_px=resize_px)
+
+
+def _with_paper(context: Context, metric: Metric) -> Metric:
+    settings = context.config.retrieval
+    paper = paper_value(context, "retrieval", settings.set, metric.name, dict(settings))
+    return dataclasses.replace(metric, published=paper)
+
+
+# ---------------------------------------------------------------------------------------- sets
+Features = Mapping[str, np.ndarray]
+
+
+def _revisited(context: Context, found: RevisitedSet, cls: Features) -> Iterator[Finding]:
+    numbers = revisited_map(rank_all(cls["database"], cls["queries"]), found.ground_truth)
+    for kind in ("medium", "hard"):
+        yield Metric(f"mAP, {kind}", numbers[kind]["mAP"], n=len(cls["queries"]))
+    yield {"by_difficulty": numbers, "queries": "cropped"}
+
+
+def _nearest(
+    context: Context, database: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and database rows [m, k], exact or by faiss."""
+    index = context.config.retrieval.faiss_index
+    if not index:
+        return search(database, queries, k)
+    similarities, rows = faiss_search(database, queries, k, factory=index)
+    if (rows < 0).any():
+        raise EvaluationError(
+            f"the index {index!r} finds fewer than {k} neighbours of some queries; take one of "
+            'fewer cells, or "Flat"'
+        )
+    return similarities, rows
+
+
+def _met(context: Context, found: MetSet, cls: Features) -> Iterator[Finding]:
+    """k and temperature of the vote are chosen on val."""
+    bank, exhibits_of = cls["database"], found.database.labels
+    assert exhibits_of is not None
+    voters = {}
+    for split in ("val", "test"):
+        similarities, rows = _nearest(context, bank, cls[split], min(max(KS), len(bank)))
+        voters[split] = similarities, exhibits_of[rows]
+    classes = found.classes
+    k, temperature = choose_vote(*voters["val"], found.validation.labels, classes=classes)
+    similarities, exhibits = (part[:, :k] for part in voters["test"])
+    answers = vote(similarities, exhibits, classes=classes, temperature=temperature)
+    for name, value in met_scores(*answers, found.test.labels).items():
+        yield Metric(name, value, n=len(found.test), chosen_on="val")
+    yield {"k": k, "temperature": temperature, "chosen_on": "val"}
+
+
+def _amstertime(context: Context, pairs: Pairs, cls: Features) -> Iterator[Finding]:
+    new, old = cls["new"], cls["old"]
+    partner = list(np.arange(len(new))[:, None])
+    both = {
+        "old_to_new": map_at_k(rank_all(new, old), partner, len(new)),
+        "new_to_old": map_at_k(rank_all(old, new), partner, len(old)),
+    }
+    yield Metric("mAP", float(np.mean(list(both.values()))), n=len(new) + len(old))
+    yield {"mean_of": both}
+
+
+class _Set(NamedTuple):
+    """How a set is opened, which pictures it has, and how it is judged."""
+
+    open: Callable[[str], Any]
+    sources: Callable[[Any], dict[str, Source]]
+    judge: Callable[[Context, Any, Features], Iterator[Finding]]
+
+
+def _sides(found: RevisitedSet) -> dict[str, Source]:
+    return {"database": found.database, "queries": found.queries}
+
+
+def _splits_of_met(found: MetSet) -> dict[str, Source]:
+    return {"database": found.database, "val": found.validation, "test": found.test}
+
+
+def _times(found: Pairs) -> dict[str, Source]:
+    return {"new": found.new, "old": found.old}
+
+
+_SETS = {
+    "roxford5k": _Set(functools.partial(revisited_set, "roxford5k"), _sides, _revisited),
+    "rparis6k": _Set(functools.partial(revisited_set, "rparis6k"), _sides, _revisited),
+    "met": _Set(met_set, _splits_of_met, _met),
+    "amstertime": _Set(amstertime, _times, _amstertime),
+}

@@ -1,0 +1,57 @@
+"""Logistic regression on each of the twelve transfer sets (paper, table 8)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.datasets.transfer import TRANSFER_SETS, transfer_set
+from dinov2_jax.eval.protocols import logreg
+from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
+
+AVERAGE = "average of 12"
+
+
+def open(context: Context) -> list[Task]:
+    """One task for each set in `config.transfer.path`/<name>, and the average of all twelve.
+
+    Raises:
+      ConfigError, SourceError: there is no set, or one that is not whole.
+    """
+    root = Path(context.config.transfer.path).expanduser()
+    present = [name for name in TRANSFER_SETS if (root / name).is_dir()]
+    if not context.config.transfer.path or not present:
+        raise ConfigError(
+            "transfer needs --config.transfer.path=<folder> with one or more of the folders "
+            f"{', '.join(TRANSFER_SETS)} in it"
+        )
+    tasks = [_one_set(context, name, root / name) for name in present]
+    if len(tasks) == len(TRANSFER_SETS):
+        tasks.append(_average(context, {task.data: task.settings for task in tasks}))
+    return tasks
+
+
+def _one_set(context: Context, name: str, path: Path) -> Task:
+    found, wanted = transfer_set(name, str(path)), context.cls_of_whole_square
+    splits = {"train": found.train, "val": found.val, "test": found.test}
+    needs = {
+        split: Need(f"{name}-{split}", source, wanted)
+        for split, source in splits.items()
+        if source is not None
+    }
+    classes = len(found.train.class_names or ())
+    return logreg.task_of(context, name, needs, classes, found.metric, name)
+
+
+def _average(context: Context, settings: Mapping[str, object]) -> Task:
+    """The mean of the sets' metrics, which the runner hands over when they are known."""
+
+    def run(work: Work) -> Iterator[Finding]:
+        values = [work.earlier[name] for name in TRANSFER_SETS]
+        how = {**dict(context.config.logreg), "max_bad": context.config.data.max_bad}
+        paper = paper_value(context, "logreg", AVERAGE, "average", how)
+        yield Metric("average", float(np.mean(values)), published=paper)
+
+    return Task(AVERAGE, (), {"sets": settings}, run)

@@ -1,0 +1,104 @@
+"""Video classification: a linear probe on the features of eight frames (paper section 7.2)."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dinov2_jax.config.files import ConfigError
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.video import FRAMES, VideoFrames, pool_frames
+from dinov2_jax.datasets.files import Files
+from dinov2_jax.datasets.video import kinetics, ssv2, ucf101
+from dinov2_jax.eval.protocols.linear import (
+    accuracy_by_rate,
+    choose,
+    columns_of,
+    judge,
+    notes_of,
+    probe_settings,
+)
+from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.task import Context, Finding, Need, Task, Work
+from dinov2_jax.features.cache import Labelled
+from dinov2_jax.heads.probe import train_cached
+
+
+class _Set(NamedTuple):
+    opened: Callable[..., Files]
+    test: str  # what its test split is called
+    pooling: str
+
+
+_SETS = {
+    "ucf101": _Set(ucf101, "test", "mean"),
+    "kinetics400": _Set(kinetics, "val", "mean"),
+    "ssv2": _Set(ssv2, "validation", "concat"),
+}
+
+
+def open(context: Context) -> list[Task]:
+    """52 linear classifiers on the pooled frames of each video of the set in `config.video`.
+
+    The sets have no other labelled split, so the classifier is chosen on test, and results say so.
+
+    Raises:
+      ConfigError, SourceError, ImportError: no set or path, lists or videos missing, no PyAV.
+    """
+    name, which, videos = context.config.video.set, *_open_set(context)
+    wanted = context.probe_features
+    needs = {
+        split: Need(f"{name}-{split}", VideoFrames(files), wanted, keep_unreadable=True)
+        for split, files in videos.items()
+    }
+    sources = {split: need.source for split, need in needs.items()}
+
+    def run(work: Work) -> Iterator[Finding]:
+        pooled = {split: _pool(work.features(need), which) for split, need in needs.items()}
+        probe, classes = probe_settings(context), len(videos["train"].class_names or ())
+        train, test = pooled["train"], pooled["test"]
+        heads = train_cached(columns_of(train), train.labels, classes, probe, folder=work.folder)
+        head = choose(heads, test, context.identity(sources["train"]), work.folder)
+        yield from judge(head, test, "test", _paper(context))
+        # The paper gives no hyper-parameters; these are those of its linear probe on pictures.
+        yield accuracy_by_rate(probe.grid, head, f"Linear classifiers on {name}")
+        counts = {split: len(found.labels) for split, found in pooled.items()}
+        yield {"frames": FRAMES, "pooling": which.pooling, "videos": counts, "chosen_on": "test"}
+        yield notes_of(head)
+
+    settings = context.settings("linear", **sources) | {"frames": FRAMES, "pooling": which.pooling}
+    return [Task(name, tuple(needs.values()), settings, run)]
+
+
+def _open_set(context: Context) -> tuple[_Set, dict[str, Files]]:
+    settings = context.config.video
+    if not settings.set or not settings.path:
+        raise ConfigError(
+            f"video needs --config.video.set (of {', '.join(_SETS)}) and --config.video.path"
+        )
+    which = _SETS[settings.set]
+    names = {"train": "train", "test": which.test}
+    more = {"allow_missing": settings.allow_missing} if settings.set == "kinetics400" else {}
+    videos = {name: which.opened(settings.path, split, **more) for name, split in names.items()}
+    if videos["train"].class_names != videos["test"].class_names:
+        raise SourceError(
+            f"{settings.set}: the lists of train and {which.test} have different classes; take "
+            "both from one release, and whole"
+        )
+    return which, videos
+
+
+def _paper(context: Context) -> float | None:
+    config = context.config
+    how = {**dict(config.linear), "max_bad": config.data.max_bad}
+    how["allow_missing"] = config.video.allow_missing
+    return paper_value(context, "video", config.video.set, "top-1", how)
+
+
+def _pool(frames: Labelled, which: _Set) -> Labelled:
+    """One row a video of each column, and its label; without videos that cannot be read."""
+    columns = [pool_frames(np.asarray(c), FRAMES, which.pooling) for c in columns_of(frames)]
+    whole = np.isfinite(columns[0]).all(axis=1)
+    *cls, mean_patch = (column if whole.all() else column[whole] for column in columns)
+    labels = frames.labels[::FRAMES][whole]
+    return Labelled(tuple(cls), mean_patch, labels, int((~whole).sum()))
