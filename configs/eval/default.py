@@ -4,11 +4,11 @@ Command:   python -m dinov2_jax.main --config=configs/eval/default.py
            --config.checkpoint=runs/quickstart --config.protocols=knn,logreg,linear_cached
 Hardware:  any; features go over all devices and processes, and are computed once for all protocols
 Time:      quick start's model and drawings: k-NN and logistic regression in a minute on 2 CPU cores
-Expected:  a table, results.json (numbers, protocol, data, versions) and results.html in the
-           workdir, by default <run>/eval/<step>
+Expected:  a table, results.json and results.html in the workdir, by default
+           <run>/eval/<step>/<data set>
 Own data:  --config.data.source=folder --config.data.path=/labelled, which holds train/<class>/ and
-           val/<class>/
-Resume:    the same command; finished features and protocols are not computed again
+           test/<class>/, and may hold val/<class>/ for choosing hyper-parameters
+Resume:    the same command; finished features and results are not computed again
 """
 
 import ml_collections
@@ -27,11 +27,15 @@ def get_config() -> ml_collections.ConfigDict:
     # knn | few_shot | logreg | transfer | linear | linear_cached | finetune | robustness |
     # retrieval | video, with commas between
     config.protocols = ("knn",)
+    # A linear classifier for linear (judged without training) and robustness: head.safetensors of a
+    # probe, a released dinov2_*_linear_head.pth, or a folder of transformers; "": trained here
+    config.head = ""
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone
     config.resize_size = 0  # px of the shorter side; 0: as the weights say
     config.image_size = 0  # px of the centre crop; 0: as the weights say
-    # Features of whole splits, kept for the next evaluation; "": <workdir>/features
+    # Features of whole splits, kept for the next evaluation; several jobs may share the folder.
+    # "": <workdir>/features, or <run>/eval/<step>/features for all data sets of a run
     config.feature_cache = ""
 
     config.data = _data()
@@ -49,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def _data() -> ml_collections.ConfigDict:
-    """Of our own runs, empty fields are taken from the run."""
+    """For checkpoints of our own runs, the run's configuration fills empty fields."""
     data = ml_collections.ConfigDict()
     # A published set in its official layout below data.path, in place of a source: imagenet |
     # imagenet_tfds | food101 | cifar10 | cifar100 | sun397 | cars | aircraft | voc2007 | dtd | pets
@@ -57,25 +61,26 @@ def _data() -> ml_collections.ConfigDict:
     data.set = ""
     data.source = ""  # folder | tar | array_record | tfds | openmoji
     data.path = ""
-    # Of one split, in place of data.path: for list, tar and ArrayRecord files, which have no splits
+    # One path a split, in place of data.path: for list, tar and ArrayRecord files without splits
     data.train_path = ""
     data.val_path = ""
     data.test_path = ""
     data.train_split = ""  # the labelled bank, or what classifiers are trained on
-    # Where hyper-parameters are chosen; "": a tenth of train (logreg), or the test split itself
-    # (linear, linear_cached; the reference's way with ImageNet's validation set).
+    # The split that chooses hyper-parameters; "": val/ of a folder with train/, val/ and test/,
+    # else 10 % of train (logreg), or test itself (linear, few_shot; the reference does so with
+    # ImageNet). Results then say "chosen on test".
     data.val_split = ""
     data.test_split = ""
     data.labels = ""  # auto | folders | none
-    # Label files, for sources without labels: one class (name or number) a line, in the order of
-    # the records, or <name> TAB <class>. Of data.set=imagenet test_labels, if not where expected.
+    # Label files for sources without labels: one class (name or number) a line in the order of the
+    # records, or <name> TAB <class>. With data.set=imagenet, test_labels is its list of labels.
     data.train_labels = ""
     data.val_labels = ""
     data.test_labels = ""
     data.cache_dir = ""  # where openmoji is drawn to
     data.workers = 0  # loader processes; 0: in the main process
-    data.max_pixels = 100_000_000  # greater pictures count as unreadable
-    # Unreadable pictures of a split (of videos: frames) that are left out of the figures
+    data.max_pixels = 100_000_000  # larger pictures count as unreadable
+    # How many unreadable pictures (or frames of videos) of a split are left out of the metrics
     data.max_bad = 0
     return data
 
@@ -84,15 +89,15 @@ def _knn() -> ml_collections.ConfigDict:
     knn = ml_collections.ConfigDict()
     knn.ks = (10, 20, 100, 200)  # neighbours that vote. Reference
     knn.temperature = 0.07  # of the vote. Reference
-    knn.leave_one_out = False  # ask the bank about itself, without the asking picture
+    knn.leave_one_out = False  # judge train by itself, each query without its own record
     return knn
 
 
 def _few_shot() -> ml_collections.ConfigDict:
     few_shot = ml_collections.ConfigDict()
-    few_shot.per_class = (1, 2, 4, 8, 16)  # examples of each class
-    few_shot.tries = 5  # draws that are averaged
-    few_shot.linear_iterations = 500  # of the linear classifiers, 256 pictures each
+    few_shot.per_class = (1, 2, 4, 8, 16)  # shots: training pictures of each class
+    few_shot.tries = 5  # draws of shots that are averaged
+    few_shot.linear_iterations = 500  # training steps of the linear classifiers, 256 pictures each
     return few_shot
 
 
@@ -106,7 +111,7 @@ def _logreg() -> ml_collections.ConfigDict:
 
 
 def _transfer() -> ml_collections.ConfigDict:
-    # A folder with the twelve transfer sets, or some, in folders of the names of data.set
+    # A folder that holds some or all of the twelve transfer sets, each named as in data.set
     transfer = ml_collections.ConfigDict()
     transfer.path = ""
     return transfer
@@ -139,8 +144,8 @@ def _finetune() -> ml_collections.ConfigDict:
     finetune.cutmix = 1.0
     finetune.ema = 0.99996  # decay of the averaged weights, which are evaluated
     finetune.avgpool = False  # the head reads the mean patch beside cls
-    finetune.head = ""  # head.safetensors of a linear probe (1 block) to begin with; "": drawn
-    finetune.lora_rank = 0  # of low-rank factors in place of all weights; 0: all weights
+    finetune.head = ""  # linear classifier of 1 block to start with; "": a random one
+    finetune.lora_rank = 0  # rank of LoRA factors, trained instead of all weights; 0: all weights
     finetune.lora_alpha = 16.0
     finetune.seed = 0
     finetune.save_every = 1000  # iterations
@@ -148,7 +153,7 @@ def _finetune() -> ml_collections.ConfigDict:
 
 
 def _robustness() -> ml_collections.ConfigDict:
-    # Paths of ImageNet's variants, for the linear classifier that was trained on ImageNet.
+    # Paths of ImageNet's variants; the linear classifier that was trained on ImageNet is judged.
     robustness = ml_collections.ConfigDict()
     robustness.imagenet_v2 = ""
     robustness.imagenet_real = ""  # real.json
@@ -156,7 +161,8 @@ def _robustness() -> ml_collections.ConfigDict:
     robustness.imagenet_r = ""
     robustness.imagenet_sketch = ""
     robustness.imagenet_c = ""
-    robustness.head = ""  # head.safetensors; "": of linear or linear_cached in the workdir
+    # The classifier; "": config.head, else that of linear or linear_cached of this evaluation
+    robustness.head = ""
     return robustness
 
 
@@ -164,9 +170,10 @@ def _retrieval() -> ml_collections.ConfigDict:
     retrieval = ml_collections.ConfigDict()
     retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
     retrieval.path = ""
-    # Of the sides; several are averaged, such as (1.0, 0.7071, 1.4142), one pass of features each.
+    # Factors of the picture's side, one pass of features each; their features are averaged, such as
+    # (1.0, 0.7071, 1.4142).
     retrieval.scales = (1.0,)
-    # Of Met's nearest neighbours, as faiss.index_factory takes it; "": exact, on the devices.
+    # Index for Met's nearest neighbours, as faiss.index_factory takes it; "": exact search
     retrieval.faiss_index = ""
     return retrieval
 
@@ -175,6 +182,6 @@ def _video() -> ml_collections.ConfigDict:
     video = ml_collections.ConfigDict()
     video.set = ""  # ucf101 | kinetics400 | ssv2
     video.path = ""
-    # Leaves out the videos of Kinetics that are no longer to be had; figures then compare less.
+    # Leaves out videos of Kinetics that are missing; metrics are then not quite comparable.
     video.allow_missing = False
     return video

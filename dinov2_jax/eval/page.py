@@ -8,7 +8,7 @@ from typing import Any
 
 from dinov2_jax.config.files import leaves
 from dinov2_jax.eval.results import HEAD, rows_of
-from dinov2_jax.viz.curves import lines
+from dinov2_jax.viz.curves import curve
 from dinov2_jax.viz.page import document, folded, section, table
 
 _SPAN_POINTS = 2.0  # least height of an axis in percent
@@ -52,17 +52,18 @@ def _metrics(rows: Sequence[Sequence[str]]) -> str:
 
 def _curves(named: Mapping[str, Any]) -> str:
     figures = [
-        lines(
-            curve["title"],
-            {name: [(x, y) for x, y in points] for name, points in curve["lines"].items()},
-            x_name=curve["x_name"],
-            unit=f" {curve['unit']}".rstrip(),
+        curve(
+            drawn["title"],
+            {name: [(x, y) for x, y in points] for name, points in drawn["lines"].items()},
+            x_name=drawn["x_name"],
+            unit=f" {drawn['unit']}".rstrip(),
             min_span=_SPAN_POINTS,
-            log_x=curve["log_x"],
-            chosen=tuple(curve["chosen"]) if curve["chosen"] else None,
+            mark_points=True,
+            log_x=drawn["log_x"],
+            chosen=tuple(drawn["chosen"]) if drawn["chosen"] else None,
         )
         for entry in named.values()
-        for curve in entry["curves"]
+        for drawn in entry["curves"]
     ]
     return f'<div class="curves">{"".join(figures)}</div>' if figures else ""
 

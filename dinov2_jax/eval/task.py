@@ -75,7 +75,7 @@ class Curve:
       title: what is shown.
       x_name: of the horizontal axis.
       lines: name of each line -> points (x, y), x ascending.
-      chosen: the point that the title shows; None for the highest one.
+      chosen: line and x of the point to mark, whose value stands beside the title.
       log_x: draws x on a logarithmic axis.
       unit: of y.
     """
@@ -83,7 +83,7 @@ class Curve:
     title: str
     x_name: str
     lines: Mapping[str, list[tuple[float, float]]]
-    chosen: tuple[float, float] | None = None
+    chosen: tuple[str, float] | None = None
     log_x: bool = False
     unit: str = "%"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.eval.found import values
 from tests.features.tiny import write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,7 @@ def dying(self, name, *rest):
     add(self, name, *rest)
 Results.add = dying
 """
+DATA = "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +71,18 @@ def start(line, devices, before=""):
 
 
 def figures(folder):
-    stored = json.loads((folder / "results.json").read_text())["protocols"]
-    accuracy = stored["linear_cached"]["numbers"].pop("accuracy_by_classifier")
-    trials = stored["logreg"]["numbers"].pop("trials")
-    return {name: found["numbers"] for name, found in stored.items()}, accuracy, trials
+    """Values of every metric, accuracy of all 52 classifiers, values of all trials."""
+    stored = json.loads((folder / "results.json").read_text())["results"]
+    metrics = {name: values({"results": stored}, name) for name in stored}
+    accuracy = stored["linear_cached"][DATA]["notes"]["accuracy_by_classifier"]
+    return metrics, accuracy, stored["logreg"][DATA]["notes"]["trials"]
 
 
 def test_two_processes_and_a_kill_change_nothing(command, tmp_path):
     alone = start([*command, f"--workdir={tmp_path / 'alone'}"], 1, DIES)
     said = alone.communicate()[0]
     assert alone.returncode == -signal.SIGKILL, said
-    assert set(json.loads((tmp_path / "alone/results.json").read_text())["protocols"]) == {"knn"}
+    assert set(json.loads((tmp_path / "alone/results.json").read_text())["results"]) == {"knn"}
     again = start([*command, f"--workdir={tmp_path / 'alone'}"], 1)
     said = again.communicate()[0]
     assert again.returncode == 0 and "features of" not in said, said

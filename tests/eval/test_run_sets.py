@@ -21,6 +21,7 @@ from dinov2_jax.features.extract import extract
 from dinov2_jax.heads.linear import load_head
 from dinov2_jax.parallel.mesh import path_name
 from dinov2_jax.weights.load import load
+from tests.eval.found import entry, values
 from tests.features.tiny import backbone, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -70,7 +71,9 @@ def ask(weights, protocols, **changes):
 
 
 def features_of(paths):
-    return extract(backbone(), [str(p) for p in paths], layers=(0, 1, 2), features=("cls",))
+    return extract(
+        backbone(), [str(p) for p in paths], layers=(0, 1, 2), features=("cls", "mean_patch")
+    )
 
 
 def test_linear_then_robustness_on_every_variant(weights, imagenet, tmp_path):
@@ -93,49 +96,54 @@ def test_linear_then_robustness_on_every_variant(weights, imagenet, tmp_path):
     paths = {f"robustness.{name}": str(tmp_path / path) for name, path in variants.items()}
     data = {"data.set": "imagenet", "data.path": str(imagenet)}
     config = ask(weights, ("linear_cached", "robustness"), **data, **paths)
-    found = evaluate(config, str(tmp_path / "out"))["protocols"]
-    linear, robust = found["linear_cached"], found["robustness"]
-    assert linear["headline"]["top-1"] > 60
-    assert linear["protocol"]["chosen_on"] == "test"
-    assert len(linear["numbers"]["accuracy_by_classifier"]) == 52
-    head = load_head(tmp_path / "out" / "linear_cached" / "head.safetensors")
+    found = evaluate(config, str(tmp_path / "out"))
+    linear = entry(found, "linear_cached", "imagenet")
+    assert values(found, "linear_cached")["top-1"] > 60
+    assert {m["chosen_on"] for m in linear["metrics"].values()} == {"test"}
+    assert len(linear["notes"]["accuracy_by_classifier"]) == 52
+    head = load_head(tmp_path / "out" / "linear_cached" / "imagenet" / "head.safetensors")
     files = sorted((tmp_path / "v2").rglob("*.jpeg"))
     features = features_of(files)
-    width = 24 * head.blocks
-    if not head.avgpool:
-        columns = [features[f"cls_block_{b}"] for b in (0, 1, 2)]
-        x = np.concatenate(columns, axis=1)[:, -width:]
-        answers = (x @ head.weight.T + head.bias).argmax(axis=1)
-        right = np.mean(answers == [int(p.parent.name) for p in files])
-        assert robust["headline"]["imagenet_v2, top-1"] == pytest.approx(100 * right)
-    assert robust["headline"]["imagenet_a, top-1"] < robust["headline"]["imagenet_sketch, top-1"]
-    assert set(robust["numbers"]["imagenet_c"]) >= {"mCE", "mean error", *CORRUPTIONS}
-    assert set(robust["headline"]) == {
-        *(f"imagenet_{name}, top-1" for name in ("v2", "a", "sketch")),
-        *("imagenet_c, mCE", "imagenet_real, accuracy"),
-    }
+    columns = [features[f"cls_block_{b}"] for b in (0, 1, 2)][-head.blocks :]
+    columns += [features["mean_patch_block_2"]] * head.avgpool
+    answers = (np.concatenate(columns, axis=1) @ head.weight.T + head.bias).argmax(axis=1)
+    right = np.mean(answers == [int(p.parent.name) for p in files])
+    robust = {data: values(found, "robustness", data) for data in found["results"]["robustness"]}
+    assert robust["imagenet_v2"] == {"top-1": pytest.approx(100 * right)}
+    assert robust["imagenet_a"]["top-1"] < robust["imagenet_sketch"]["top-1"]
+    corrupted = entry(found, "robustness", "imagenet_c")
+    assert set(corrupted["notes"]["errors"]) >= {"mCE", "mean error", *CORRUPTIONS}
+    mce = corrupted["metrics"]["mCE"]
+    assert not mce["higher_is_better"] and mce["n"] == 75 * len(WNIDS)
+    assert set(robust) == {f"imagenet_{name}" for name in ("v2", "a", "sketch", "c", "real")}
+    assert list(robust["imagenet_c"]) == ["mCE", "mean error"]
+    assert list(robust["imagenet_real"]) == ["accuracy"]
 
 
 def test_robustness_without_a_classifier_or_a_set_is_one_sentence(weights, imagenet, tmp_path):
     data = {"data.set": "imagenet", "data.path": str(imagenet)}
     with pytest.raises(ConfigError, match=r"at least one set"):
         evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
-    data["robustness.imagenet_v2"] = str(tmp_path)
-    with pytest.raises(ConfigError, match=r"no linear classifier.*protocols=linear,robustness"):
-        evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
     data["robustness.imagenet_v2"] = str(tmp_path / "v2")
-    for label in range(4):
+    for label in range(3):
         save(tmp_path / "v2" / str(label) / "0.jpeg", label)
+    with pytest.raises(
+        ConfigError, match=r"has none of these weights.*protocols=linear,robustness"
+    ):
+        evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
+    save(tmp_path / "v2" / "3" / "0.jpeg")
     evaluate(ask(weights, ("linear_cached",), **data), str(tmp_path))
     with pytest.raises(SourceError, match=r"4 class folders, but the classifier has 3"):
         evaluate(ask(weights, ("robustness",), **data), str(tmp_path))
     (tmp_path / "v2" / "3" / "0.jpeg").unlink()
     (tmp_path / "v2" / "3").rmdir()
-    assert evaluate(ask(weights, ("robustness",), **data), str(tmp_path))["protocols"]["robustness"]
+    assert values(evaluate(ask(weights, ("robustness",), **data), str(tmp_path)), "robustness")
     other = write_weights(tmp_path / "other", seed=1)
-    with pytest.raises(ConfigError, match=r"no linear classifier of these weights"):
+    with pytest.raises(
+        ConfigError, match=r"robustness takes the result of linear or linear_cached"
+    ):
         evaluate(ask(other, ("robustness",), **data), str(tmp_path / "out"))
-    data["robustness.head"] = str(tmp_path / "linear_cached" / "head.safetensors")
+    data["robustness.head"] = str(tmp_path / "linear_cached/imagenet/head.safetensors")
     with pytest.raises(ConfigError, match=r"trained on other weights"):
         evaluate(ask(other, ("robustness",), **data), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -154,9 +162,9 @@ def test_what_a_later_protocol_lacks_is_said_before_the_first_runs(weights, imag
 
 def test_the_probe_on_augmented_pictures_runs_and_learns(weights, imagenet, tmp_path):
     data = {"data.set": "imagenet", "data.path": str(imagenet)}
-    found = evaluate(ask(weights, ("linear",), **data), str(tmp_path))["protocols"]["linear"]
-    assert found["headline"]["top-1"] > 60
-    assert found["protocol"]["trained_on"] == "random resized crops and flips"
+    found = evaluate(ask(weights, ("linear",), **data), str(tmp_path))
+    assert values(found, "linear")["top-1"] > 60
+    assert entry(found, "linear")["notes"]["trained_on"] == "random resized crops and flips"
 
 
 def test_logistic_regression_on_several_classes_a_picture(weights, tmp_path):
@@ -180,9 +188,11 @@ def test_logistic_regression_on_several_classes_a_picture(weights, tmp_path):
         path.write_text("\n".join(names))
     data = {"data.set": "voc2007", "data.path": str(tmp_path), "logreg.count": 4}
     found = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
-    outcome = found["protocols"]["logreg"]
-    assert set(outcome["headline"]) == {"11-point mAP"} and outcome["headline"]["11-point mAP"] > 0
-    assert outcome["protocol"]["chosen_on"] == "val" and len(outcome["numbers"]["trials"]) == 4
+    outcome = entry(found, "logreg", "voc2007")
+    assert set(outcome["metrics"]) == {"11-point mAP"}
+    assert outcome["metrics"]["11-point mAP"]["value"] > 0
+    assert outcome["metrics"]["11-point mAP"]["chosen_on"] == "val"
+    assert outcome["notes"]["chosen_on"] == "val" and len(outcome["notes"]["trials"]) == 4
     with pytest.raises(ConfigError, match=r"one class a picture.*protocols=logreg"):
         evaluate(ask(weights, ("knn",), **data), str(tmp_path / "out"))
 
@@ -192,15 +202,15 @@ def test_logistic_regression_equals_scikit_learn_at_the_chosen_strength(
 ):
     data = {"data.set": "imagenet", "data.path": str(imagenet), "logreg.count": 5}
     found = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
-    outcome = found["protocols"]["logreg"]
+    notes = entry(found, "logreg")["notes"]
     splits = {s: sorted((imagenet / s).rglob("*.JPEG")) for s in ("train", "val")}
     features = {s: features_of(files)["cls_block_2"] for s, files in splits.items()}
     labels = {s: [WNIDS.index(f.parent.name) for f in files] for s, files in splits.items()}
-    peer = LogisticRegression(C=outcome["protocol"]["C"], tol=1e-10, max_iter=10_000)
+    peer = LogisticRegression(C=notes["C"], tol=1e-10, max_iter=10_000)
     peer.fit(features["train"], labels["train"])
     score = 100 * peer.score(features["val"], labels["val"])
-    assert outcome["headline"]["top-1"] == pytest.approx(score)
-    assert outcome["protocol"]["chosen_on"] == "a tenth of train"
+    assert values(found, "logreg")["top-1"] == pytest.approx(score)
+    assert notes["chosen_on"] == "10 % of train"
 
 
 def test_logistic_regression_beyond_the_memory_is_refused_at_once(
@@ -229,7 +239,7 @@ def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
     (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
     settings = {"retrieval.set": "roxford5k", "retrieval.path": str(tmp_path)}
     out = evaluate(ask(weights, ("retrieval",), **settings), str(tmp_path / "out"))
-    found = out["protocols"]["retrieval"]["numbers"]
+    found = entry(out, "retrieval", "roxford5k")["notes"]["by_difficulty"]
     names = [f"all_souls_{n:06d}" for n in range(4)] + ["query_0", "query_1"]
     features = features_of([tmp_path / f"jpg/{name}.jpg" for name in names])["cls_block_2"]
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -238,6 +248,7 @@ def test_revisited_oxford_ranks_by_cosine(weights, tmp_path):
     place[0] -= sum(ranks[0].index(junk) < place[0] for junk in (0, 2))
     precisions = [(1 / (p + 1) + (p == 0)) / 2 for p in place]  # trapezoids under the curve
     assert found["hard"]["mAP"] == pytest.approx(100 * np.mean(precisions))
+    assert values(out, "retrieval")["mAP, hard"] == found["hard"]["mAP"]
 
 
 def test_scales_are_features_of_their_own(weights, tmp_path):
@@ -273,8 +284,7 @@ def test_met_votes_for_the_nearest_exhibit(weights, tmp_path):
         if extra:
             pytest.importorskip("faiss")
         out = evaluate(ask(weights, ("retrieval",), **settings, **extra), str(tmp_path / "out"))
-        headline = out["protocols"]["retrieval"]["headline"]
-        assert headline == {"met, GAP": 100.0, "met, GAP-": 100.0, "met, ACC": 100.0}
+        assert values(out, "retrieval", "met") == {"GAP": 100.0, "GAP-": 100.0, "ACC": 100.0}
 
 
 def test_amstertime_finds_its_pairs(weights, tmp_path):
@@ -283,7 +293,7 @@ def test_amstertime_finds_its_pairs(weights, tmp_path):
             save(tmp_path / "t" / side / f"{number:04}.{ending}", number, noise=5)
     settings = {"retrieval.set": "amstertime", "retrieval.path": str(tmp_path / "t")}
     out = evaluate(ask(weights, ("retrieval",), **settings), str(tmp_path / "out"))
-    assert out["protocols"]["retrieval"]["headline"] == {"amstertime, mAP": 100.0}
+    assert values(out, "retrieval", "amstertime") == {"mAP": 100.0}
 
 
 def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
@@ -312,9 +322,10 @@ def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
         (lists / f"{split}list01.txt").write_text("\n".join(lines))
     settings = {"video.set": "ucf101", "video.path": str(tmp_path)}
     out = evaluate(ask(weights, ("video",), **settings), str(tmp_path / "out"))
-    found = out["protocols"]["video"]
-    assert found["headline"] == {"ucf101, top-1": 100.0}
-    assert found["numbers"]["videos"] == {"train": 12, "test": 6}
+    found = entry(out, "video", "ucf101")
+    assert found["metrics"]["top-1"]["value"] == 100.0 and found["metrics"]["top-1"]["n"] == 6
+    assert found["metrics"]["top-1"]["chosen_on"] == "test"
+    assert found["notes"]["videos"] == {"train": 12, "test": 6}
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -333,9 +344,8 @@ def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, ran
         "finetune.lora_rank": rank,
     }
     out = evaluate(ask(weights, ("finetune",), **settings), str(tmp_path))
-    outcome = out["protocols"]["finetune"]
-    assert outcome["headline"]["top-1"] > 60
-    before, after = load(weights), load(tmp_path / "finetune" / "weights")
+    assert values(out, "finetune")["top-1"] > 60
+    before, after = load(weights), load(tmp_path / "finetune" / "imagenet" / "weights")
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(before.params),
         jax.tree.leaves(after.params),
@@ -344,9 +354,9 @@ def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, ran
     moved = {path_name(path): float(np.abs(old - new).max()) for (path, old), new in pairs}
     assert moved["blocks/attn/qkv/kernel"] > 1e-4
     assert (moved["cls_token"] == 0) == bool(rank)
-    config = ask(tmp_path / "finetune" / "weights", ("knn",))
+    config = ask(tmp_path / "finetune" / "imagenet" / "weights", ("knn",))
     config.data.set, config.data.path = "imagenet", str(imagenet)
-    assert evaluate(config, str(tmp_path / "knn"))["protocols"]["knn"]["headline"]
+    assert values(evaluate(config, str(tmp_path / "knn")), "knn")
 
 
 def test_fine_tuning_says_at_once_what_does_not_fit(weights, imagenet, tmp_path):
@@ -374,11 +384,11 @@ def test_all_transfer_sets_of_a_folder(weights, tmp_path):
         (root / "labels" / f"{split}1.txt").write_text("\n".join(names))
     settings = {"transfer.path": str(tmp_path / "sets"), "logreg.count": 4}
     out = evaluate(ask(weights, ("transfer",), **settings), str(tmp_path / "out"))
-    found = out["protocols"]["transfer"]
-    assert set(found["headline"]) == {"dtd"} and found["headline"]["dtd"] > 60
-    assert found["protocol"]["dtd"]["metric"] == "top1"
+    found = values(out, "transfer", "dtd")
+    assert set(out["results"]["transfer"]) == {"dtd"} and found["top-1"] > 60
+    assert entry(out, "transfer", "dtd")["notes"]["metric"] == "top-1"
     data = {"data.set": "dtd", "data.path": str(root), "logreg.count": 4}
     alone = evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "alone"))
-    assert alone["protocols"]["logreg"]["headline"]["top-1"] == found["headline"]["dtd"]
+    assert values(alone, "logreg")["top-1"] == found["top-1"]
     with pytest.raises(ConfigError, match=r"transfer needs .*food101"):
         evaluate(ask(weights, ("transfer",)), str(tmp_path / "out"))

@@ -22,6 +22,7 @@ from dinov2_jax.models.vit import from_config
 from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import load
+from tests.eval.found import entry, values
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -88,16 +89,21 @@ def test_equals_a_direct_computation(run, capsys):
     report = evaluate(ask(run[0]))
     bank, query = direct_features(run, "train"), direct_features(run, "test")
     expected = knn_accuracy(*bank, *query, ks=(1, 5))
-    found = report["protocols"]["knn"]
-    assert found["numbers"]["k"] == expected
+    names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    assert values(report, "knn") == {
+        f"{names[name]}, k={k}": value for k in (1, 5) for name, value in expected[k].items()
+    }
     assert expected[5]["top1"] not in (0, 100)
-    assert found["headline"] == {f"top-1, k={k}": expected[k]["top1"] for k in (1, 5)}
-    settings = found["settings"]
-    assert settings["splits"]["train"]["pictures"] == len(bank[1])
-    assert settings["classes"] == 3 and report["about"]["preprocessing"]["image_px"] == 16
-    assert "top-1, k=5" in capsys.readouterr().out
-    written = json.loads((run[0] / "eval" / "7" / "results.json").read_text())
-    assert written["protocols"]["knn"]["numbers"]["k"]["5"] == expected[5]
+    found = entry(report, "knn", "pictures")
+    metric = found["metrics"]["top-1, k=5"]
+    assert metric["unit"] == "%" and metric["higher_is_better"] and metric["data"] == "pictures"
+    assert metric["n"] == len(query[1]) and metric["published"] is None
+    assert found["settings"]["splits"]["train"]["pictures"] == len(bank[1])
+    assert report["about"]["preprocessing"]["image_px"] == 16
+    said = capsys.readouterr().out
+    assert "top-1, k=5" in said and "results.html" in said
+    written = json.loads((run[0] / "eval" / "7" / "pictures" / "results.json").read_text())
+    assert values(written, "knn") == values(report, "knn")
 
 
 def test_a_killed_evaluation_keeps_features_and_finished_protocols(run, tmp_path, monkeypatch):
@@ -106,19 +112,23 @@ def test_a_killed_evaluation_keeps_features_and_finished_protocols(run, tmp_path
     calls = []
     real = runner._run
 
-    def stop_at_second(name, *rest):
-        calls.append(name)
-        if name == "few_shot":
+    def stop_at_second(planned, *rest):
+        calls.append(planned.protocol)
+        if planned.protocol == "few_shot":
             raise KeyboardInterrupt
-        real(name, *rest)
+        real(planned, *rest)
 
     monkeypatch.setattr(runner, "_run", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(killed, str(tmp_path))
-    monkeypatch.setattr(runner, "_run", lambda name, *rest: (calls.append(name), real(name, *rest)))
+    monkeypatch.setattr(
+        runner,
+        "_run",
+        lambda planned, *rest: (calls.append(planned.protocol), real(planned, *rest)),
+    )
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
     whole = evaluate(killed, str(tmp_path))
-    assert calls == ["knn", "few_shot", "few_shot"] and set(whole["protocols"]) == set(calls)
+    assert calls == ["knn", "few_shot", "few_shot"] and set(whole["results"]) == set(calls)
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} != {}
     evaluate(ask(run[0], **{"knn.ks": (1, 2)}), str(tmp_path))  # another setting runs again
     assert calls[3:] == ["knn"]
@@ -134,13 +144,13 @@ def test_weights_that_are_no_run_need_data_and_a_place(run, tmp_path):
     path = {"data.path": run[1].data.path}
     report = evaluate(ask(tmp_path / "b", **path), str(tmp_path / "out"))
     same = evaluate(ask(run[0]), str(tmp_path / "run"))
-    assert report["protocols"]["knn"]["numbers"] == same["protocols"]["knn"]["numbers"]
+    assert values(report, "knn") == values(same, "knn")
 
 
 def test_batch_size_and_loader_processes_change_nothing(run, tmp_path):
     whole = evaluate(ask(run[0]), str(tmp_path / "a"))
     parts = evaluate(ask(run[0], batch_size=7, **{"data.workers": 1}), str(tmp_path / "b"))
-    assert whole["protocols"]["knn"]["numbers"] == parts["protocols"]["knn"]["numbers"]
+    assert values(whole, "knn") == values(parts, "knn")
 
 
 def test_label_files_stand_for_folders(run, tmp_path):
@@ -169,13 +179,13 @@ def test_label_files_stand_for_folders(run, tmp_path):
     lists = {f"data.{s}_path": str(tmp_path / f"{s}.txt") for s in ("train", "test")}
     labels = {f"data.{s}_labels": str(tmp_path / f"{s}_labels.txt") for s in ("train", "test")}
     listed = evaluate(ask(run[0], **lists, **labels), str(tmp_path / "listed"))
-    assert listed["protocols"]["knn"]["numbers"] == found["protocols"]["knn"]["numbers"]
+    assert values(listed, "knn") == values(found, "knn")
     same_twice = {"data.path": str(tmp_path / "train.txt"), **labels}
     same_twice["data.test_labels"] = same_twice["data.train_labels"]
     with pytest.raises(SourceError, match=r"train and test are the same .*data\.test_path"):
         evaluate(ask(run[0], **same_twice), str(tmp_path / "twice"))
     same = evaluate(ask(run[0]), str(tmp_path / "run"))
-    assert found["protocols"]["knn"]["numbers"] == same["protocols"]["knn"]["numbers"]
+    assert values(found, "knn") == values(same, "knn")
     (tmp_path / "test_labels.txt").write_text("a\n" * 3)
     with pytest.raises(SourceError, match=r"has 3 lines for \d+ pictures"):
         evaluate(ask(run[0], **settings), str(tmp_path / "other"))
@@ -206,7 +216,7 @@ def test_other_pictures_of_the_same_names_have_features_of_their_own(run, tmp_pa
             write_pictures(tmp_path / str(seed) / split, seed if split == "val" else 0)
         config = ask(run[0], **{"data.path": str(tmp_path / str(seed))})
         config.feature_cache = str(tmp_path / "features")
-        found.append(evaluate(config, str(tmp_path / f"out{seed}"))["protocols"]["knn"]["numbers"])
+        found.append(values(evaluate(config, str(tmp_path / f"out{seed}")), "knn"))
     assert found[0] != found[1]
     assert len(list((tmp_path / "features").glob("train-*"))) == 1
     assert len(list((tmp_path / "features").glob("test-*"))) == 2
@@ -216,19 +226,19 @@ def test_a_test_set_with_some_of_the_classes_keeps_their_numbers(run, tmp_path):
     for split, seed in (("train", 1), ("val", 2)):
         write_pictures(tmp_path / "p" / split, seed)
     data = {"data.path": str(tmp_path / "p"), "data.labels": "folders"}
-    whole = evaluate(ask(run[0], **data), str(tmp_path / "a"))["protocols"]["knn"]["numbers"]["k"]
+    whole = values(evaluate(ask(run[0], **data), str(tmp_path / "a")), "knn")["top-1, k=1"]
     for picture in (tmp_path / "p" / "val" / "a").iterdir():
         picture.unlink()
     (tmp_path / "p" / "val" / "a").rmdir()
-    part = evaluate(ask(run[0], **data), str(tmp_path / "b"))["protocols"]["knn"]["numbers"]["k"]
+    part = values(evaluate(ask(run[0], **data), str(tmp_path / "b")), "knn")["top-1, k=1"]
     for picture in [p for c in "bc" for p in (tmp_path / "p" / "val" / c).iterdir()]:
         picture.unlink()
     for c in "bc":
         (tmp_path / "p" / "val" / c).rmdir()
     write_pictures(tmp_path / "q", seed=2)
     (tmp_path / "q" / "a").rename(tmp_path / "p" / "val" / "a")
-    rest = evaluate(ask(run[0], **data), str(tmp_path / "c"))["protocols"]["knn"]["numbers"]["k"]
-    assert whole[1]["top1"] == pytest.approx((2 * part[1]["top1"] + rest[1]["top1"]) / 3)
+    rest = values(evaluate(ask(run[0], **data), str(tmp_path / "c")), "knn")["top-1, k=1"]
+    assert whole == pytest.approx((2 * part + rest) / 3)
 
 
 def test_a_class_that_train_lacks_and_unreadable_pictures(run, tmp_path):
@@ -245,7 +255,7 @@ def test_a_class_that_train_lacks_and_unreadable_pictures(run, tmp_path):
     (tmp_path / "p" / "val" / "d").rename(tmp_path / "p" / "val" / "a")
     assert not (tmp_path / "out").exists()
     found = evaluate(ask(run[0], **data, **{"data.max_bad": 1}), out)
-    assert found["protocols"]["knn"]["settings"]["splits"]["test"]["pictures"] == 12
+    assert entry(found, "knn")["settings"]["splits"]["test"]["pictures"] == 12
     truncated = (tmp_path / "p" / "val" / "a" / "3.png").read_bytes()[:60]
     (tmp_path / "p" / "val" / "a" / "0.png").unlink()
     (tmp_path / "p" / "val" / "a" / "3.png").write_bytes(truncated)  # its header is whole
@@ -253,7 +263,7 @@ def test_a_class_that_train_lacks_and_unreadable_pictures(run, tmp_path):
         evaluate(ask(run[0], **data), str(tmp_path / "again"))
     write_pictures(tmp_path / "r", count=12)
     shutil.copy(tmp_path / "r" / "a" / "3.png", tmp_path / "p" / "val" / "a" / "3.png")
-    assert evaluate(ask(run[0], **data), str(tmp_path / "again"))["protocols"]["knn"]["headline"]
+    assert values(evaluate(ask(run[0], **data), str(tmp_path / "again")), "knn")
 
 
 def test_a_square_larger_than_the_picture_is_no_black_frame(run, tmp_path):
@@ -268,7 +278,9 @@ def test_results_of_other_weights_are_not_overwritten(run, tmp_path):
     backbone = load(run[0])
     other = jax.tree.map(lambda x: x + 1, backbone.params)
     write_bundle(tmp_path / "b", backbone.model, other, backbone.preprocessing, "test")
-    with pytest.raises(ConfigError, match=r"figures of others \(weights\.fingerprint.*--workdir"):
+    with pytest.raises(
+        ConfigError, match=r"results of other weights \(weights\.fingerprint.*--workdir"
+    ):
         evaluate(ask(tmp_path / "b", **{"data.path": run[1].data.path}), str(tmp_path))
 
 
@@ -279,6 +291,5 @@ def test_leave_one_out_asks_the_bank_about_itself(run, tmp_path):
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
     right = 100 * np.mean(labels[similarity.argmax(axis=1)] == labels)
-    outcome = found["protocols"]["knn"]
-    assert outcome["headline"]["top-1, k=1"] == pytest.approx(right)
-    assert outcome["protocol"]["queries"] == "train without the asking picture"
+    assert values(found, "knn")["top-1, k=1"] == pytest.approx(right)
+    assert entry(found, "knn")["notes"]["queries"] == "train, each without itself"

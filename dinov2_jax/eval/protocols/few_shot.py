@@ -18,7 +18,7 @@ from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.few_shot import draw_examples
 from dinov2_jax.heads.grid import accuracies
 from dinov2_jax.heads.knn import knn_accuracy
-from dinov2_jax.heads.probe import Settings, train_cached
+from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.progress import Progress
 
@@ -99,7 +99,7 @@ def _try(context: Context, splits: Mapping[str, Labelled], shots: int, seed: int
     }
 
 
-def _probe(context: Context) -> Settings:
+def _probe(context: Context) -> ProbeSettings:
     iterations = context.config.few_shot.linear_iterations
     probe = probe_settings(context)
     return dataclasses.replace(probe, batch_size=BATCH_SIZE, iterations=iterations)
@@ -124,7 +124,9 @@ def _knn(
 def _choose(tries: list[Try], kind: str, chosen_on: str) -> tuple[str, float]:
     """The classifier of the best mean on one split, and its mean on test."""
     means = {
-        split: {name: np.mean([t[split][kind][name] for t in tries]) for name in tries[0][split][kind]}
+        split: {
+            name: np.mean([t[split][kind][name] for t in tries]) for name in tries[0][split][kind]
+        }
         for split in (chosen_on, "test")
     }
     name = max(means[chosen_on], key=lambda name: means[chosen_on][name])

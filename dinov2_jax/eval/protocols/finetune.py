@@ -13,14 +13,13 @@ from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Task, Work
 from dinov2_jax.heads.finetune.classifier import Finetuned, predict
 from dinov2_jax.heads.finetune.lora import Lora
-from dinov2_jax.heads.finetune.train import STATE_FILE, Settings, check_settings, finetune
-from dinov2_jax.heads.grid import Chosen, load_chosen
+from dinov2_jax.heads.finetune.train import STATE_FILE, FinetuneSettings, check_settings, finetune
+from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main
-from dinov2_jax.run.resume import write_tensors
 from dinov2_jax.weights.bundle import write_bundle
 
-# Fields of config.finetune that `Settings` has under the same name.
+# Fields of config.finetune that `FinetuneSettings` has under the same name.
 _FIELDS = (
     "iterations", "batch_size", "group_size", "lr", "min_lr", "warmup_iterations",
     "layerwise_decay", "weight_decay", "drop_path", "smoothing", "mixup", "cutmix", "ema",
@@ -37,7 +36,7 @@ def open(context: Context) -> list[Task]:
     check_classifiers(context)
     settings, path = _settings(context.config.finetune), context.config.finetune.head
     check_settings(settings)
-    start = load_chosen(Path(path).expanduser()) if path else None
+    start = load_head(path, context.backbone.model.dim) if path else None
     needs = tuple(context.need(split, None) for split in ("train", "test"))
 
     def run(work: Work) -> Iterator[Finding]:
@@ -50,9 +49,9 @@ def open(context: Context) -> list[Task]:
     return [Task(data.name, needs, context.settings("finetune", **data.splits), run)]
 
 
-def _settings(config: ConfigDict) -> Settings:
+def _settings(config: ConfigDict) -> FinetuneSettings:
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
-    return Settings(**{name: config[name] for name in _FIELDS}, lora=lora)
+    return FinetuneSettings(**{name: config[name] for name in _FIELDS}, lora=lora)
 
 
 def _reading(context: Context) -> dict[str, Any]:
@@ -60,7 +59,9 @@ def _reading(context: Context) -> dict[str, Any]:
     return {"workers": data.workers, "max_pixels": data.max_pixels}
 
 
-def _train(context: Context, settings: Settings, start: Chosen | None, folder: Path) -> Finetuned:
+def _train(
+    context: Context, settings: FinetuneSettings, start: LinearHead | None, folder: Path
+) -> Finetuned:
     backbone, train = context.backbone, context.data.splits["train"]
     assert train.labels is not None
     return finetune(
@@ -72,6 +73,7 @@ def _train(context: Context, settings: Settings, start: Chosen | None, folder: P
         len(context.data.class_names),
         settings,
         head=start,
+        class_names=context.data.class_names,
         folder=folder,
         identity=context.identity(train),
         **_reading(context),
@@ -100,12 +102,13 @@ def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
 
 
 def _keep(context: Context, found: Finetuned, folder: Path) -> None:
-    """The backbone as a bundle (which `load` takes) and the head; the state goes."""
+    """Stores backbone and classifier as one bundle, which `load` takes; the state goes."""
     if not is_main():
         return
     place = folder / "weights"
     shutil.rmtree(place, ignore_errors=True)  # of other settings, or of before a kill
     origin = f"fine-tuned from {context.backbone.source}"
-    write_bundle(place, found.model, found.params, context.backbone.preprocessing, origin)
-    write_tensors(folder / "head.safetensors", found.head, {"avgpool": str(found.avgpool)})
+    heads = {"classifier": found.head.as_stored()}
+    how = context.backbone.preprocessing
+    write_bundle(place, found.model, found.params, how, origin, heads)
     folder.joinpath(STATE_FILE).unlink(missing_ok=True)

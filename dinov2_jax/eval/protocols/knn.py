@@ -67,9 +67,7 @@ def _leave_one_out(context: Context, train: Labelled) -> Mapping[int, Mapping[st
         )
 
 
-def _judge(
-    context: Context, train: Labelled, test: Labelled
-) -> Mapping[int, Mapping[str, float]]:
+def _judge(context: Context, train: Labelled, test: Labelled) -> Mapping[int, Mapping[str, float]]:
     """Every process holds its share of the bank."""
     settings, rows = context.config.knn, len(train.labels)
     ends = (jax.process_index(), jax.process_index() + 1)

@@ -5,7 +5,6 @@
 classifier (ours, a released dinov2_*_linear_head.pth, or one of transformers) without training.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,11 @@ from dinov2_jax.eval.protocols.knn import check_one_class
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
-from dinov2_jax.heads.grid import RATES, Chosen, Grid, Heads, best, load_chosen
-from dinov2_jax.heads.probe import STATE_FILE, Settings, train_cached
+from dinov2_jax.heads.grid import RATES, Grid, Heads, best
+from dinov2_jax.heads.linear import LinearHead, load_head
+from dinov2_jax.heads.probe import STATE_FILE, ProbeSettings, train_cached
+from dinov2_jax.heads.probe_data import check_classes
 from dinov2_jax.heads.probe_images import train_images
-from dinov2_jax.heads.training_set import check_classes
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main, main_first
 
@@ -72,7 +72,7 @@ def _trained(context: Context, on_pictures: bool) -> Task:
             features = work.features(train)
             columns, classes = columns_of(features), len(data.class_names)
             heads = train_cached(columns, features.labels, classes, probe, folder=work.folder)
-        head = choose(heads, work.features(val), identity, work.folder)
+        head = choose(heads, work.features(val), data.class_names, identity, work.folder)
         settings = {**dict(context.config.linear), "max_bad": context.config.data.max_bad}
         settings |= {"on_pictures": on_pictures}
         paper = paper_value(context, "linear", data.published, "top-1", settings)
@@ -86,7 +86,7 @@ def _trained(context: Context, on_pictures: bool) -> Task:
 
 
 def _train_on_pictures(
-    context: Context, probe: Settings, folder: Path, identity: str
+    context: Context, probe: ProbeSettings, folder: Path, identity: str
 ) -> Heads:
     backbone, data = context.backbone, context.config.data
     source = context.data.splits["train"]
@@ -106,11 +106,11 @@ def _train_on_pictures(
     )
 
 
-def probe_settings(context: Context) -> Settings:
+def probe_settings(context: Context) -> ProbeSettings:
     """`config.linear`, for a backbone of at least as many blocks."""
     given, depth = context.config.linear, context.backbone.model.depth
     blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
-    return Settings(
+    return ProbeSettings(
         grid=Grid(RATES[given.rates], blocks),
         batch_size=given.batch_size,
         iterations=given.iterations,
@@ -125,18 +125,20 @@ def columns_of(split: Labelled) -> list[np.ndarray]:
     return [*split.cls, split.mean_patch]
 
 
-def choose(heads: Heads, val: Labelled, identity: str, folder: Path) -> Chosen:
+def choose(
+    heads: Heads, val: Labelled, class_names: tuple[str, ...], identity: str, folder: Path
+) -> LinearHead:
     """The best head of a split, stored in the folder; the state of training goes."""
-    head = best(heads, columns_of(val), val.labels)
+    head = best(heads, columns_of(val), val.labels, class_names, identity)
     with main_first():
         if is_main():
-            head.save(folder / HEAD_FILE, identity)
+            head.save(folder / HEAD_FILE)
             folder.joinpath(STATE_FILE).unlink(missing_ok=True)
-    return dataclasses.replace(head, identity=identity)
+    return head
 
 
 def judge(
-    head: Chosen, test: Labelled, chosen_on: str, paper: float | None, data: str = ""
+    head: LinearHead, test: Labelled, chosen_on: str, paper: float | None, data: str = ""
 ) -> Iterator[Metric]:
     """Accuracies of a head on features."""
     logits, n = head.logits(columns_of(test)), len(test.labels)
@@ -148,22 +150,26 @@ def judge(
     yield Metric("mean per class", value, n=n, chosen_on=chosen_on)
 
 
-def notes_of(head: Chosen) -> dict[str, object]:
+def notes_of(head: LinearHead) -> dict[str, object]:
     """Which head it is, and what its rivals reached where it was chosen."""
-    return {"classifier": head.name, "accuracy_by_classifier": head.accuracy}
+    return {"classifier": head.name, "accuracy_by_classifier": head.metadata["accuracy"]}
 
 
-def accuracy_by_rate(grid: Grid, head: Chosen, title: str) -> Curve:
+def accuracy_by_rate(grid: Grid, head: LinearHead, title: str) -> Curve:
     """Accuracy where the head was chosen, by learning rate, one line an input."""
-    values, rates = list(head.accuracy.values()), grid.rates
+    values, rates = list(head.metadata["accuracy"].values()), grid.rates
     lines = {
-        f"{kind.blocks} block{'s' * (kind.blocks > 1)}{' and mean patch' * kind.avgpool}": [
+        _input(kind.blocks, kind.avgpool): [
             (rate, values[len(rates) * number + place]) for place, rate in enumerate(rates)
         ]
         for number, kind in enumerate(grid.kinds)
     }
-    chosen = head.rate, head.accuracy[head.name]
+    chosen = _input(head.blocks, head.avgpool), head.metadata["rate"]
     return Curve(f"{title}, top-1", "learning rate for 256 pictures", lines, chosen, log_x=True)
+
+
+def _input(blocks: int, avgpool: bool) -> str:
+    return f"{blocks} block{'s' * (blocks > 1)}{' and mean patch' * avgpool}"
 
 
 # --------------------------------------------------------------------------------------- given
@@ -181,13 +187,13 @@ def _given(context: Context) -> Task:
     return Task(data.name, (test,), settings, run)
 
 
-def given_head(context: Context, path: str) -> Chosen:
+def given_head(context: Context, path: str) -> LinearHead:
     """Reads a classifier, and compares it with the weights and the classes of the data.
 
     Raises:
       ConfigError: it is of other weights or sizes, or has other classes.
     """
-    head, classes = load_chosen(Path(path).expanduser()), context.data.class_names
+    head, classes = load_head(path, context.backbone.model.dim), context.data.class_names
     if head.identity and not head.identity.startswith(context.weights):
         raise ConfigError(
             f"the linear classifier {path} was trained on other weights or sizes; name one of "
@@ -207,11 +213,11 @@ def head_settings(path: str) -> dict[str, str]:
     return {"head": hashlib.blake2b(content, digest_size=8).hexdigest()}
 
 
-def given_or_earlier(context: Context, path: str, work: Work) -> Chosen:
+def given_or_earlier(context: Context, path: str, work: Work) -> LinearHead:
     """The named head, or that of the linear protocol that ran before."""
     if path:
         return given_head(context, path)
-    return load_chosen(next(iter(work.before.values())) / HEAD_FILE)
+    return load_head(next(iter(work.before.values())) / HEAD_FILE)
 
 
 def sources_of(needs: dict[str, Need]) -> dict[str, Source]:

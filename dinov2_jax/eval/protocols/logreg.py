@@ -111,14 +111,11 @@ def _fit(
         )
 
 
-def _trials(
-    report: regression.Report, metric: str, name: str, chosen_on: str
-) -> Iterator[Finding]:
+def _trials(report: regression.Report, metric: str, name: str, chosen_on: str) -> Iterator[Finding]:
     """The sweep over C, as a curve and as notes."""
     points = [(trial.C, trial.value) for trial in report.trials]
-    chosen = next(point for point in points if point[0] == report.C)
     title = f"Logistic regression on {name}, {metric} on {chosen_on}"
-    yield Curve(title, "C", {"": points}, chosen, log_x=True)
+    yield Curve(title, "C", {"": points}, ("", report.C), log_x=True)
     trials = [dataclasses.asdict(trial) for trial in report.trials]
     notes = {"C": report.C, "chosen_on": chosen_on, "metric": metric, "trials": trials}
     yield notes | {"features": "cls, not normalised"}

@@ -22,7 +22,7 @@ from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Wanted
-from dinov2_jax.features.rank import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
 from dinov2_jax.metrics.met import KS, choose_vote, met_scores, vote
 from dinov2_jax.metrics.ranking import map_at_k, revisited_map
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh

@@ -28,7 +28,7 @@ from dinov2_jax.eval.protocols.linear import (
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
-from dinov2_jax.heads.grid import Chosen
+from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.metrics.classification import corruption_errors, real_accuracy, top_accuracy
 
 # Whose classifier is judged: the first one that this evaluation has, else a finished one.
@@ -130,23 +130,23 @@ _VARIANTS: dict[str, Callable[[Context, str], list[_Part]]] = {
 Judged = Iterator[tuple[Labelled, np.ndarray | None]]
 
 
-def _accuracy(head: Chosen, features: Labelled, classes: np.ndarray | None) -> float:
+def _accuracy(head: LinearHead, features: Labelled, classes: np.ndarray | None) -> float:
     logits = head.logits(columns_of(features), None if classes is None else classes.tolist())
     return top_accuracy(logits, features.labels, 1)
 
 
-def _top1(head: Chosen, judged: Judged) -> Iterator[Metric]:
+def _top1(head: LinearHead, judged: Judged) -> Iterator[Metric]:
     for features, classes in judged:
         yield Metric("top-1", _accuracy(head, features, classes), n=len(features.labels))
 
 
-def _real_accuracy(head: Chosen, judged: Judged) -> Iterator[Metric]:
+def _real_accuracy(head: LinearHead, judged: Judged) -> Iterator[Metric]:
     for features, _ in judged:
         value = real_accuracy(head.logits(columns_of(features)), features.labels)
         yield Metric("accuracy", value, n=len(features.labels))
 
 
-def _mce(head: Chosen, judged: Judged) -> Iterator[Finding]:
+def _mce(head: LinearHead, judged: Judged) -> Iterator[Finding]:
     """Mean corruption error: errors in percent of AlexNet's, so it may exceed 100."""
     errors, n = [], 0
     for features, classes in judged:

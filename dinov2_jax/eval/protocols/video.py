@@ -58,7 +58,8 @@ def open(context: Context) -> list[Task]:
         probe, classes = probe_settings(context), len(videos["train"].class_names or ())
         train, test = pooled["train"], pooled["test"]
         heads = train_cached(columns_of(train), train.labels, classes, probe, folder=work.folder)
-        head = choose(heads, test, context.identity(sources["train"]), work.folder)
+        names, identity = videos["train"].class_names or (), context.identity(sources["train"])
+        head = choose(heads, test, names, identity, work.folder)
         yield from judge(head, test, "test", _paper(context))
         # The paper gives no hyper-parameters; these are those of its linear probe on pictures.
         yield accuracy_by_rate(probe.grid, head, f"Linear classifiers on {name}")
