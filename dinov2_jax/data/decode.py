@@ -142,7 +142,7 @@ def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
 
 def _decode_picture(raw: bytes, spec: DecodeSpec) -> np.ndarray:
     """[H, W, 3]."""
-    with _guards_off():
+    with guards_off():
         image = Image.open(BytesIO(raw), formats=FORMATS)
         is_plain_jpeg = _is_plain_jpeg(image)
     with image:
@@ -159,7 +159,7 @@ def _decode_picture(raw: bytes, spec: DecodeSpec) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _guards_off() -> Iterator[None]:
+def guards_off() -> Iterator[None]:
     """Without Pillow's size limit and its warnings about odd headers, for this block only.
 
     Its limit (a warning at 89 million pixels, an error at 179 million) is a global that it applies

@@ -1,13 +1,13 @@
 """results.html: all metrics of a folder of results, the paper's beside them, and their curves."""
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dinov2_jax.config.files import leaves
 from dinov2_jax.eval.results import HEAD, rows_of
+from dinov2_jax.run.files import write_text
 from dinov2_jax.viz.curves import curve
 from dinov2_jax.viz.page import document, folded, section, table
 
@@ -36,9 +36,7 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
             folded("Versions", table(_texts(results["versions"]))),
         ],
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
 
 
 def _metrics(rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dinov2_jax.data.decode import FORMATS
+from dinov2_jax.data.decode import FORMATS, guards_off
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.run.progress import Progress
 
@@ -51,7 +51,7 @@ def _header_error(source: Source, row: int, max_pixels: int) -> str:
     if isinstance(record, np.ndarray) or record.startswith(b"\x93NUMPY"):
         return ""
     try:
-        with Image.open(io.BytesIO(record), formats=FORMATS) as image:
+        with guards_off(), Image.open(io.BytesIO(record), formats=FORMATS) as image:
             width, height = image.size
     except Exception:  # Pillow's plugins raise nearly any type on broken files
         return "not a picture in a known format" if record else "the file is empty"
