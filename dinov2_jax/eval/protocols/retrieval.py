@@ -23,8 +23,14 @@ from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Wanted
 from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
-from dinov2_jax.metrics.met import KS, choose_vote, met_scores, vote
-from dinov2_jax.metrics.ranking import map_at_k, revisited_map
+from dinov2_jax.metrics.ranking import (
+    MET_KS,
+    choose_vote,
+    map_at_k,
+    met_scores,
+    revisited_map,
+    vote_exhibits,
+)
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 
 
@@ -124,12 +130,12 @@ def _met(context: Context, found: MetSet, cls: Features) -> Iterator[Finding]:
     assert exhibits_of is not None
     voters = {}
     for split in ("val", "test"):
-        similarities, rows = _nearest(context, bank, cls[split], min(max(KS), len(bank)))
+        similarities, rows = _nearest(context, bank, cls[split], min(max(MET_KS), len(bank)))
         voters[split] = similarities, exhibits_of[rows]
     classes = found.classes
     k, temperature = choose_vote(*voters["val"], found.validation.labels, classes=classes)
     similarities, exhibits = (part[:, :k] for part in voters["test"])
-    answers = vote(similarities, exhibits, classes=classes, temperature=temperature)
+    answers = vote_exhibits(similarities, exhibits, classes=classes, temperature=temperature)
     for name, value in met_scores(*answers, found.test.labels).items():
         yield Metric(name, value, n=len(found.test), chosen_on="val")
     yield {"k": k, "temperature": temperature, "chosen_on": "val"}
