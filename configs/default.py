@@ -98,8 +98,8 @@ def _model() -> ml_collections.ConfigDict:
     # True: the same rate at every depth; False: rising linearly from 0. Reference
     model.drop_path_uniform = True
     model.qkv_bias = True  # biases of the attention's input projection. Reference student.qkv_bias
-    model.proj_bias = True  # ... of its output projection. Reference student.proj_bias
-    model.ffn_bias = True  # ... of the feed-forward network. Reference student.ffn_bias
+    model.proj_bias = True  # biases of its output projection. Reference student.proj_bias
+    model.ffn_bias = True  # biases of the feed-forward network. Reference student.ffn_bias
     # Added to the grid size when positions are resampled; register models use 0.0. Reference
     model.interpolate_offset = 0.1
     model.interpolate_antialias = False  # register models use True. Reference
@@ -149,7 +149,7 @@ def _teacher() -> ml_collections.ConfigDict:
     teacher.momentum = 0.992
     teacher.final_momentum = 1.0  # EMA momentum at the last step. Reference
     teacher.warmup_temp = 0.04  # softmax temperature of the targets at step 0. Reference
-    teacher.temp = 0.07  # ... from temp_warmup_steps on. Reference
+    teacher.temp = 0.07  # softmax temperature from temp_warmup_steps on. Reference
     teacher.temp_warmup_steps = 37_500  # steps of the linear change between both. Reference
     return teacher
 

@@ -1,41 +1,43 @@
-"""Training from JPEG files: images a second, and which share of the step's own rate that is.
+"""Training from JPEG files: images per second, and the fraction of the step's own speed.
 
-Ours is the loop's loader (crops and flips in worker processes), its copy to the device and its
-step, which adds the colours there; the peers are torch's DataLoader with torchvision's multi-crop
-v2 on the host, and the steps of bench.step. Each side is measured three ways in every turn: from
-files, then the same step on a batch of noise that lies on the device, then the loader without the
-step. Both loaders start anew in each turn, and two batches a worker go before the clock starts, so
-that nothing made ahead counts and no worker runs in the other side's turn. Before any timing, two
-fp32 steps must agree as in bench.step, and means and spreads of the loaders' crops as in
-bench.pipeline.
+Our side is the loop's loader (crops and flips in worker processes), its copy to the device and its
+step, which adds the colours there. The peers are torch's DataLoader with torchvision's multi-crop
+v2 on the host, and the steps of bench.step. Every turn measures three things: training from files,
+the same step on a batch of noise that lies on the device, and the loader without the step. Both
+loaders start anew in each turn and make two batches per worker before the clock starts. So no batch
+that was made earlier counts, and no worker runs in the other side's turn. Before any timing, two
+fp32 steps must agree as in bench.step, and means and spreads of the crops as in bench.pipeline.
 """
 
 import sys
-import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dinov2_jax.bench.duel import Contender, Record, run_case
-from dinov2_jax.bench.harness import Arrays, BenchError, compare
+from dinov2_jax.bench import step
+from dinov2_jax.bench.benchmark import Benchmark, Case, Peers
+from dinov2_jax.bench.duel import Record
+from dinov2_jax.bench.harness import Arrays, compare
 from dinov2_jax.bench.photos import find_photos, write_photos
 from dinov2_jax.bench.pipeline import statistics_agree
-from dinov2_jax.bench.report import columns, finish, parser, prepare, spread
-from dinov2_jax.bench.step import (
-    CHECK_HYPER,
-    HYPER,
-    PEERS,
-    add_recipe,
-    for_check,
-    recipe,
-    title_of,
-)
-from dinov2_jax.config.files import ConfigError
+from dinov2_jax.bench.report import columns, spread
 
-LEAST_FILES = 256  # the packages' photographs are repeated to as many, or to a batch
+LEAST_FILES = 256  # photos of packages are repeated to this number, or to a batch
+PEERS: Peers = {
+    name: (target.replace("peers.step", "peers.end_to_end"), more)
+    for name, (target, more) in step.PEERS.items()
+}
+FLAGS = {
+    **step.FLAGS,
+    "workers": (-1, "loader processes; -1: --threads"),
+    "photos": ("", "a folder of JPEG files; '': photos of installed packages"),
+    "check_images": (256, "images for means and spreads"),
+}
 
 
 def agree(ours: Arrays, theirs: Arrays) -> dict[str, float]:
-    """Figures of the steps to 1e-4, statistics of the crops as bench.pipeline has it."""
+    """Steps must agree to 1e-4, and statistics of the crops as in bench.pipeline."""
 
     def of(side: Arrays, steps: bool) -> Arrays:
         return {name: x for name, x in side.items() if name.startswith("step ") == steps}
@@ -46,7 +48,7 @@ def agree(ours: Arrays, theirs: Arrays) -> dict[str, float]:
 
 
 def fractions(case: Record) -> str:
-    """A table: what of the step's rate is left when it is fed from files, for each side."""
+    """A table: the fraction of the step's speed that is left with files, for each side."""
     rows = [
         ("side", "from files/s", "synthetic/s", "files / synthetic (least..greatest)", "loader/s")
     ]
@@ -65,65 +67,54 @@ def fractions(case: Record) -> str:
     return columns(rows)
 
 
-def contenders(args: Any, config: dict[str, Any], photos: str) -> tuple[Contender, list[Contender]]:
-    """Our side and the peers of --peers. photos: a text file, the path of a JPEG file a line."""
-    checked_config = for_check(config)
-    common = {
-        "threads": args.threads,
-        "device": args.device,
-        "seed": args.seed,
-        "photos": photos,
-        "check_batches": -(-args.check_images // checked_config["batch_size"]),
-    }
-    timed = common | {"config": config, "hyper": HYPER, "check": False}
-    checked = common | {"config": checked_config, "hyper": CHECK_HYPER, "check": True}
-    ours = Contender("ours", "dinov2_jax.bench.ours.end_to_end:side", timed, checked)
-    peers = []
-    for name in args.peers:
-        function, compiled = PEERS[name]
-        target = f"dinov2_jax.bench.peers.end_to_end:{function}"
-        more = {"compile": compiled}
-        peers.append(Contender(name, target, timed | more, checked | more))
-    return ours, peers
-
-
 def photo_files(args: Any, folder: Path) -> list[str]:
     """The JPEG files of --photos, or the packages' photographs, written to `folder`."""
     found = find_photos(args.photos)
     return found if args.photos else write_photos(found, folder, max(LEAST_FILES, args.batch))
 
 
-def main() -> int:
-    """Returns the exit status."""
-    flags = parser(__doc__ or "", list(PEERS), peers=["torch"], rounds=5, turn_s=5.0)
-    add_recipe(flags)
-    flags.add_argument("--workers", type=int, default=-1, help="loader processes; -1: --threads")
-    flags.add_argument("--photos", default="", help="a folder of JPEG files; '': the packages'")
-    flags.add_argument("--check_images", type=int, default=256, help="of the crops' statistics")
-    args = flags.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            config = recipe(args)
-            files = photo_files(args, Path(folder))
-        except (BenchError, ConfigError) as error:
-            raise SystemExit(f"error: {error}") from error
-        config["data"]["workers"] = args.threads if args.workers < 0 else args.workers
-        rules = prepare(args)
-        photos = Path(folder, "photos.txt")
-        photos.write_text("".join(f"{Path(file).resolve()}\n" for file in files), encoding="utf-8")
-        case = run_case(
-            f"end to end {title_of(config)}, {config['data']['workers']} workers",
-            *contenders(args, config, str(photos)),
-            agree,
-            rules,
-            items=args.batch,
-            unit="images",
-        )
-        sizes = [Path(file).stat().st_size for file in files]
-    print(fractions(case))
-    case["photos"] = {"files": len(files), "mean_bytes": sum(sizes) / len(sizes)}
-    return finish("end_to_end", args, [case])
+def cases(args: Namespace, folder: Path) -> Iterator[Case]:
+    """One case."""
+    config = step.recipe(args)
+    config["data"]["workers"] = args.threads if args.workers < 0 else args.workers
+    files = [Path(file).resolve() for file in photo_files(args, folder)]
+    photos = folder / "photos.txt"
+    photos.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+    mean_bytes = sum(file.stat().st_size for file in files) / max(1, len(files))
+    yield case_of(args, config, str(photos), {"files": len(files), "mean_bytes": mean_bytes})
 
+
+def case_of(args: Any, config: dict[str, Any], photos: str, about: dict[str, Any]) -> Case:
+    """The case of a recipe. photos: a text file with the path of a JPEG file per line."""
+    checked = step.for_check(config)
+    common = {
+        "threads": args.threads,
+        "device": args.device,
+        "seed": args.seed,
+        "photos": photos,
+        "check_batches": -(-args.check_images // checked["batch_size"]),
+    }
+    return Case(
+        f"end to end {step.title_of(config)}, {config['data']['workers']} workers",
+        common | {"config": config, "hyper": step.HYPER, "check": False},
+        agree,
+        items=args.batch,
+        unit="images",
+        check_settings=common | {"config": checked, "hyper": step.CHECK_HYPER, "check": True},
+        record={"photos": about},
+        summary=fractions,
+    )
+
+
+BENCHMARK = Benchmark(
+    "end_to_end",
+    __doc__,
+    PEERS,
+    FLAGS,
+    cases,
+    defaults={"peers": ["torch"], "rounds": 5, "turn_s": 5.0},
+)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

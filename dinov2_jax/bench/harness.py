@@ -7,6 +7,7 @@ two never run at the same time: while one works, the other waits for a message.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import multiprocessing
@@ -329,3 +330,9 @@ def compare(
         if not good:
             raise BenchError(f"parity of {name} fails, so nothing was timed: {limit}")
     return found
+
+
+def parity_of(dtype: str) -> Callable[..., dict[str, float]]:
+    """How close results of this dtype must be: fp32 to 1e-4, bf16 to a cosine of 0.999."""
+    limit: dict[str, Any] = {"max_rel": 1e-4} if dtype == "float32" else {"min_cosine": 0.999}
+    return functools.partial(compare, **limit)

@@ -1,60 +1,57 @@
 """Exact search of the k nearest features, against faiss-cpu's flat index and torch's topk.
 
-Bank and queries are the same unit vectors on all sides, and the bank is put in place before the
-clock starts. Before any timing, similarities must agree to 1e-5 and rows wherever no two
-similarities are closer than that.
+Bank and queries are the same unit vectors on all sides. The bank is in place before the clock
+starts. Before any timing, similarities must agree to 1e-5, and rows wherever no two similarities
+are closer than that.
 """
 
 import sys
-from typing import Any
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 
-from dinov2_jax.bench.duel import Contender, run_case
+from dinov2_jax.bench.benchmark import Benchmark, Case, Peers
 from dinov2_jax.bench.harness import Arrays, BenchError, compare
-from dinov2_jax.bench.report import finish, parser, prepare
 
-PEERS = {
-    "faiss": "dinov2_jax.bench.peers.knn:faiss",
-    "torch": "dinov2_jax.bench.peers.knn:torch_topk",
+PEERS: Peers = {
+    "faiss": ("peers.knn:faiss", {}),
+    "torch": ("peers.knn:torch_topk", {}),
+}
+FLAGS = {
+    "bank": (50000, "rows of the bank"),
+    "queries": (1024, "queries per repetition"),
+    "dim": (384, "width of a feature"),
+    "k": ([20], "neighbours, one case each"),
 }
 
 
 def same_neighbours(ours: Arrays, theirs: Arrays) -> dict[str, float]:
-    """Raises BenchError unless similarities agree, and rows where they are no near-ties."""
+    """Raises BenchError unless similarities agree, and rows too where there is no near-tie."""
     name = "similarities"
-    found = compare({name: ours[name]}, {name: theirs[name]}, max_rel=1e-5)
+    differences = compare({name: ours[name]}, {name: theirs[name]}, max_rel=1e-5)
     values = ours[name]
     gaps = abs(values[:, 1:] - values[:, :-1]) > 2e-6
-    clear = gaps[:, 1:] & gaps[:, :-1]  # of the inner ranks, both neighbours are clearly apart
+    clear = gaps[:, 1:] & gaps[:, :-1]  # inner ranks whose two neighbours are clearly apart
     wrong = int(((ours["rows"] != theirs["rows"])[:, 1:-1] & clear).sum())
     if wrong or not clear.any():
         raise BenchError(f"parity of rows fails, so nothing was timed: {wrong} of {clear.sum()}")
-    return found
+    return differences
 
 
-def main() -> int:
-    """Returns the exit status."""
-    flags = parser(__doc__ or "", list(PEERS))
-    flags.add_argument("--bank", type=int, default=50000, help="rows")
-    flags.add_argument("--queries", type=int, default=1024)
-    flags.add_argument("--dim", type=int, default=384)
-    flags.add_argument("--k", type=int, nargs="+", default=[20], help="neighbours, one case each")
-    args = flags.parse_args()
-    rules, cases = prepare(args), []
+def cases(args: Namespace, folder: Path) -> Iterator[Case]:
+    """One case for each k."""
     for k in args.k:
-        settings: dict[str, Any] = vars(args) | {"k": k}
-        peers = [Contender(name, PEERS[name], settings) for name in args.peers]
-        case = run_case(
+        yield Case(
             f"{args.queries} x {args.bank} x {args.dim} k={k}",
-            Contender("ours", "dinov2_jax.bench.ours.knn:side", settings),
-            peers,
+            vars(args) | {"k": k},
             same_neighbours,
-            rules,
             items=args.queries,
             unit="queries",
         )
-        cases.append(case)
-    return finish("knn", args, cases)
 
+
+BENCHMARK = Benchmark("knn", __doc__, PEERS, FLAGS, cases)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,60 +5,46 @@ and next centre must agree before any timing: fp32 to 1e-4, bf16 logits to a cos
 """
 
 import sys
-from typing import Any
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 
-from dinov2_jax.bench.duel import Contender, run_case
-from dinov2_jax.bench.features import parity_of
-from dinov2_jax.bench.report import finish, parser, prepare
+from dinov2_jax.bench.benchmark import Benchmark, Case, Peers
+from dinov2_jax.bench.harness import BenchError, parity_of
 
-PEERS = {"torch": False, "torch-compiled": True}
-# One accelerator's share of the reference's long recipe: 32 images, 64 global crops.
+PEERS: Peers = {
+    "torch": ("peers.losses:block", {"compile": False}),
+    "torch-compiled": ("peers.losses:block", {"compile": True}),
+}
+# What one accelerator computes in the reference's long recipe: 32 images, 64 global crops.
 CROPS, TEMP = 64, 0.07
+FLAGS = {
+    "rows": (2460, "masked patches"),
+    "cases": (
+        ["centering:65536", "sinkhorn_knopp:131072"],
+        "CENTERING:K, how targets are made and the number of prototypes",
+    ),
+}
 
 
-def main() -> int:
-    """Returns the exit status."""
-    flags = parser(__doc__ or "", list(PEERS))
-    flags.add_argument("--rows", type=int, default=2460, help="masked patches")
-    flags.add_argument(
-        "--cases",
-        nargs="+",
-        default=["centering:65536", "sinkhorn_knopp:131072"],
-        metavar="CENTERING:K",
-        help="how targets are made, and the number of prototypes",
-    )
-    args = flags.parse_args()
-    rules, cases = prepare(args), []
+def cases(args: Namespace, folder: Path) -> Iterator[Case]:
+    """One case for each CENTERING:K."""
     for text in args.cases:
-        centering, _, prototypes = text.partition(":")
-        if centering not in ("centering", "sinkhorn_knopp") or not prototypes.isdigit():
-            raise SystemExit(f"error: --cases {text!r}; write centering:65536, for example")
-        settings: dict[str, Any] = vars(args) | {
-            "centering": centering,
-            "prototypes": int(prototypes),
-            "crops": CROPS,
-            "temp": TEMP,
-        }
-        peers = [
-            Contender(
-                name,
-                "dinov2_jax.bench.peers.losses:block",
-                settings | {"compile": PEERS[name]},
-            )
-            for name in args.peers
-        ]
-        case = run_case(
-            f"{centering} rows={args.rows} K={prototypes} {args.dtype}",
-            Contender("ours", "dinov2_jax.bench.ours.losses:side", settings),
-            peers,
+        centering, _, k = text.partition(":")
+        if centering not in ("centering", "sinkhorn_knopp") or not k.isdigit():
+            raise BenchError(f"--cases {text!r}; write centering:65536, for example")
+        more = {"centering": centering, "prototypes": int(k), "crops": CROPS, "temp": TEMP}
+        yield Case(
+            f"{centering} rows={args.rows} K={k} {args.dtype}",
+            vars(args) | more,
             parity_of(args.dtype),
-            rules,
             items=1,
             unit="passes",
         )
-        cases.append(case)
-    return finish("losses", args, cases)
 
+
+BENCHMARK = Benchmark("losses", __doc__, PEERS, FLAGS, cases)
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

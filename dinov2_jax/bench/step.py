@@ -3,28 +3,43 @@
 Peers: "lightly" (timm's blocks and lightly's losses as they are), "torch" (timm's blocks with
 stochastic depth that skips, losses written plainly), each also through torch.compile. The recipe is
 a configuration file; crops are noise on the device, so the loader plays no part. Before any timing,
-two fp32 steps without stochastic depth must agree in every loss, gradient norm, and in the norms
-of student and teacher to 1e-4.
+two fp32 steps without stochastic depth must agree to 1e-4 in every loss, every gradient norm, and
+the norms of student and teacher.
 """
 
-import argparse
 import copy
 import functools
 import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from dinov2_jax.bench.duel import Contender, run_case
+from dinov2_jax.bench.benchmark import Benchmark, Case, Peers
 from dinov2_jax.bench.harness import compare
-from dinov2_jax.bench.report import finish, parser, prepare
-from dinov2_jax.config.files import ConfigError, load_config, to_dict
+from dinov2_jax.config.files import load_config, to_dict
 
-PEERS = {
-    "lightly": ("lightly", False),
-    "lightly-compiled": ("lightly", True),
-    "torch": ("plain", False),
-    "torch-compiled": ("plain", True),
+PEERS: Peers = {
+    "lightly": ("peers.step:lightly", {"compile": False}),
+    "lightly-compiled": ("peers.step:lightly", {"compile": True}),
+    "torch": ("peers.step:plain", {"compile": False}),
+    "torch-compiled": ("peers.step:plain", {"compile": True}),
 }
-# A step in the middle of a run. The check moves the teacher far enough to be noticed.
+# The flags that `recipe` reads.
+FLAGS = {
+    "config": ("configs/default.py", "the recipe"),
+    "batch": (2, "images per step"),
+    "variant": ("vit_small", "size of the backbone; '': the recipe's"),
+    "depth": (0, "blocks; 0: the recipe's"),
+    "patch_size": (0, "px; 0: the recipe's"),
+    "global_size": (0, "px; 0: the recipe's"),
+    "local_size": (0, "px; 0: the recipe's"),
+    "prototypes": (0, "K; 0: the recipe's"),
+    "centering": ("", "centering or sinkhorn_knopp; '': the recipe's"),
+    "remat": ("", "ours: model.remat; '': the recipe's"),
+    "unroll": (False, "ours: unroll the blocks"),
+}
+# A step in the middle of a run. The check moves the teacher far enough that errors show.
 HYPER = {
     "lr": 1e-3,
     "last_layer_lr": 1e-3,
@@ -63,7 +78,7 @@ def recipe(args: Any) -> dict[str, Any]:
 def for_check(config: dict[str, Any]) -> dict[str, Any]:
     """The same in fp32 and without stochastic depth, whose draws differ between libraries.
 
-    Of a few images only: in fp32 a batch takes two to three times the memory of what is timed.
+    It has only a few images, because fp32 takes two to three times the memory of what is timed.
     """
     config = copy.deepcopy(config)
     config["batch_size"] = config["group_size"] = min(config["batch_size"], CHECK_BATCH)
@@ -73,7 +88,7 @@ def for_check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def title_of(config: dict[str, Any]) -> str:
-    """What a step of this recipe works on, in short."""
+    """The sizes of a step, in short."""
     model, crops = config["model"], config["crops"]
     return (
         f"{model['variant']}/{model['patch_size']} B={config['batch_size']} "
@@ -82,54 +97,22 @@ def title_of(config: dict[str, Any]) -> str:
     )
 
 
-def add_recipe(flags: argparse.ArgumentParser) -> None:
-    """The flags that `recipe` reads."""
-    flags.add_argument("--config", default="configs/default.py", help="the recipe")
-    flags.add_argument("--batch", type=int, default=2, help="images a step")
-    flags.add_argument("--variant", default="vit_small", help="of the backbone; '': the recipe's")
-    flags.add_argument("--depth", type=int, default=0, help="blocks; 0: the recipe's")
-    flags.add_argument("--patch_size", type=int, default=0, help="px; 0: the recipe's")
-    flags.add_argument("--global_size", type=int, default=0, help="px; 0: the recipe's")
-    flags.add_argument("--local_size", type=int, default=0, help="px; 0: the recipe's")
-    flags.add_argument("--prototypes", type=int, default=0, help="K; 0: the recipe's")
-    flags.add_argument("--centering", default="", help="or sinkhorn_knopp; '': the recipe's")
-    flags.add_argument("--remat", default="", help="ours: model.remat; '': the recipe's")
-    flags.add_argument("--unroll", action="store_true", help="ours: unroll the blocks")
-
-
-def main() -> int:
-    """Returns the exit status."""
-    flags = parser(__doc__ or "", list(PEERS), rounds=5)
-    add_recipe(flags)
-    args = flags.parse_args()
-    try:
-        config = recipe(args)
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from error
-    rules = prepare(args)
+def cases(args: Namespace, folder: Path) -> Iterator[Case]:
+    """One case."""
+    config = recipe(args)
     common = {"threads": args.threads, "device": args.device, "seed": args.seed}
-    timed = common | {"config": config, "hyper": HYPER}
-    checked = common | {"config": for_check(config), "hyper": CHECK_HYPER}
-    peers = [
-        Contender(
-            name,
-            f"dinov2_jax.bench.peers.step:{PEERS[name][0]}",
-            timed | {"compile": PEERS[name][1]},
-            checked | {"compile": PEERS[name][1]},
-        )
-        for name in args.peers
-    ]
-    case = run_case(
+    yield Case(
         f"step {title_of(config)}",
-        Contender("ours", "dinov2_jax.bench.ours.step:side", timed, checked),
-        peers,
+        common | {"config": config, "hyper": HYPER},
         functools.partial(compare, max_rel=1e-4),
-        rules,
         items=args.batch,
         unit="images",
+        check_settings=common | {"config": for_check(config), "hyper": CHECK_HYPER},
     )
-    return finish("step", args, [case])
 
+
+BENCHMARK = Benchmark("step", __doc__, PEERS, FLAGS, cases, defaults={"rounds": 5})
+main = BENCHMARK.main
 
 if __name__ == "__main__":
     sys.exit(main())

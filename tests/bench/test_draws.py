@@ -16,6 +16,9 @@ from dinov2_jax.bench import (
     draws,
     end_to_end,
     features,
+    knn,
+    linear,
+    logreg,
     losses,
     photos,
     pipeline,
@@ -91,28 +94,20 @@ def test_batch_of_a_step():
     assert np.array_equal(np.sort(real), np.flatnonzero(batch["masks"]))
 
 
-@pytest.mark.parametrize("module", [features, step, losses, attention, pipeline, end_to_end])
-def test_what_workers_load_by_name_exists(module):
+@pytest.mark.parametrize(
+    "module", [attention, end_to_end, features, knn, linear, logreg, losses, pipeline, step]
+)
+def test_functions_that_workers_load_by_name_exist(module):
     defined = set()
     folder = Path(bench.__file__).parent
     for file in (*folder.glob("ours/*.py"), *folder.glob("peers/*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         defined |= {f"{file.parent.name}.{file.stem}:{name}" for name in names}
-    name = module.__name__.rpartition(".")[2]
-    wanted = {f"ours.{name}:side"} if module is not pipeline else set()
-    entries = {
-        features: [f"peers.features:{f}" for f, _ in features.PEERS.values()],
-        step: [f"peers.step:{f}" for f, _ in step.PEERS.values()],
-        end_to_end: [f"peers.end_to_end:{f}" for f, _ in step.PEERS.values()],
-        losses: ["peers.losses:block"],
-        attention: [target for target, _ in attention.PEERS.values()],
-        pipeline: ["peers.pipeline:multi_crop", *(f"ours.pipeline:{s}" for s, _ in ROWS)],
-    }
-    assert wanted | set(entries[module]) <= defined
-
-
-ROWS = pipeline.ROWS.values()
+    mine = [side for side, _ in pipeline.ROWS.values()] if module is pipeline else ["side"]
+    wanted = {f"ours.{module.BENCHMARK.name}:{side}" for side in mine}
+    assert wanted | {target for target, _ in module.PEERS.values()} <= defined
+    assert module.__name__.endswith(f".{module.BENCHMARK.name}")
 
 
 def test_photos_come_from_a_folder_or_are_asked_for(tmp_path):

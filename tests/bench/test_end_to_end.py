@@ -35,7 +35,7 @@ def photos(tmp_path):
     return str(file)
 
 
-def contender(photos):
+def case(photos):
     sizes = {"batch": 2, "depth": 1, "global_size": 32, "local_size": 16, "prototypes": 32}
     config = step.recipe(arguments(**sizes, dtype="float32"))
     config["data"]["workers"] = 0
@@ -43,11 +43,11 @@ def contender(photos):
     args = argparse.Namespace(
         batch=2, check_images=5, threads=1, device="cpu", seed=0, peers=["torch"]
     )
-    return end_to_end.contenders(args, config, photos)
+    return end_to_end.case_of(args, config, photos, {})
 
 
 def test_a_turn_trains_on_new_batches_and_leaves_no_loader(photos):
-    side = ours.side(contender(photos)[0].settings)
+    side = ours.side(case(photos).settings)
     training = side.run.__self__
     for turn in (1, 2):
         with side.around():
@@ -64,7 +64,7 @@ def test_a_turn_trains_on_new_batches_and_leaves_no_loader(photos):
 
 
 def test_check_is_of_the_step_and_of_the_crops(photos):
-    found = ours.side(contender(photos)[0].check_settings).check()
+    found = ours.side(case(photos).check_settings).check()
     assert {name for name in found if not name.startswith("step ")} == {
         "global 1",
         "global 2",
