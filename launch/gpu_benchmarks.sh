@@ -1,23 +1,18 @@
 #!/usr/bin/env bash
-# Measures all that BENCHMARKS.md wants to know of a GPU: launch/gpu_benchmarks.sh [--quick] [--dry-run]
-#   --quick    2 rounds of half a second: shows that everything runs, and rough numbers
+# Runs all benchmarks of BENCHMARKS.md on a GPU: launch/gpu_benchmarks.sh [--quick] [--dry-run]
+#   --quick    2 rounds of half a second: shows that everything runs, with rough numbers
 #   --dry-run  prints the commands (also DRY_RUN=1)
-# Hardware:  one H100 (80 GB) or H200, 16 cores, 128 GB of memory, of which /dev/shm may take 32 (the
-#            batches of PyTorch's loader), nobody else on it. Both sides of a comparison lie on the GPU
-#            at once: on an H100 expect smaller batches of L and g than the goals name; a batch that
-#            does not fit is followed by the next smaller one.
+# Hardware:  one H100 (80 GB) or H200, 16 cores, 128 GB of memory with 32 GB for /dev/shm (the
+#            batches of PyTorch's loader); nothing else may run on it. Both sides of a comparison
+#            are in GPU memory at once, so a batch that does not fit is followed by the next
+#            smaller one.
 # Software:  .venv/bin/pip install -e ".[cuda,bench]", or PYTHON=/path/to/python
-# Duration:  not measured yet; an estimate is 3 to 5 hours, most of it PyTorch's autotuning, which
-#            --quick does not shorten much. A benchmark is given up after LIMIT_S (default 3600).
+# Duration:  not measured yet; the estimate is 3 to 5 hours, most of it PyTorch's autotuning, which
+#            --quick does not shorten much. A benchmark is stopped after LIMIT_S (default 3600).
 # Variables: OUT (default runs/gpu_benchmarks/DATE), CORES (16), PHOTOS (a folder of JPEG files for
-#            end to end, such as ImageNet's; default: photographs that Python packages bring along).
+#            end_to_end, such as ImageNet's; default: photographs of installed Python packages).
 # Results:   OUT/NAME.json, .txt (tables) and .log of each benchmark; machine.txt, versions.txt; and
-#            summary.txt, the lines of BENCHMARKS.md, a section for the GPU, with the goals:
-#   features_*    table "features": ratio to the fastest peer >= 1.1
-#   step_*        table "training step": >= 1.2 (L), >= 1.5 (S), L/16 >= 361 images/s, memory <= 0.8
-#   losses_*      table "loss block": >= 5 (eager), >= 1.3 (compiled)
-#   attention_*   table "attention": what model.attention=auto should choose; no goal
-#   end_to_end_*  table "end to end": files / synthetic >= 0.97 (L, B), >= 0.8 (S)
+#            summary.txt, one table of all benchmarks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python} out=${OUT:-runs/gpu_benchmarks/$(date -u +%Y-%m-%dT%H%M%SZ)}
@@ -35,7 +30,7 @@ done
 
 done_well=() failed=()
 
-# bench NAME MODULE ARGUMENT...: one benchmark; its status, but a failure does not end the script.
+# bench NAME MODULE ARGUMENT...: runs one benchmark and returns its status.
 bench() {
   local name=$1 module=$2 status=0 start=$SECONDS
   shift 2
@@ -54,7 +49,7 @@ bench() {
   return "$status"
 }
 
-# largest NAME MODULE "BATCH BATCH ..." ARGUMENT...: the first batch for which memory is enough.
+# largest NAME MODULE "BATCH BATCH ..." ARGUMENT...: the first batch that fits into memory.
 largest() {
   local name=$1 module=$2 batches=$3 batch
   shift 3
@@ -77,7 +72,7 @@ if [ -z "$dry_run" ]; then
 fi
 
 bf16=(--dtype bfloat16)
-# Losses get fp32 logits from our heads, half precision from the reference's.
+# Our heads give fp32 logits, the reference's give half precision.
 bench losses_float32 losses --dtype float32 || true
 bench losses_bfloat16 losses "${bf16[@]}" || true
 backends=(--peers jax-xla jax-cudnn ours-triton torch)
@@ -107,6 +102,6 @@ largest end_to_end_l16 end_to_end "64 48 32 24" "${short[@]}" --variant vit_larg
 
 if [ -z "$dry_run" ]; then
   "$python" -m dinov2_jax.bench.summary "$out" | tee "$out/summary.txt"
-  echo "${#done_well[@]} benchmarks measured, ${#failed[@]} failed or in part: ${failed[*]}"
+  echo "${#done_well[@]} benchmarks measured, ${#failed[@]} failed or incomplete: ${failed[*]}"
   echo "$((SECONDS / 60)) minutes in all; results in $out"
 fi

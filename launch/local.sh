@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# N processes of one run on this machine: launch/local.sh N --config=FILE --workdir=DIR [...]
-# With NVIDIA cards, process i gets card i; without, each has DEVICES virtual CPU devices (default 1).
+# Starts N processes of one run on this machine: launch/local.sh N --config=FILE --workdir=DIR [...]
+# Process i uses NVIDIA GPU i. Without GPUs, each process has DEVICES virtual CPU devices (default 1).
 set -euo pipefail
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || [ $# -lt 3 ]; then
   echo "usage: launch/local.sh N --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]" >&2
@@ -23,7 +23,7 @@ for ((i = 0; i < count; i++)); do
     --config.distributed.processes="$count" --config.distributed.process_id="$i" &
   pids+=($!)
 done
-# One signal is enough: the processes agree, save the same step and leave.
+# One signal is enough: the processes agree, save the same step and exit.
 signalled=
 trap 'signalled=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 

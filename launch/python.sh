@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: puts a Python 3.11-3.13 into $PYTHON, and makes virtual environments.
+# Sourced by the other scripts: finds a Python 3.11-3.13 for $PYTHON and makes virtual environments.
 
 usable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; }
 
@@ -16,8 +16,8 @@ find_python() {
   exit 2
 }
 
-# make_venv DIR EXTRA: a virtual environment with the tested set and the project; a second call with
-# the same requirements does nothing.
+# make_venv DIR EXTRA: makes a virtual environment with the tested versions and the project. A second
+# call with the same requirements does nothing.
 make_venv() {
   local dir=$1 extra=$2 stamp
   stamp=$dir/installed-$extra-$(cat requirements.txt setup.py | cksum | cut -d' ' -f1)

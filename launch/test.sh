@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up .venv-test and runs format, lint, types and all tests. With CI or DINOV2_JAX_PARITY set, on
-# Python 3.11, also the comparison with PyTorch and transformers. Arguments go to pytest.
+# Makes .venv-test, then checks format, lint and types and runs all tests. With CI or
+# DINOV2_JAX_PARITY set, on Python 3.11, it also compares with PyTorch and transformers. Arguments go
+# to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/python.sh
@@ -21,10 +22,10 @@ if [ -n "${CI:-}${DINOV2_JAX_PARITY:-}" ]; then
 fi
 .venv-test/bin/ruff format --check .
 .venv-test/bin/ruff check .
-# Without the path it would look for packages in the Python of the PATH.
+# Without the path, pyrefly would look for packages in the Python of the PATH.
 .venv-test/bin/pyrefly check --python-interpreter-path "$python"
-# XLA compiles more than the tests compute: what one run compiled, the next one finds here.
+# Compiling takes most of the time, so compiled programs are kept for the next run.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv-test/jax-cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
-# Most of the time is XLA compiling on one core: two processes take little more than half of it.
+# XLA compiles on one core, so two processes nearly halve the time.
 exec "$python" -m pytest -n 2 --dist loadfile "${select[@]}" "$@"

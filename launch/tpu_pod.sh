@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One run on all hosts of a TPU pod slice:
+# Starts one run on all hosts of a TPU pod slice:
 #   launch/tpu_pod.sh NAME ZONE --config=FILE --workdir=DIR [...]
-# The checkout must be at ~/dinov2_jax on every host, installed once with
+# Every host needs the checkout at ~/dinov2_jax, installed once with
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='cd dinov2_jax &&
 #     python3 -m venv .venv && .venv/bin/pip install -r requirements.txt -e ".[tpu]"'
-# and DIR on storage that all hosts mount, such as Filestore. JAX finds the hosts by itself.
-# Ctrl-C, or SIGTERM to this script, makes all hosts save the same step and leave.
+# DIR must be on storage that all hosts mount, such as Filestore. JAX finds the hosts by itself.
+# Ctrl-C, or SIGTERM to this script, makes all hosts save the same step and exit.
 set -euo pipefail
 if [ $# -lt 4 ]; then
   echo "usage: launch/tpu_pod.sh NAME ZONE --config=FILE --workdir=DIR [...]" >&2

@@ -150,5 +150,5 @@ def test_failures_and_batches_that_do_not_fit(tmp_path):
     assert "the summary of" in (out / "summary.txt").read_text()
     lines = ran.stdout.splitlines()
     failed = "losses_float32 losses_bfloat16 step_l16_b64 end_to_end_l16_b64"
-    assert lines[-2] == f"14 benchmarks measured, 4 failed or in part: {failed}"
+    assert lines[-2] == f"14 benchmarks measured, 4 failed or incomplete: {failed}"
     assert lines[-1].endswith(f"results in {out}")

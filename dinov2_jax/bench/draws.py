@@ -1,7 +1,8 @@
-"""Random weights and inputs, the same on both sides: numpy alone, from a seed.
+"""Random weights and inputs for both sides, from a seed, with numpy alone.
 
-Weights are drawn under the reference's names and in its layouts (weights/convert.py), all of them
-random, also those that start at 0 or 1, so that parity would notice any that is not used.
+Names and layouts are the reference's (weights/convert.py). Weights that usually start at 0 or 1 are
+random too, so that the comparison notices any weight that is not used. Sizes and names are repeated
+here because the model's own tables would load JAX into the peers' processes; a test compares them.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ Flat = dict[str, np.ndarray]
 
 
 class ViTShape(NamedTuple):
-    """A backbone: widths, blocks, heads; sides in px; "mlp" or "swiglu" (packed)."""
+    """Width, blocks and heads of a backbone; sides in px; "mlp" or "swiglu" (packed)."""
 
     dim: int
     depth: int
@@ -26,7 +27,7 @@ class ViTShape(NamedTuple):
     ffn: str = "mlp"
 
 
-# The released models (paper Table 17), and a tiny one that only shows that everything runs.
+# The released models (paper table 17), and a tiny one for tests.
 VARIANTS = {
     "vit_tiny": (192, 12, 3, "mlp"),
     "vit_small": (384, 12, 6, "mlp"),
@@ -46,7 +47,7 @@ def _linear(name: str, out_dim: int, in_dim: int) -> dict[str, tuple[int, ...]]:
 
 
 def backbone_shapes(shape: ViTShape) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all weights, as the released files have them."""
+    """Names and shapes of all weights, as in the released files."""
     dim, hidden, patches = shape.dim, hidden_dim(shape), (shape.image_size // shape.patch_size) ** 2
     vector = (dim,)
     shapes: dict[str, tuple[int, ...]] = {
@@ -83,7 +84,7 @@ def head_shapes(
 
 
 def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Flat:
-    """fp32 weights: norms and gains about 1, LayerScale about 0.1, the rest of spread 0.02.
+    """fp32 weights: norms and gains near 1, LayerScale near 0.1, biases with deviation 0.02.
 
     Linear weights are scaled by their width, so that activations keep their size at any depth.
     """
@@ -103,12 +104,12 @@ def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Flat:
 
 
 def draw_images(seed: int, *shape: int) -> np.ndarray:
-    """Normal fp32 noise of `shape`, never zeros: timings of some kernels depend on the values."""
+    """Normal fp32 noise; not zeros, because the speed of some kernels depends on values."""
     return np.random.default_rng(seed + 1000).standard_normal(shape, dtype=np.float32)
 
 
 def draw_networks(config: Settings, seed: int) -> dict[str, Flat]:
-    """Weights of one side of the training step: {"backbone", "dino_head"[, "ibot_head"]}."""
+    """Weights of student or teacher: {"backbone", "dino_head"[, "ibot_head"]}."""
     shape = shape_of(config)
     heads = {"dino_head": config["dino"]}
     if config["ibot"]["separate_head"]:
@@ -158,7 +159,7 @@ def draw_batch(config: Settings, seed: int) -> Flat:
 
 
 def draw_rows(seed: int, rows: int, prototypes: int) -> Flat:
-    """Logits of masked patches as a head gives them (about +-1), weights, and a centre."""
+    """Logits of masked patches (between -1 and 1), weights, and a centre."""
     rng = np.random.default_rng(seed)
 
     def logits() -> np.ndarray:
@@ -173,7 +174,7 @@ def draw_rows(seed: int, rows: int, prototypes: int) -> Flat:
 
 
 class ProbeDraw(NamedTuple):
-    """A set of features, its labels, and what the classifiers begin with."""
+    """Features, their labels, and initial weights of the classifiers."""
 
     columns: list[np.ndarray]  # [n, D]: cls of four blocks, mean patch
     labels: np.ndarray  # [n]
@@ -184,7 +185,7 @@ class ProbeDraw(NamedTuple):
 def draw_probe(
     seed: int, rows: int, dim: int, classes: int, rates: int, shape: tuple[int, int]
 ) -> ProbeDraw:
-    """Features as of a final LayerNorm, weights from N(0, 0.01^2)."""
+    """Features like those after a LayerNorm, weights from N(0, 0.01^2)."""
     rng = np.random.default_rng(seed)
     columns = [rng.standard_normal((rows, dim), np.float32) for _ in range(5)]
     labels = rng.integers(0, classes, rows)
@@ -207,7 +208,7 @@ def draw_unit_vectors(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
 def draw_classes(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Features ["rows", "dim"] fp32 and labels of "classes" overlapping clusters.
 
-    Variances fall as 1 / rank in a random basis, as those of a backbone's features do.
+    Variances fall as 1 / rank in a random basis, like those of a backbone's features.
     """
     rng = np.random.default_rng(settings["seed"])
     rows, dim, classes = (settings[name] for name in ("rows", "dim", "classes"))

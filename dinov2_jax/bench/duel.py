@@ -29,9 +29,9 @@ class Contender:
     Attributes:
       name: as --peers and the table have it.
       target: "module:function", see harness.py.
-      settings: what the function is given.
-      check_settings: where parity needs another set-up (no randomness, fp32), settings of a second
-        pair of processes that ends before the timing; None: the timed processes are compared.
+      settings: arguments of the function.
+      check_settings: settings of a second pair of processes for the comparison, if it needs
+        others (no randomness, fp32); None: the timed processes are compared.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Rules:
 
 
 def say(text: str) -> None:
-    """Progress, on standard error: the table alone goes to standard output."""
+    """Prints progress on standard error; standard output has only the table."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -67,9 +67,9 @@ def run_case(
     """Measures `ours` against each of `peers`.
 
     Args:
-      title: of the case, such as "ViT-S/14 224 px B=8 float32".
+      title: name of the case, such as "ViT-S/14 224 px B=8 float32".
       parity: raises BenchError if two sets of results differ.
-      items, unit: what one repetition works through, such as 8 and "images".
+      items, unit: what one repetition processes, such as 8 and "images".
 
     Returns:
       A record for JSON: {"case", "items", "unit", "pairs": [...]}, one pair a peer. A peer that is
@@ -115,7 +115,7 @@ def run_case(
 
 
 def _results(side: Contender, rules: Rules) -> Arrays:
-    """What the side computes with its settings for the check, in a process of its own."""
+    """The results of a side with its settings for the comparison, in a process of its own."""
     say(f"checking {side.name}")
     with Worker(side.name, side.target, side.check_settings or {}, rules.cores) as worker:
         worker.ask("setup")
@@ -125,7 +125,7 @@ def _results(side: Contender, rules: Rules) -> Arrays:
 def _measure(
     ours: tuple[Worker, Measured], theirs: tuple[Worker, Measured], rules: Rules, title: str
 ) -> Record:
-    """The turns of one pair, and what they say."""
+    """The turns of one pair, as a record."""
     load_before = _load()
     ours_s, peer_s = take_turns(
         (ours, theirs), rules.rounds, progress=lambda text: say(f"{title}: {text}")
@@ -139,7 +139,7 @@ def _measure(
 
 
 def _measure_alone(worker: Worker, measured: Measured, rules: Rules, title: str) -> Record:
-    """Turns of our side that no peer answers."""
+    """Turns of our side without a peer."""
     turns = take_turns(
         [(worker, measured)], rules.rounds, progress=lambda text: say(f"{title}: {text}")
     )
@@ -149,7 +149,7 @@ def _measure_alone(worker: Worker, measured: Measured, rules: Rules, title: str)
 def _side_record(measured: Measured, turns_s: Sequence[float]) -> Record:
     """A side of a pair: times of one repetition, the memory of this pair's turns.
 
-    Of a part, also the ratio of its time to that of the whole in the same turn.
+    A part also has the ratio of its time to that of the whole in the same turn.
     """
     record = dataclasses.asdict(measured)
     cpu_s = record.pop("cpu_s")[-len(turns_s) :]
@@ -175,5 +175,5 @@ def _side_record(measured: Measured, turns_s: Sequence[float]) -> Record:
 
 
 def _load() -> float | None:
-    """Processes that wanted a core over the last minute."""
+    """Load average of the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -49,9 +49,7 @@ def agree(ours: Arrays, theirs: Arrays) -> dict[str, float]:
 
 def fractions(case: Record) -> str:
     """A table: the fraction of the step's speed that is left with files, for each side."""
-    rows = [
-        ("side", "from files/s", "synthetic/s", "files / synthetic (least..greatest)", "loader/s")
-    ]
+    rows = [("side", "from files/s", "synthetic/s", "files / synthetic (min..max)", "loader/s")]
     sides = [("ours, alone", case["alone"])] if "alone" in case else []
     for pair in case["pairs"]:
         if "ratio" in pair:
@@ -69,8 +67,8 @@ def fractions(case: Record) -> str:
 
 def photo_files(args: Any, folder: Path) -> list[str]:
     """The JPEG files of --photos, or the packages' photographs, written to `folder`."""
-    found = find_photos(args.photos)
-    return found if args.photos else write_photos(found, folder, max(LEAST_FILES, args.batch))
+    photos = find_photos(args.photos)
+    return photos if args.photos else write_photos(photos, folder, max(LEAST_FILES, args.batch))
 
 
 def cases(args: Namespace, folder: Path) -> Iterator[Case]:

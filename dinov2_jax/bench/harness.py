@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-# OpenMP threads go on spinning for 0.2 s after their work (KMP_BLOCKTIME), which would be taken
-# from the other side's turn.
+# OpenMP threads keep a core busy for 0.2 s after their work (KMP_BLOCKTIME); the pause keeps that
+# out of the other side's turn.
 PAUSE_S = 0.3
-# CPU numbers on a busy machine are worthless: above this many waiting processes a core, say so.
+# Times from a busy machine are worthless: warn above this many waiting processes per core.
 BUSY_LOAD = 0.5
 
-# On CPUs both sides touch a lot of fresh memory; in pages of 4 KiB that takes a tenth of the time
-# of either, and on a virtual machine it is most of the spread.
+# On CPUs both sides allocate much new memory; with pages of 4 KiB that takes a tenth of their time
+# and causes most of the spread on a virtual machine.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 Arrays = dict[str, np.ndarray]
@@ -36,7 +36,7 @@ Settings = Mapping[str, Any]
 
 
 class BenchError(Exception):
-    """A benchmark that cannot go on; the text says why."""
+    """A benchmark cannot continue; the text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Side:
     Attributes:
       check: () -> named fp32 results, to be compared with the other side's before any timing.
       run, around: what is compared, see `Part`.
-      multiple: of which the number of repetitions of a turn is one.
-      parts: other work, by name, that every turn times as well, after `run` and as often.
+      multiple: the number of repetitions per turn is a multiple of it.
+      parts: other work by name; every turn times it too, after `run` and as often.
       device_peak_bytes: () -> greatest device memory since the reset; None on the host.
-      reset_device_peak: where the library can, lets that start again (JAX cannot).
-      versions: of the libraries that matter.
-      device: what it ran on, in the library's words.
+      reset_device_peak: starts that measurement again, if the library can (JAX cannot).
+      versions: versions of the libraries that matter.
+      device: the device's name, as the library gives it.
     """
 
     check: Callable[[], Arrays]
@@ -80,7 +80,7 @@ class Side:
 
 @dataclasses.dataclass
 class Measured:
-    """What one worker reported: seconds, bytes, and the results that are compared."""
+    """Seconds and bytes that one worker reported."""
 
     name: str
     setup_s: float
@@ -111,7 +111,7 @@ def _status_bytes(field: str) -> int | None:
 
 
 def _reset_peak_rss() -> None:
-    """Starts the kernel's high-water mark again, so that it shows the work and not the set-up."""
+    """Resets the kernel's peak memory, so that set-up is not counted."""
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
@@ -178,7 +178,7 @@ class Worker:
     """A process that holds one side. Use as a context; it ends with the block.
 
     Args:
-      name: of the side, for messages.
+      name: name of the side, for messages.
       target, settings: see the module.
       cores: numbers of the CPU cores it may use.
     """
@@ -228,7 +228,7 @@ class Worker:
         raise BenchError(f"{self.name} failed: {text}\n{trace}")
 
     def setup(self) -> Measured:
-        """Builds the side and runs it once, which is where it compiles."""
+        """Builds the side and runs it once, which compiles it."""
         setup_s, device, versions, start_rss, multiple, parts = self.ask("setup")
         first_run_s = self.ask("run", 1)[0]
         return Measured(
@@ -245,7 +245,7 @@ class Worker:
 
 
 def calibrate(worker: Worker, measured: Measured, turn_s: float) -> None:
-    """Warm-up, and how many repetitions fill `turn_s` seconds."""
+    """Warms up and sets the number of repetitions that fill `turn_s` seconds."""
     worker.ask("run", 1)  # allocators and autotuners settle
     some_s = worker.ask("run", measured.multiple)[0]
     measured.repetitions = measured.multiple * max(1, math.ceil(turn_s / max(some_s, 1e-6)))
@@ -261,10 +261,9 @@ def take_turns(
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[list[float]]:
-    """A B A B ...: `rounds` turns a side; seconds of one repetition, one list a side.
+    """A B A B ...: `rounds` turns per side; seconds of one repetition, one list per side.
 
-    Turns and those of the parts are appended to the records, and both peaks of memory are taken at
-    the end.
+    The records get the turns, also those of the parts, and at the end both peaks of memory.
     """
     for worker, _ in pair:
         worker.ask("reset")
@@ -287,7 +286,7 @@ def take_turns(
 
 
 def ratios(ours_s: Sequence[float], peer_s: Sequence[float]) -> dict[str, float]:
-    """How many times faster we are: median of the ratios of neighbouring turns, least, greatest."""
+    """Peer's time / ours in neighbouring turns: median, smallest and largest."""
     pairwise = [peer / ours for ours, peer in zip(ours_s, peer_s, strict=True)]
     return {
         "median": statistics.median(pairwise),
@@ -299,37 +298,37 @@ def ratios(ours_s: Sequence[float], peer_s: Sequence[float]) -> dict[str, float]
 def compare(
     ours: Arrays, theirs: Arrays, *, max_rel: float | None = None, min_cosine: float | None = None
 ) -> dict[str, float]:
-    """Worst disagreement of two sets of results, by name.
+    """Largest difference of two sets of results, by name.
 
     Args:
-      max_rel: greatest allowed |a - b| / max |b| of an array.
-      min_cosine: least allowed cosine of two arrays, each taken as one vector.
+      max_rel: largest allowed |a - b| / max |b| of an array.
+      min_cosine: smallest allowed cosine of two arrays, each taken as one vector.
 
     Returns:
       {name: relative difference, or 1 - cosine when `min_cosine` is given}.
 
     Raises:
-      BenchError: naming the array that is further off, or that one side lacks.
+      BenchError: an array differs by more, or one side lacks it.
     """
     if ours.keys() != theirs.keys():
         raise BenchError(f"parity: {sorted(ours)} here, but {sorted(theirs)} there")
-    found = {}
+    differences = {}
     for name, mine in ours.items():
         a, b = np.asarray(mine, np.float64), np.asarray(theirs[name], np.float64)
         if a.shape != b.shape:
             raise BenchError(f"parity of {name}: shape {a.shape} here, {b.shape} there")
         if min_cosine is not None:
             cosine = float(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
-            found[name] = 1 - cosine
+            differences[name] = 1 - cosine
             good = cosine >= min_cosine  # also False for nan
             limit = f"cosine {cosine:.6f} is below {min_cosine}"
         else:
-            found[name] = float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
-            good = max_rel is not None and found[name] <= max_rel
-            limit = f"relative difference {found[name]:.2e} is above {max_rel}"
+            differences[name] = float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-30))
+            good = max_rel is not None and differences[name] <= max_rel
+            limit = f"relative difference {differences[name]:.2e} is above {max_rel}"
         if not good:
             raise BenchError(f"parity of {name} fails, so nothing was timed: {limit}")
-    return found
+    return differences
 
 
 def parity_of(dtype: str) -> Callable[..., dict[str, float]]:

@@ -1,7 +1,7 @@
-"""Real photographs to measure the loader on: a folder, or those that Python packages bring along.
+"""Photographs for the loader: a folder, or the ones that installed Python packages contain.
 
 scikit-learn: china.jpg, flower.jpg. scikit-image: rocket.jpg, hubble_deep_field.jpg, retina.jpg,
-and astronaut, chelsea, coffee and motorcycle, which are PNG there and are encoded as JPEG here.
+and astronaut, chelsea, coffee and motorcycle, which are PNG and are encoded as JPEG here.
 Also matplotlib's grace_hopper.jpg and ultralytics' bus.jpg and zidane.jpg if installed.
 """
 
@@ -15,14 +15,20 @@ from PIL import Image
 
 from dinov2_jax.bench.harness import BenchError
 
-JPEG_QUALITY = 94  # what ImageNet's photographs mostly have
+JPEG_QUALITY = 94  # as most of ImageNet's photographs
 _FOLDERS = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
     "skimage": (
         "data",
         (
-            *("rocket.jpg", "hubble_deep_field.jpg", "retina.jpg", "astronaut.png"),
-            *("chelsea.png", "coffee.png", "motorcycle_left.png", "motorcycle_right.png"),
+            "rocket.jpg",
+            "hubble_deep_field.jpg",
+            "retina.jpg",
+            "astronaut.png",
+            "chelsea.png",
+            "coffee.png",
+            "motorcycle_left.png",
+            "motorcycle_right.png",
         ),
     ),
     "matplotlib": ("mpl-data/sample_data", ("grace_hopper.jpg",)),
@@ -38,15 +44,15 @@ def find_photos(folder: str) -> list[str]:
     """
     if folder:
         suffixes = (".jpg", ".jpeg")
-        found = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in suffixes]
+        paths = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in suffixes]
     else:
-        found = [path for name in _FOLDERS for path in _in_package(name)]
-    if not found:
+        paths = [path for name in _FOLDERS for path in _in_package(name)]
+    if not paths:
         raise BenchError(
             f"no JPEG photographs in {folder!r}; give --photos=FOLDER, or pip install "
             "scikit-learn scikit-image"
         )
-    return [str(path) for path in found]
+    return [str(path) for path in paths]
 
 
 def _in_package(name: str) -> list[Path]:
@@ -59,7 +65,7 @@ def _in_package(name: str) -> list[Path]:
 
 
 def write_photos(paths: Sequence[str], folder: Path, count: int) -> list[str]:
-    """Paths of `count` JPEG files written to `folder`: these photographs, over and over."""
+    """Writes `count` JPEG files to `folder`, repeating these photographs; returns their paths."""
     photos = [read_jpeg(path) for path in paths]
     files = [folder / f"{number:06}.jpg" for number in range(count)]
     for file, raw in zip(files, itertools.cycle(photos)):
@@ -68,7 +74,7 @@ def write_photos(paths: Sequence[str], folder: Path, count: int) -> list[str]:
 
 
 def shrink_photos(paths: Sequence[str], folder: Path, longer_px: int) -> list[str]:
-    """Paths of the photographs as JPEG files in `folder`, the longer side at most `longer_px`."""
+    """Writes JPEG files with a longer side of at most `longer_px`; returns their paths."""
     files = [folder / f"{Path(path).stem}.jpg" for path in paths]
     for path, file in zip(paths, files, strict=True):
         with Image.open(path) as image:

@@ -14,11 +14,13 @@ from dinov2_jax.bench.duel import Record, Rules, say
 from dinov2_jax.bench.harness import BUSY_LOAD
 from dinov2_jax.run.files import write_json
 
+# fmt: off
 _PACKAGES = (
-    *("dinov2_jax", "jax", "jaxlib", "flax", "optax", "numpy"),
-    *("cykooz-resizer", "opencv-python-headless", "pillow", "simplejpeg"),
-    *("torch", "torchvision", "timm", "transformers", "lightly"),
+    "dinov2_jax", "jax", "jaxlib", "flax", "optax", "numpy", "cykooz-resizer",
+    "opencv-python-headless", "pillow", "simplejpeg", "torch", "torchvision", "timm",
+    "transformers", "lightly",
 )
+# fmt: on
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -28,7 +30,7 @@ def parser(
     """Flags of every benchmark: --peers --rounds --turn_s --device --dtype --threads --seed --json.
 
     Args:
-      known_peers: all that exist, the default of --peers.
+      known_peers: all peers, the default of --peers.
       defaults: other defaults of these flags.
     """
     flags = argparse.ArgumentParser(
@@ -40,14 +42,19 @@ def parser(
         nargs="*",
         default=list(known_peers),
         choices=known_peers,
-        help="who is measured against",
+        help="peers to compare with",
     )
     add("--rounds", type=_positive, default=7, help="turns of each side")
-    add("--turn_s", type=float, default=1.0, help="least seconds a turn, filled by repetitions")
-    add("--device", default="cpu", choices=("cpu", "gpu"), help="of both sides")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    add("--turn_s", type=float, default=1.0, help="seconds per turn, filled by repetitions")
+    add("--device", default="cpu", choices=("cpu", "gpu"), help="device of both sides")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="dtype of matrix products",
+    )
     add("--threads", type=_positive, default=len(available_cores()), help="CPU cores of both sides")
-    add("--seed", type=int, default=0, help="of weights and inputs")
+    add("--seed", type=int, default=0, help="seed of weights and inputs")
     add("--json", default="", metavar="FILE", help="write the record there")
     flags.set_defaults(**defaults)
     return flags
@@ -114,18 +121,18 @@ def _memory_bytes() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def table(cases: Sequence[Record]) -> str:
-    """One line a case and peer; times are medians, ratios above 1 mean that ours is faster."""
-    head = ("case", "peer", "ours/s", "peer/s", "ratio (least..greatest)", "memory", "compile s")
+    """One line per case and peer; times are medians, ratios above 1 mean that ours is faster."""
+    head = ("case", "peer", "ours/s", "peer/s", "ratio (min..max)", "memory", "compile s")
     rows = [head]
     for case in cases:
         for pair in case["pairs"]:
@@ -151,14 +158,14 @@ def table(cases: Sequence[Record]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of text with the cells below each other; the first row is the head."""
+    """Lines of text with aligned cells; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def spread(ratio: Record) -> str:
-    """A median with least and greatest."""
+    """A median with the smallest and largest value."""
     return f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['greatest']:.2f})"
 
 

@@ -25,7 +25,7 @@ from dinov2_jax.train.setup import make_photometric, make_run
 
 
 class _Files:
-    """The loader of training, opened anew for each turn; it goes on where it was."""
+    """The training loader, opened anew for each turn; it continues where it stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self.config = ConfigDict(settings["config"])
@@ -43,19 +43,19 @@ class _Files:
 
     @contextlib.contextmanager
     def flowing(self, consume: Callable[[int], None]) -> Iterator[None]:
-        """Opened, and `consume` has had two batches of every worker."""
+        """Opens the loader and gives `consume` two batches per worker."""
         with self.opened():
             consume(2 * max(1, self.config.data.workers))
             yield
 
     def next(self) -> dict[str, np.ndarray]:
-        """A batch without the news about its records."""
+        """A batch without the reports about its records."""
         assert self.loader is not None
         batch = next(self.loader)
         return {k: x for k, x in batch.items() if k not in ("record", "bad_records")}
 
     def drop(self, batches: int) -> None:
-        """The loader alone."""
+        """Loads without training."""
         for _ in range(batches):
             self.next()
 
@@ -80,7 +80,7 @@ class _Training:
         return metrics
 
     def from_files(self, steps: int) -> None:
-        """Waits for the device no oftener than the loop does."""
+        """Waits for the device as rarely as the training loop."""
         with jax.set_mesh(self.files.mesh):
             for _ in range(steps):
                 batch = self.files.next()
@@ -91,7 +91,7 @@ class _Training:
         jax.block_until_ready(self.state)
 
     def from_noise(self, steps: int) -> None:
-        """The same step, one behind the other, on a batch that is on the device."""
+        """Repeats the step on a batch that is on the device."""
         with jax.set_mesh(self.files.mesh):
             for _ in range(steps):
                 self._step(self.noise)
@@ -99,7 +99,7 @@ class _Training:
 
 
 def _draw_noise(config: Settings, seed: int) -> dict[str, np.ndarray]:
-    """A batch as the loader gives it, its crops of noise."""
+    """A batch like the loader's, with noise as crops."""
     rng = np.random.default_rng(seed)
     batch = draw_batch(config, seed)
     for name in ("global_crops", "local_crops"):
@@ -109,13 +109,13 @@ def _draw_noise(config: Settings, seed: int) -> dict[str, np.ndarray]:
 
 def _check(settings: Settings) -> Arrays:
     """Two steps as in bench.step, and statistics of augmented crops from the files."""
-    found = step.side(settings).check()
+    numbers = step.side(settings).check()
     files = _Files(settings)
     colours = jax.jit(make_photometric(files.config))
     keys = jax.random.split(jax.random.key(settings["seed"]), settings["check_batches"])
     with files.opened():
         batches = [colours(key, files.next()) for key in keys]
-    return found | statistics_of([(x["global_crops"], x["local_crops"]) for x in batches])
+    return numbers | statistics_of([(x["global_crops"], x["local_crops"]) for x in batches])
 
 
 def side(settings: Settings) -> Side:

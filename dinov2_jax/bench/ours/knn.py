@@ -1,4 +1,4 @@
-"""Our search of a bank that lies on the device."""
+"""Our search in a bank on the device."""
 
 import numpy as np
 
@@ -15,8 +15,8 @@ def side(settings: Settings) -> Side:
     held = Bank(bank, np.zeros(len(bank), np.int32))
 
     def check() -> Arrays:
-        found = held.search(queries, settings["k"])
-        return {"similarities": found.similarities, "rows": found.rows}
+        nearest = held.search(queries, settings["k"])
+        return {"similarities": nearest.similarities, "rows": nearest.rows}
 
     def run(repetitions: int) -> None:
         for _ in range(repetitions):

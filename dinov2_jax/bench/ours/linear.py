@@ -39,10 +39,10 @@ def side(settings: Settings) -> Side:
         rates = np.stack([linear.rates_at(probe, i) for i in range(len(drawn.order))])
         rows = {"rows": drawn.order.astype(np.int32)}
         state, _ = steps(begin(), constants, rows, rates, np.int32(len(drawn.order)))
-        found = zip(kinds, state["weights"], state["biases"], strict=True)
+        heads = zip(kinds, state["weights"], state["biases"], strict=True)
         return {
             f"{name} {kind.blocks} {kind.avgpool}": np.asarray(x, np.float32)
-            for kind, weight, bias in found
+            for kind, weight, bias in heads
             for name, x in (("weight", weight), ("bias", bias))
         }
 

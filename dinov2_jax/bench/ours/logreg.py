@@ -1,4 +1,4 @@
-"""Our sweep: every C to its optimum, along the path."""
+"""Our logistic regression: fits every C to its optimum, one after the other."""
 
 import numpy as np
 
@@ -19,12 +19,12 @@ def side(settings: Settings) -> Side:
 
     def check() -> Arrays:
         models = sweep()
-        found = [
+        objectives = [
             logistic_objective(features, labels, m.weight, m.bias, C)
             for m, C in zip(models, values, strict=True)
         ]
         return {
-            "objectives": np.array(found),
+            "objectives": np.array(objectives),
             "steps": np.array([model.iterations for model in models]),
         }
 

@@ -22,13 +22,16 @@ def side(settings: Settings) -> Side:
 
     def loss(student, teacher, center):
         if settings["centering"] == "sinkhorn_knopp":
-            goals, next_center = targets.sinkhorn_knopp(teacher, settings["temp"], valid), center
+            teacher_targets, next_center = (
+                targets.sinkhorn_knopp(teacher, settings["temp"], valid),
+                center,
+            )
         else:
-            goals = targets.softmax_center(teacher, center, settings["temp"])
+            teacher_targets = targets.softmax_center(teacher, center, settings["temp"])
             statistic = targets.masked_group_mean(teacher, valid)
             next_center = targets.update_center(center, statistic)
-        goals = jax.lax.stop_gradient(goals)
-        return losses.ibot_loss(student, goals, weights, crops), next_center
+        teacher_targets = jax.lax.stop_gradient(teacher_targets)
+        return losses.ibot_loss(student, teacher_targets, weights, crops), next_center
 
     block = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -37,7 +40,7 @@ def side(settings: Settings) -> Side:
 
     def check() -> Arrays:
         (value, next_center), gradient = call()
-        found = {"loss": value, "gradient": gradient[0], "center": next_center}
-        return {name: np.asarray(x, np.float32) for name, x in found.items()}
+        results = {"loss": value, "gradient": gradient[0], "center": next_center}
+        return {name: np.asarray(x, np.float32) for name, x in results.items()}
 
     return side_of(check, repeat(call))

@@ -1,4 +1,4 @@
-"""JPEG bytes -> crops: the host's share, and with the colours that a device adds."""
+"""JPEG bytes to crops: the host's part, and everything with the colours of the device."""
 
 import itertools
 from typing import Any
@@ -19,7 +19,7 @@ SPEC = CropSpec(224, (0.32, 1.0), 96, (0.05, 0.32), 8)
 
 
 class _Host:
-    """What a loader process does for a record, one photo after the other."""
+    """The work of a loader process, one photo after the other."""
 
     def __init__(self, settings: Settings) -> None:
         self.raw = [read_jpeg(path) for path in settings["photos"]]
@@ -45,7 +45,7 @@ def fixed_crop(raw: bytes, box: Settings) -> np.ndarray:
 
 
 def host(settings: Settings) -> Side:
-    """The host's share: decode, 2 + 8 crops, flips; uint8. settings: "photos", "batch", "seed"."""
+    """The host's part: decode, 2 + 8 crops, flips; uint8. settings: "photos", "batch", "seed"."""
     source = _Host(settings)
 
     def run(repetitions: int) -> None:
@@ -60,7 +60,7 @@ def host(settings: Settings) -> Side:
 
 
 def everything(settings: Settings) -> Side:
-    """Host's share plus jitter, grayscale, blur, solarize and normalisation, jitted for the CPU."""
+    """The host's part, then colours and normalisation, jitted for the CPU."""
     source, spec = _Host(settings), ColourSpec()
     colours = jax.jit(lambda key, a, b: augment_batch(key, a, b, spec))
     keys = (jax.random.key(n) for n in itertools.count(settings["seed"]))

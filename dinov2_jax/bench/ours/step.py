@@ -40,7 +40,7 @@ def _state(settings: Settings, objective: Objective, optimizer: Any, student: An
 
 
 def _figures(metrics: dict[str, Array], state: TrainState) -> Arrays:
-    """What is compared after a step; the sum of both DINO terms, as lightly has only that."""
+    """Numbers to compare after a step; DINO terms are summed, as lightly has only the sum."""
     figures = {
         "dino": metrics["loss/dino_global"] + metrics["loss/dino_local"],
         "koleo": metrics["loss/koleo"],
@@ -83,10 +83,10 @@ def side(settings: Settings) -> Side:
         jax.block_until_ready((state, metrics))
 
     def check() -> Arrays:
-        found = {}
+        numbers = {}
         for number in (1, 2):
             metrics = call()
-            found |= {f"step {number} {k}": v for k, v in _figures(metrics, state).items()}
-        return found
+            numbers |= {f"step {number} {k}": v for k, v in _figures(metrics, state).items()}
+        return numbers
 
     return side_of(check, run)

@@ -84,7 +84,7 @@ class _Files:
 
     @contextlib.contextmanager
     def flowing(self, consume: Callable[[], None]) -> Iterator[None]:
-        """Opened, and two batches of every worker are consumed."""
+        """Opens the loader and consumes two batches per worker."""
         self.batches = iter(self.loader)
         try:
             for _ in range(2 * max(1, self.workers)):
@@ -101,13 +101,13 @@ class _Files:
         return {name: x.to(self.device, non_blocking=True) for name, x in batch.items()}
 
     def drop(self) -> None:
-        """The loader alone."""
+        """Loads without training."""
         next(self.batches)
 
 
 def _check(step: Step, files: _Files, batches: int) -> Arrays:
     """Two steps as in bench.step, and statistics of augmented crops from the files."""
-    found, drawn = two_steps(step), []
+    numbers, drawn = two_steps(step), []
 
     def image_major(crops: Tensor) -> Tensor:
         return crops.unflatten(0, (-1, step.config["batch_size"])).transpose(0, 1)
@@ -116,7 +116,7 @@ def _check(step: Step, files: _Files, batches: int) -> Arrays:
         for _ in range(batches):
             batch = next(files.batches)
             drawn.append(tuple(image_major(batch[k]) for k in ("global_crops", "local_crops")))
-    return found | statistics_of(drawn)
+    return numbers | statistics_of(drawn)
 
 
 def _side(settings: Settings, library: str) -> Side:

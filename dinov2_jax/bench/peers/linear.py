@@ -30,7 +30,7 @@ class Classifier(torch.nn.Module):
 
 
 class Probe:
-    """All classifiers, and one SGD with the rates of each, or an SGD for each."""
+    """All classifiers, with one SGD for all or one SGD for each."""
 
     def __init__(self, settings: Settings, weights: list[np.ndarray], together: bool) -> None:
         self.heads = torch.nn.ModuleList(
@@ -84,14 +84,14 @@ def _side(settings: Settings, together: bool) -> Side:
         probe = begin()
         for rows in drawn.order:
             step(probe, torch.from_numpy(rows).to(device))
-        found = {}
+        tensors = {}
         for place, kind in enumerate(KINDS):
             heads = probe.heads[place * len(RATES) : (place + 1) * len(RATES)]
             weights = [head.linear.weight.detach().cpu().numpy().T for head in heads]
             biases = [head.linear.bias.detach().cpu().numpy() for head in heads]
-            found[f"weight {kind[0]} {kind[1]}"] = np.stack(weights, axis=1)
-            found[f"bias {kind[0]} {kind[1]}"] = np.stack(biases)
-        return found
+            tensors[f"weight {kind[0]} {kind[1]}"] = np.stack(weights, axis=1)
+            tensors[f"bias {kind[0]} {kind[1]}"] = np.stack(biases)
+        return tensors
 
     probe = begin()
     call: Callable[[], None] = lambda: step(  # noqa: E731

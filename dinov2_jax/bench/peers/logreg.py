@@ -20,22 +20,25 @@ def sklearn(settings: Settings) -> Side:
         model = LogisticRegression(
             tol=settings["peer_tol"], max_iter=settings["peer_iter"], warm_start=True
         )
-        found = []
+        fits = []
         for C in values:
             model.C = C
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # stopped by max_iter, as the protocol does
                 model.fit(features, labels)
-            found.append((model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_.max())))
-        return found
+            fits.append((model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_.max())))
+        return fits
 
     def check() -> Arrays:
         models = sweep()
-        found = [
+        objectives = [
             logistic_objective(drawn, labels, weight, bias, C)
             for (weight, bias, _), C in zip(models, values, strict=True)
         ]
-        return {"objectives": np.array(found), "steps": np.array([steps for *_, steps in models])}
+        return {
+            "objectives": np.array(objectives),
+            "steps": np.array([steps for *_, steps in models]),
+        }
 
     def run(repetitions: int) -> None:
         for _ in range(repetitions):

@@ -21,7 +21,7 @@ def softmax_center(logits: Tensor, center: Tensor, temp: float) -> tuple[Tensor,
 
 
 def sinkhorn_knopp(logits: Tensor, center: Tensor, temp: float) -> tuple[Tensor, Tensor]:
-    """The sequence of normalisations in which the method is usually stated; the centre stays."""
+    """Sinkhorn-Knopp as alternating normalisations; the centre does not change."""
     q = torch.exp(logits.float() / temp).t()
     q = q / q.sum()
     prototypes, rows = q.shape
@@ -143,7 +143,7 @@ def block(settings: Settings) -> Side:
 
     def check() -> Arrays:
         value, center = call()
-        found = {"loss": value, "gradient": student.grad, "center": center}
-        return {name: x.detach().float().cpu().numpy() for name, x in found.items()}
+        results = {"loss": value, "gradient": student.grad, "center": center}
+        return {name: x.detach().float().cpu().numpy() for name, x in results.items()}
 
     return side_of(check, call, device)

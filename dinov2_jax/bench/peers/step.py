@@ -1,4 +1,4 @@
-"""A DINOv2 training step as one would assemble it in PyTorch: timm's ViT, lightly's losses.
+"""A DINOv2 training step assembled in PyTorch from timm's ViT and lightly's losses.
 
 What a careful user would do is done: SDPA, both crop sizes in one dense pass each, one call of the
 head for all its rows, fused AdamW, EMA by foreach, autocast for bf16. The peer "torch" also skips
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 def skip_residuals(block: nn.Module, rate: float) -> None:
-    """Lets a timm block compute only a random share 1 - rate of its crops in either branch."""
+    """Makes a timm block compute each branch for a random fraction 1 - rate of its crops only."""
 
     def add(x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         kept = max(int(x.shape[0] * (1 - rate)), 1)
@@ -120,7 +120,7 @@ class Networks(nn.Module):
 
 
 def parameter_groups(networks: Networks, config: Settings, hyper: Settings) -> list[dict[str, Any]]:
-    """AdamW groups with DINOv2's multipliers of the rate (by depth) and of the decay."""
+    """AdamW groups with DINOv2's multipliers of learning rate (by depth) and weight decay."""
     settings, depth = config["optimizer"], shape_of(config).depth
     embedding = ("cls_token", "pos_embed", "mask_token", "patch_embed")
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
@@ -147,7 +147,7 @@ def parameter_groups(networks: Networks, config: Settings, hyper: Settings) -> l
 
 
 def masked_rows(masks: np.ndarray) -> dict[str, Tensor]:
-    """Of masks [B, 2, P] of the global crops, in the order of the crops (view-major).
+    """Masks of the global crops [B, 2, P], reordered like the crops (view-major).
 
     Returns:
       "masks" [2B, P]; "rows" [n], the masked patches' places among all; "weights" [n].
@@ -160,7 +160,7 @@ def masked_rows(masks: np.ndarray) -> dict[str, Tensor]:
 
 
 class Step:
-    """Everything that a step reads and changes.
+    """State of the training step.
 
     Attributes:
       batch: crops of noise [views * B, 3, S, S], view-major, and what `masked_rows` gives.
@@ -196,7 +196,7 @@ class Step:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its parts, as they enter the total before their weights."""
+        """The total loss and its parts before weighting."""
         config, temp = self.config, self.hyper["teacher_temp"]
         images = batch["global_crops"].shape[0] // 2
         side = round(batch["masks"].shape[1] ** 0.5)
@@ -247,19 +247,19 @@ class Step:
         )
 
     def __call__(self, batch: dict[str, Tensor] | None = None) -> None:
-        """One step on `batch`, or on the one of noise."""
+        """One step on `batch`, by default on noise."""
         self.backward(self.batch if batch is None else batch)
         self.update()
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """In fp64: torch's own norm of a million fp32 values on a CPU is off by 1e-4."""
+    """Norm in fp64, because torch's norm of a million fp32 values on a CPU is off by 1e-4."""
     return torch.stack([x.detach().double().norm() for x in tensors]).norm()
 
 
 def two_steps(step: Step) -> Arrays:
-    """What is compared: losses and gradient norms of two steps, the weights' norms after each."""
-    found = {}
+    """Losses and gradient norms of two steps, and the norms of the weights after each."""
+    numbers = {}
     for number in (1, 2):
         figures = step.backward(step.batch)
         for name, module in step.student.named_children():
@@ -267,8 +267,8 @@ def two_steps(step: Step) -> Arrays:
         step.update()
         figures["student_norm"] = _norm(step.student.parameters())
         figures["teacher_norm"] = _norm(step.teacher.parameters())
-        found |= {f"step {number} {k}": v.detach().cpu().numpy() for k, v in figures.items()}
-    return found
+        numbers |= {f"step {number} {k}": v.detach().cpu().numpy() for k, v in figures.items()}
+    return numbers
 
 
 def _side(settings: Settings, library: str) -> Side:
