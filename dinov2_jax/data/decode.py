@@ -250,3 +250,17 @@ def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
         values -= low
         values *= 255 / max(high - low, 1e-12)
     return np.rint(values, out=values).astype(np.uint8)
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    """Gives a picture that Pillow holds, as `decode` gives that of a file: uint8 [H, W, 3].
+
+    Raises:
+      BadImage: its pixels cannot be loaded.
+    """
+    try:
+        picture = picture.copy()  # the caller's own stays as it is
+        _turn_upright(picture)
+        return _to_rgb(picture)
+    except Exception as error:  # Pillow's plugins raise nearly any type on broken files
+        raise BadImage(_reason(error)) from error

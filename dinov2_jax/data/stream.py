@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 
-from dinov2_jax.data.crops import center_crop
 from dinov2_jax.data.decode import BadImage, DecodeSpec, load_record
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.reader import Batch, Reader, join
@@ -91,52 +90,3 @@ def _split(chunk: Batch, channels: int) -> Iterator[Picture]:
         image = chunk["pixels"][start:stop].reshape(height, width, channels)
         yield int(row), (image if height else None)
         start = stop
-
-
-def eval_batches(
-    source: Source,
-    indices: Sequence[int] | np.ndarray,
-    *,
-    batch_size: int,
-    resize_size: int,
-    image_size: int,
-    decoding: DecodeSpec,
-    workers: int = 0,
-) -> Iterator[Batch]:
-    """Pictures for evaluation: shorter side to `resize_size`, central square of `image_size`.
-
-    Yields:
-      {"images": uint8 [batch_size, S, S, channels], "index": int64 [batch_size]}; index is -1 in
-      the padding of the last batch and for pictures that cannot be decoded.
-    """
-    count = -(-len(indices) // batch_size) * batch_size
-    padded = np.full(count, -1, np.int64)
-    padded[: len(indices)] = indices
-    decoding = dataclasses.replace(decoding, min_side_px=2 * resize_size)
-    load = _LoadForEvaluation(source, resize_size, image_size, decoding)
-    dataset = grain.MapDataset.source(padded).map(load).batch(batch_size)
-    # closing: also where the consumer stops before the last batch
-    with contextlib.closing(Reader(dataset, workers)) as reader:
-        yield from _copied(reader)
-
-
-@dataclasses.dataclass(frozen=True)
-class _LoadForEvaluation(grain.transforms.Map):
-    source: Source
-    resize_size: int
-    image_size: int
-    decoding: DecodeSpec
-
-    def map(self, element: int) -> Batch:
-        index = int(element)
-        try:
-            if index < 0:
-                raise BadImage("padding")
-            image = load_record(self.source, index, self.decoding)
-        except BadImage:
-            shape = self.image_size, self.image_size, self.decoding.channels
-            return {"images": np.zeros(shape, np.uint8), "index": np.int64(-1)}
-        return {
-            "images": center_crop(image, self.resize_size, self.image_size),
-            "index": np.int64(index),
-        }

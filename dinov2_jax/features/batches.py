@@ -1,6 +1,7 @@
-"""Pictures of several sizes -> batches of one size and a fixed length each."""
+"""Pictures of several sizes -> batches of one size and one of two fixed lengths."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,17 +10,24 @@ from dinov2_jax.data.stream import Picture
 
 
 class Batch(NamedTuple):
-    """Pictures of one size; those behind `len(rows)` are padding."""
+    """Pictures of one size.
+
+    Attributes:
+      rows: row of each picture of the whole batch; slots after the last one are padding.
+      images: uint8 [b, h, w, C], the slots of this process; black where there is no picture.
+      readable: bool [b].
+    """
 
     rows: list[int]
-    images: np.ndarray  # uint8 [B, h, w, C]
+    images: np.ndarray
+    readable: np.ndarray
 
 
-def batches_of(pictures: Iterator[Picture], lengths: tuple[int, int]) -> Iterator[Batch]:
-    """Every readable picture in one batch, of the first length while there are enough.
+def batches_by_size(pictures: Iterator[Picture], lengths: tuple[int, int]) -> Iterator[Batch]:
+    """Puts every readable picture in one batch, together with pictures of its own size.
 
-    What remains at the end goes in batches of the second length, the last of each size filled up
-    with black: two programs a size, and few pictures computed for nothing.
+    A batch has the first length while there are enough pictures. The rest at the end goes into
+    batches of the second length, padded with black: two programs a size, and little padding.
     """
     full, short = lengths
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
@@ -35,8 +43,36 @@ def batches_of(pictures: Iterator[Picture], lengths: tuple[int, int]) -> Iterato
             yield _stack(same[start : start + short], short)
 
 
+def batches_in_step(
+    pictures: Iterator[Picture], count: int, length: int, slots: Sequence[int], shape: Sequence[int]
+) -> Iterator[Batch]:
+    """Divides pictures of one size among processes, so that all make the same number of batches.
+
+    Args:
+      pictures: those of this process, `own_rows(count, length, slots)`, in this order.
+      count: pictures of all processes.
+      length: slots of a whole batch.
+      slots: those of this process.
+      shape: of a picture, [h, w, C].
+    """
+    for start in range(0, count, length):
+        rows = range(start, min(start + length, count))
+        mine = sum(start + slot < count for slot in slots)
+        images, readable = np.zeros((len(slots), *shape), np.uint8), np.zeros(len(slots), bool)
+        for slot, (_, image) in enumerate(itertools.islice(pictures, mine)):
+            if image is not None:
+                images[slot], readable[slot] = image, True
+        yield Batch(list(rows), images, readable)
+
+
+def own_rows(count: int, length: int, slots: Sequence[int]) -> np.ndarray:
+    """The rows of this process, batch by batch; see `batches_in_step`."""
+    rows = np.arange(-(-count // length))[:, None] * length + np.asarray(slots)
+    return rows[rows < count]
+
+
 def _stack(pictures: list[tuple[int, np.ndarray]], length: int) -> Batch:
     images = np.zeros((length, *pictures[0][1].shape), np.uint8)
-    for place, (_, image) in enumerate(pictures):
-        images[place] = image
-    return Batch([row for row, _ in pictures], images)
+    for slot, (_, image) in enumerate(pictures):
+        images[slot] = image
+    return Batch([row for row, _ in pictures], images, np.arange(length) < len(pictures))

@@ -10,14 +10,14 @@ same name may go unnoticed.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.data.decode import DecodeSpec, why_unreadable
@@ -25,10 +25,12 @@ from dinov2_jax.data.fingerprint import content_fingerprint, names_fingerprint, 
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.features.embed import embed_pictures
-from dinov2_jax.features.extract import Extractor
+from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.manifest import weights_fingerprint
 from dinov2_jax.features.request import Request
+from dinov2_jax.features.rows import Column, RowView
 from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.processes import is_main, main_first
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone
@@ -68,8 +70,8 @@ class Labelled:
       unreadable: pictures that are left out.
     """
 
-    cls: tuple[np.ndarray, ...]
-    mean_patch: np.ndarray | None
+    cls: tuple[Column, ...]
+    mean_patch: Column | None
     labels: np.ndarray
     unreadable: int
 
@@ -90,7 +92,6 @@ class FeatureCache:
         self._folder, self._backbone, self._config = folder, backbone, config
         self.weights = weights_fingerprint(backbone)
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
-        self._compiled: tuple[tuple[Request, int], Extractor] | None = None
 
     def features(
         self, source: Source, split: str, wanted: Wanted, *, keep_unreadable: bool = False
@@ -120,18 +121,42 @@ class FeatureCache:
             origin = {"weights": self._backbone.source, "split": split}
             how, extractor = self._embed_config(), self._extractor(request, len(source))
             embed_pictures(how, folder, self._backbone, request, source, origin, extractor)
-        found = self._read(folder, request)
+        columns = self._read(folder, request)
         labels, readable = truth_of(source), np.load(folder / "readable.npy")
+        self._require_readable(source, readable, f" of {split}", folder)
         lost = int((~readable).sum())
-        if lost > self._config.data.max_bad:
-            raise self._unreadable(source, split, readable, folder)
         if lost and not keep_unreadable:
-            with main_first():
-                names = [name for name, *_ in request.columns]
-                found = [_without(folder, name, readable) for name in names]
-            labels = labels[readable]
-        *cls, mean = found if wanted.mean_patch else (*found, None)
+            rows = np.flatnonzero(readable)
+            columns, labels = [RowView(column, rows) for column in columns], labels[readable]
+        *cls, mean = columns if wanted.mean_patch else (*columns, None)
         return Labelled(tuple(cls), mean, labels, lost)
+
+    def stream(
+        self, source: Source, wanted: Wanted
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Computes features without storing them.
+
+        All processes receive all features, in the same order, and each reads its share of the
+        pictures.
+
+        Args:
+          source: pictures.
+          wanted: which features.
+
+        Yields:
+          Rows int [b] of readable pictures, and {column: fp32 [b, ...]}.
+
+        Raises:
+          SourceError: at the end, if more pictures are unreadable than `config.data.max_bad`.
+        """
+        data, rows = self._config.data, np.arange(len(source))
+        extractor = self._extractor(self._request(wanted), len(source), make_mesh())
+        how = {"max_pixels": data.max_pixels, "workers": data.workers}
+        readable = np.zeros(len(source), bool)
+        for computed in extractor.stream(source, rows, **how, unit="picture"):
+            readable[computed.rows] = True
+            yield computed.rows, computed.columns
+        self._require_readable(source, readable)
 
     def _request(self, wanted: Wanted) -> Request:
         model, preprocessing = self._backbone.model, self._backbone.preprocessing
@@ -146,15 +171,14 @@ class FeatureCache:
         channels = in_channels(self._backbone.params, model.patch_size)
         return Request(tuple(columns), True, fit, channels)
 
-    def _extractor(self, request: Request, pictures: int) -> Extractor:
-        """Compiled once for all sets: ImageNet-C alone are 75."""
-        key = request, min(self._config.batch_size, pictures)
-        if self._compiled is None or self._compiled[0] != key:
-            self._compiled = None  # frees its copy of the weights on the devices first
-            dtype = compute_dtype(self._config.compute_dtype)
-            made = Extractor(self._backbone, request, batch_size=key[1], dtype=dtype)
-            self._compiled = key, made
-        return self._compiled[1]
+    def _extractor(self, request: Request, pictures: int, mesh: Mesh | None = None) -> Extractor:
+        return Extractor(
+            self._backbone,
+            request,
+            batch_size=min(self._config.batch_size, pictures),
+            dtype=compute_dtype(self._config.compute_dtype),
+            mesh=mesh,
+        )
 
     def _key(self, source: Source, request: Request) -> str:
         parts: Mapping[str, Any] = {
@@ -192,30 +216,18 @@ class FeatureCache:
         """Memory maps, in the order of the request."""
         return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
 
-    def _unreadable(
-        self, source: Source, split: str, readable: np.ndarray, folder: Path
-    ) -> SourceError:
+    def _require_readable(
+        self, source: Source, readable: np.ndarray, where: str = "", folder: Path | None = None
+    ) -> None:
         lost = np.flatnonzero(~readable)
-        return SourceError(
-            f"{len(lost)} of {len(readable):,} pictures of {split} cannot be decoded, such as "
-            f"{source.name(int(lost[0]))} (all are in {folder / 'unreadable.txt'}); replace them, "
-            f"or add --config.data.max_bad={len(lost)} to leave them out of the figures"
+        if len(lost) <= self._config.data.max_bad:
+            return
+        listed = "" if folder is None else f" (all are in {folder / 'unreadable.txt'})"
+        raise SourceError(
+            f"{len(lost)} of {len(readable):,} pictures{where} cannot be decoded, such as "
+            f"{source.name(int(lost[0]))}{listed}; replace them, "
+            f"or add --config.data.max_bad={len(lost)} to leave them out"
         )
-
-
-def _without(folder: Path, name: str, readable: np.ndarray) -> np.ndarray:
-    """A memory map of the readable rows alone, written once: all rows may be more than memory."""
-    path = folder / f"{name}-readable.npy"
-    whole = np.load(folder / f"{name}.npy", mmap_mode="r")
-    rows = np.flatnonzero(readable)
-    if not path.exists():
-        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        part = np.lib.format.open_memmap(new, "w+", whole.dtype, (len(rows), *whole.shape[1:]))
-        for start in range(0, len(rows), 8192):
-            part[start : start + 8192] = whole[rows[start : start + 8192]]
-        part.flush()
-        os.replace(new, path)
-    return np.load(path, mmap_mode="r")
 
 
 def _complete_with(home: Path, names: set[str]) -> Path | None:

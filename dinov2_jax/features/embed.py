@@ -25,7 +25,7 @@ from dinov2_jax.data.fingerprint import names_fingerprint
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import Picture, stream_pictures
-from dinov2_jax.features.extract import Columns, Extractor
+from dinov2_jax.features.extractor import Columns, Extractor, with_progress
 from dinov2_jax.features.manifest import Ledger, weights_fingerprint
 from dinov2_jax.features.request import Request, make_request
 from dinov2_jax.features.shards import (
@@ -38,7 +38,6 @@ from dinov2_jax.features.shards import (
 )
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import is_main, main_first, require_same
-from dinov2_jax.run.progress import Progress
 from dinov2_jax.weights.load import Backbone, load
 
 
@@ -209,7 +208,9 @@ class _Work:
             workers=data.workers,
         )
         with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
-            pictures = _shown(stream, before, before + len(rows))
+            pictures = stream
+            if is_main():
+                pictures = with_progress(stream, before + len(rows), before=before)
             written: Future[None] | None = None
             for shard in todo:
                 columns, unreadable = self._features(shard, pictures)
@@ -222,9 +223,11 @@ class _Work:
     def _features(self, shard: int, pictures: Iterator[Picture]) -> tuple[Columns, dict[int, str]]:
         rows = self._ledger.rows(shard)
         columns = self._extractor.empty(len(rows))
-        lost = self._extractor.fill(columns, itertools.islice(pictures, len(rows)), rows.start)
-        columns["readable"] = np.ones(len(rows), bool)
-        columns["readable"][np.array(lost, int) - rows.start] = False
+        columns["readable"] = np.zeros(len(rows), bool)
+        for computed in self._extractor.run(itertools.islice(pictures, len(rows))):
+            self._extractor.place(columns, computed, rows.start)
+            columns["readable"][computed.rows - rows.start] = True
+        lost = (rows.start + np.flatnonzero(~columns["readable"])).tolist()
         decoding = DecodeSpec(self._config.data.max_pixels, self._request.channels)
         reasons = {row: why_unreadable(self._source, row, decoding) for row in lost}
         return columns, {row: why or "unreadable before" for row, why in reasons.items()}
@@ -279,17 +282,3 @@ def _narrow(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
             "(65504); use --config.store.dtype=float32 and another --workdir"
         )
     return narrow
-
-
-def _shown(pictures: Iterator[Picture], before: int, total: int) -> Iterator[Picture]:
-    """The pictures, with a line or a bar that says how far they are, on process 0."""
-    if not is_main():
-        yield from pictures
-        return
-    progress, began = Progress(total, start_step=before, unit="picture"), time.monotonic()
-    for count, picture in enumerate(pictures, start=1):
-        yield picture
-        if count % 16 == 0 or before + count == total:
-            rate = count / (time.monotonic() - began)
-            progress.update(before + count, images_per_s=rate)
-    progress.close()

@@ -1,66 +1,105 @@
-"""From uint8 pictures to the wanted features, in one jitted function."""
+"""From uint8 pictures to features: one jitted function, and the weights on the devices.
 
-from collections.abc import Callable, Mapping
+The function is compiled once for each backbone, request, mesh and shape of a batch, and stays
+compiled for the life of the program.
+"""
+
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from dinov2_jax.data.photometric import normalize
+from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.features.request import Request
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
+from dinov2_jax.parallel.constraints import replicate
+from dinov2_jax.parallel.mesh import state_shardings
 from dinov2_jax.weights.load import Backbone
 
-Forward = Callable[[Any, Array], Mapping[str, Array]]
 
-
-def make_forward(backbone: Backbone, request: Request, dtype: Any) -> tuple[Forward, Any]:
-    """The jitted function and the parameters that it takes.
-
-    Blocks behind the last wanted one are left out.
+@functools.partial(jax.jit, static_argnames=("model", "preprocessing", "request", "copy_to_all"))
+def forward(
+    params: Any,
+    images: Array,
+    readable: Array,
+    *,
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    request: Request,
+    copy_to_all: bool,
+) -> tuple[Mapping[str, Array], Array]:
+    """Computes the features of a batch.
 
     Args:
-      dtype: of the matrix products; features are fp32.
+      params: see `place_weights`.
+      images: uint8 [B, H, W, C], split over the devices.
+      readable: bool [B].
+      model: see `shorten`.
+      preprocessing: mean and std.
+      request: the columns.
+      copy_to_all: bring the features to every device, so that every process can read them.
 
     Returns:
-      (params, images uint8 [B, H, W, 3]) -> {column: fp32 [B, ...]}, see `Request.columns`;
-      patches [B, P, D] are those of the pictures' own size.
+      {column: fp32 [B, ...]} and `readable`. Patches [B, P, D] have the pictures' own grid.
     """
-    last = request.layers[-1]
-    model, params = _without_later_blocks(backbone.model.clone(dtype=dtype), backbone.params, last)
-    earlier = request.layers[:-1]
-    if earlier:  # unrolled: a scan would keep the tokens of all blocks
-        params = unstack_blocks(params)
-    mean, std = backbone.preprocessing.mean, backbone.preprocessing.std
-
-    def forward(params: Any, images: Array) -> Mapping[str, Array]:
-        normalized = normalize(images, mean, std)
-        out = model.apply({"params": params}, normalized, intermediate=earlier)
-        normed = [out["cls"][:, None], out["registers"], out["patches"]]
-        pairs = [*out["blocks"], (out["prenorm"], jnp.concatenate(normed, axis=1))]
-        tokens = {
-            layer: pair[request.norm] for layer, pair in zip(request.layers, pairs, strict=True)
-        }
-        return {
-            name: _take(tokens[layer], kind, model.registers)
-            for name, kind, layer in request.columns
-        }
-
-    return jax.jit(forward), params
+    normalized = normalize(images, preprocessing.mean, preprocessing.std)
+    out = model.apply({"params": params}, normalized, intermediate=request.layers[:-1])
+    normed = [out["cls"][:, None], out["registers"], out["patches"]]
+    pairs = [*out["blocks"], (out["prenorm"], jnp.concatenate(normed, axis=1))]
+    tokens = {layer: pair[request.norm] for layer, pair in zip(request.layers, pairs, strict=True)}
+    columns = {
+        name: _take(tokens[layer], kind, model.registers) for name, kind, layer in request.columns
+    }
+    found = columns, readable
+    return jax.tree.map(replicate, found) if copy_to_all else found
 
 
-def _without_later_blocks(
-    model: VisionTransformer, params: Any, last: int
-) -> tuple[VisionTransformer, Any]:
-    if last == model.depth - 1:
-        return model, params
-    blocks = jax.tree.map(lambda p: p[: last + 1], params["blocks"])
-    return model.clone(depth=last + 1), {**params, "blocks": blocks}
+def shorten(model: VisionTransformer, request: Request, dtype: Any) -> VisionTransformer:
+    """The model without the blocks after the last wanted one, with products in `dtype`."""
+    return model.clone(depth=request.layers[-1] + 1, dtype=dtype)
+
+
+def place_weights(backbone: Backbone, request: Request, mesh: Mesh) -> Any:
+    """The weights of the wanted blocks on the devices of `mesh`.
+
+    The last placement stays with the backbone, so that the next call copies nothing. Weights that
+    lie on `mesh` already, such as a teacher's while training, stay where they are.
+    """
+    whole = request.layers[-1] == backbone.model.depth - 1
+    if whole and len(request.layers) == 1 and _lies_on(backbone.params, mesh):
+        return backbone.params
+    key = request.layers[-1], len(request.layers) > 1, mesh
+    kept = vars(backbone).get("_placed")
+    if kept is None or kept[0] != key:
+        vars(backbone).pop("_placed", None)  # frees the devices first
+        params = {"backbone": _wanted_blocks(backbone, request)}
+        placed = jax.device_put(params, state_shardings(params, mesh))["backbone"]
+        vars(backbone)["_placed"] = kept = key, placed
+    return kept[1]
+
+
+def _lies_on(params: Any, mesh: Mesh) -> bool:
+    return all(
+        isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def _wanted_blocks(backbone: Backbone, request: Request) -> Any:
+    params, depth = backbone.params, request.layers[-1] + 1
+    if depth < backbone.model.depth:
+        params = {**params, "blocks": jax.tree.map(lambda p: p[:depth], params["blocks"])}
+    # Unrolled where several blocks are wanted: a scan would keep the tokens of all blocks.
+    return unstack_blocks(params) if len(request.layers) > 1 else params
 
 
 def _take(tokens: Array, kind: str, registers: int) -> Array:
-    """Features of one kind, of all tokens [B, 1 + R + P, D]."""
+    """Features of one kind from all tokens [B, 1 + R + P, D]."""
     first = 1 + registers
     if kind == "cls":
         return tokens[:, 0]

@@ -1,4 +1,4 @@
-"""What is wanted of a backbone, checked against it before anything is compiled."""
+"""Which features of which blocks, checked against a backbone before anything is compiled."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ class Request:
 
     Attributes:
       columns: (name, one of KINDS, block 0..depth - 1) of every feature, blocks ascending.
-      norm: with the final norm of the backbone (whatever the block), or before it.
-      fit: the policy of sizes.
-      channels: of the pictures.
+      norm: features after the backbone's final norm (whatever the block), or before it.
+      fit: what becomes of a picture's size.
+      channels: channels of the pictures.
     """
 
     columns: tuple[tuple[str, str, int], ...]
@@ -31,13 +31,13 @@ class Request:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of the columns, in the order of KINDS."""
+        """Kinds of the columns, in the order of KINDS."""
         wanted = {kind for _, kind, _ in self.columns}
         return tuple(kind for kind in KINDS if kind in wanted)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Of the columns, ascending."""
+        """Blocks of the columns, ascending."""
         return tuple(sorted({layer for *_, layer in self.columns}))
 
     @property
@@ -46,7 +46,7 @@ class Request:
         return "patches" in self.kinds and not self.fit.one_size
 
     def shape(self, kind: str, model: VisionTransformer) -> tuple[int, ...]:
-        """Of the features of one picture."""
+        """Shape of a feature of one picture."""
         rows, cols = self.fit.grid
         tokens = {"registers": (model.registers,), "patches": (rows * cols,)}
         return (*tokens.get(kind, ()), model.dim)
@@ -60,9 +60,10 @@ def make_request(
     policy: str,
     size: Sequence[int],
 ) -> Request:
-    """Checks all and fills in what the weights say.
+    """Checks the arguments and fills in what the weights say.
 
     Args:
+      backbone: from `load`.
       features: some of KINDS.
       layers: block numbers, from the end if negative.
       norm: see `Request`.
@@ -70,12 +71,12 @@ def make_request(
       size: px, () for what the weights say; see `Fit`.
 
     Raises:
-      ConfigError: in one sentence.
+      ConfigError: an argument that this backbone cannot give.
     """
     model = backbone.model
     kinds = (features,) if isinstance(features, str) else tuple(features)
-    _require_known("features", kinds, KINDS)
-    _require_known("policy", (policy,), POLICIES)
+    require_known("features", kinds, KINDS)
+    require_known("policy", (policy,), POLICIES)
     if "registers" in kinds and not model.registers:
         raise ConfigError(f"{backbone.source} has no register tokens; leave out 'registers'")
     channels = in_channels(backbone.params, model.patch_size)
@@ -90,7 +91,21 @@ def make_request(
     return Request(columns, bool(norm), fit, channels)
 
 
-def _require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+def central_square(
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    kinds: Sequence[str] = ("cls",),
+    channels: int = 3,
+) -> Request:
+    """Normed features of the last block, of the central square that `preprocessing` describes."""
+    fill = tuple(round(255 * value) for value in preprocessing.mean)
+    size, last = (preprocessing.image_px,), model.depth - 1
+    fit = Fit("center_crop", size, preprocessing.resize_px, model.patch_size, fill)
+    columns = tuple((kind, kind, last) for kind in KINDS if kind in kinds)
+    return Request(columns, True, fit, channels)
+
+
+def require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
     for value in values or ("",):
         if value not in known:
             raise ConfigError(

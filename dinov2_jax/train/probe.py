@@ -5,20 +5,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError, check_same_classes
-from dinov2_jax.data.stream import eval_batches
-from dinov2_jax.features.frozen import cls_forward, extract_features
+from dinov2_jax.features.extractor import Extractor
+from dinov2_jax.features.request import central_square
 from dinov2_jax.heads.grid import Grid, accuracies
 from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import own_mesh
-from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.weights.load import Backbone
 
 # One input, the cls token of the last block, with all learning rates: 13 classifiers.
 _GRID = Grid(blocks=(1,), avgpool=(False,))
@@ -26,62 +27,109 @@ _LINEAR_BATCH = 256
 
 
 class Probe:
-    """Top-1 of k-NN and of a linear classifier on the teacher's cls; the pictures stay the same.
+    """Top-1 of k-NN and of a linear classifier on the teacher's cls, always of the same pictures.
+
+    All devices and processes share the pictures.
 
     Attributes:
       description: how many pictures it reads each time, in a sentence.
     """
 
-    def __init__(self, config: ConfigDict, model: VisionTransformer, bank: Source, query: Source):
-        self._config, self._sources = config, (bank, query)
-        self._chosen = [_evenly(source, config.eval.max_pictures) for source in self._sources]
-        self._forward = cls_forward(model, config.colour.mean, config.colour.std)
-        bank_size, query_size = map(len, self._chosen)
+    def __init__(
+        self, config: ConfigDict, model: VisionTransformer, bank: Source, query: Source
+    ) -> None:
+        self._config, self._model = config, model
+        self._splits = [_Split(source, config.eval.max_pictures) for source in (bank, query)]
+        bank_size, query_size = (len(split.rows) for split in self._splits)
         self.description = (
             f"k-NN every {config.eval.every_steps:,} steps: {query_size:,} pictures of "
             f"{config.eval.test_split} among {bank_size:,} of {config.eval.train_split}"
             f"{', and 13 linear classifiers' if config.eval.linear_iterations else ''}"
         )
 
-    def _features(
-        self, params: Any, source: Source, chosen: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        settings, labels = self._config.eval, source.labels
-        assert labels is not None
-        many = len(chosen) > 5000  # starting processes costs seconds: for a few this one is faster
-        batches = eval_batches(
-            source,
-            chosen,
-            batch_size=settings.batch_size,
-            resize_size=settings.resize_size,
-            image_size=settings.image_size,
-            decoding=DecodeSpec(self._config.data.max_pixels, self._config.model.in_channels),
-            workers=self._config.data.workers if many else 0,
-        )
-        title = "k-NN features" if many and is_main() else ""
-        features, used = extract_features(
-            self._forward, params, batches, total=len(chosen), description=title
-        )
-        return features, labels[used]
-
     def __call__(self, teacher: Any) -> dict[str, float]:
-        """Of the teacher's parameters {"knn_top1": percent, "linear_top1": percent}.
+        """Evaluates the teacher's parameters.
 
-        And "probe_s": the seconds that training stood still for it.
+        Returns:
+          {"knn_top1": percent, "linear_top1": percent, "probe_s": seconds that training stood
+          still}.
         """
         began = time.monotonic()
-        bank, query = (
-            self._features(teacher["backbone"], source, chosen)
-            for source, chosen in zip(self._sources, self._chosen, strict=True)
-        )
+        bank, query = (self._features(teacher, split) for split in self._splits)
         settings = self._config.eval
         mesh = own_mesh(jax.sharding.get_mesh())
         with jax.set_mesh(mesh):
-            found = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
-            metrics = {"knn_top1": found[settings.k]["top1"]}
+            by_k = knn_accuracy(*bank, *query, ks=(settings.k,), temperature=settings.temperature)
+            metrics = {"knn_top1": by_k[settings.k]["top1"]}
             if settings.linear_iterations and np.isfinite(bank[0]).all():
                 metrics["linear_top1"] = linear_top1(bank, query, settings.linear_iterations, mesh)
         return metrics | {"probe_s": time.monotonic() - began}
+
+    def _features(self, teacher: Any, split: "_Split") -> tuple[np.ndarray, np.ndarray]:
+        """cls [n, D] and labels [n] of the readable pictures whose label is known."""
+        settings, colour = self._config.eval, self._config.colour
+        sizes = settings.resize_size, settings.image_size
+        preprocessing = Preprocessing(*sizes, tuple(colour.mean), tuple(colour.std))
+        weights = teacher["backbone"]
+        backbone = Backbone(self._model, weights, preprocessing, {}, "teacher", "run", ())
+        channels = self._config.model.in_channels
+        request = central_square(self._model, preprocessing, channels=channels)
+        mesh = jax.sharding.get_mesh()
+        extractor = Extractor(backbone, request, batch_size=settings.batch_size, mesh=mesh)
+        rows, labels = split.labelled()
+        many = len(rows) > 5000  # starting processes costs seconds: for a few a thread is faster
+        columns, readable = extractor.read(
+            split.source,
+            rows,
+            max_pixels=self._config.data.max_pixels,
+            workers=self._config.data.workers if many else 0,
+            unit="k-NN picture" if many else "",
+        )
+        return columns["cls"][readable], labels[readable]
+
+
+class _Split:
+    """The pictures of a source that the probe reads.
+
+    Attributes:
+      source: the pictures.
+      rows: the labelled records, or `most` of them spread over all (0: no limit). Where each label
+        costs the read of a record, the rows are chosen first, and labels are read for them alone.
+    """
+
+    def __init__(self, source: Source, most: int) -> None:
+        self.source, self._labels = source, None
+        if hasattr(source, "labels_of"):
+            known = np.arange(len(source))
+        else:
+            assert source.labels is not None
+            known = np.flatnonzero(source.labels >= 0)
+        self.rows = _evenly(known, most)
+
+    def labelled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows with a known label, and these labels; the first call may read records."""
+        if self._labels is None:
+            self._labels = _labels_of(self.source, self.rows)
+        known = self._labels >= 0
+        return self.rows[known], self._labels[known]
+
+
+def _labels_of(source: Source, rows: np.ndarray) -> np.ndarray:
+    """Labels of some rows; where they have to be read, each process reads its share."""
+    if not hasattr(source, "labels_of"):
+        assert source.labels is not None
+        return source.labels[rows]
+    share = -(-len(rows) // jax.process_count())
+    own = source.labels_of(rows[jax.process_index() * share :][:share])
+    padded = np.pad(own.astype(np.int32), (0, share - len(own)))
+    return np.asarray(multihost_utils.process_allgather(padded)).reshape(-1)[: len(rows)]
+
+
+def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """All rows, or `most` of them spread over all."""
+    if not most or len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
 
 
 def linear_top1(
@@ -138,14 +186,8 @@ def _labelled(config: ConfigDict, split: str) -> Source | None:
         labels=config.eval.labels,
         cache_dir=config.data.cache_dir or None,
     )
-    known = source.labels is not None and bool((source.labels >= 0).any())
-    return source if known else None
-
-
-def _evenly(source: Source, most: int) -> np.ndarray:
-    """The labelled records, or `most` of them spread over all."""
-    assert source.labels is not None
-    labelled = np.flatnonzero(source.labels >= 0)
-    if not most or len(labelled) <= most:
-        return labelled
-    return labelled[np.linspace(0, len(labelled) - 1, most).astype(int)]
+    if hasattr(source, "labels_of"):
+        labels = source.labels_of(_evenly(np.arange(len(source)), 8))
+    else:
+        labels = source.labels
+    return source if labels is not None and bool((labels >= 0).any()) else None

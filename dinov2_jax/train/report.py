@@ -10,16 +10,19 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import to_json
 from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.data.stream import eval_batches
-from dinov2_jax.features.frozen import cls_forward
+from dinov2_jax.data.stream import stream_pictures
+from dinov2_jax.features.extractor import Extractor
+from dinov2_jax.features.request import central_square
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.train.setup import Run, make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
 from dinov2_jax.viz.sheet import as_rgb, crop_sheet
+from dinov2_jax.weights.load import Backbone
 
 PICTURES = 8
 
@@ -55,24 +58,25 @@ def to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
 
 def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> list[tuple]:
     """(picture, joint PCA of its patch features as colours) of a few evenly spread pictures."""
-    patch = config.model.patch_size
+    model, colour, patch = run.objective.teacher.backbone, config.colour, config.model.patch_size
     side = max(config.eval.image_size, 8 * patch) // patch * patch  # at least 8 x 8 patches
+    preprocessing = Preprocessing(side, side, tuple(colour.mean), tuple(colour.std))
+    backbone = Backbone(model, teacher["backbone"], preprocessing, {}, "teacher", "run", ())
+    request = central_square(model, preprocessing, ("patches",), config.model.in_channels)
     chosen = np.linspace(0, len(source) - 1, min(PICTURES, len(source))).astype(int)
-    (batch,) = eval_batches(
-        source,
-        chosen,
-        batch_size=len(chosen),
-        resize_size=side,
-        image_size=side,
-        decoding=DecodeSpec(config.data.max_pixels, config.model.in_channels),
-    )
-    pictures = batch["images"][batch["index"] >= 0]
-    if not len(pictures):
+    mesh, most = jax.sharding.get_mesh(), config.data.max_pixels
+    extractor = Extractor(backbone, request, batch_size=len(chosen), mesh=mesh)
+    columns, readable = extractor.read(source, chosen, max_pixels=most)
+    if not readable.any():
         return []
-    forward = cls_forward(run.objective.teacher.backbone, config.colour.mean, config.colour.std)
-    patches = forward(teacher["backbone"], pictures)["patches"]
-    colours = pca_rgb(np.asarray(patches, np.float32), (side // patch, side // patch))
-    return list(zip(as_rgb(pictures), colours, strict=True))
+    colours = pca_rgb(columns["patches"][readable], request.fit.grid)
+    decoding = DecodeSpec(most, request.channels)
+    read = stream_pictures(source, chosen[readable], request.fit, decoding=decoding, workers=0)
+    return [
+        (as_rgb(image), coloured)
+        for (_, image), coloured in zip(read, colours, strict=True)
+        if image is not None
+    ]
 
 
 def report(

@@ -1,10 +1,11 @@
-"""A few pictures through a backbone, at their own shape: cls, patches and attention of a block."""
+"""A few pictures through a backbone at their own shape, and many at the size of the weights."""
 
+import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -13,10 +14,14 @@ from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source, SourceError
-from dinov2_jax.data.stream import eval_batches
+from dinov2_jax.data.stream import Picture as StreamedPicture
+from dinov2_jax.data.stream import stream_pictures
+from dinov2_jax.features.extractor import Extractor, with_progress
+from dinov2_jax.features.request import Request, central_square
 from dinov2_jax.models.attention_maps import attention_maps
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.canvas import resize
+from dinov2_jax.weights.load import Backbone
 
 THUMB_PX = 128
 
@@ -83,71 +88,64 @@ def fit_to_patches(image: np.ndarray, side_px: int, patch_px: int) -> np.ndarray
     return Fit("resize", (side_px,), 0, patch_px)(image)
 
 
-def look(
-    model: VisionTransformer,
-    params: Any,
-    preprocessing: Preprocessing,
-    pictures: Sequence[Picture],
-    block: int = -1,
-) -> Iterator[Seen]:
-    """Features and attention of a block, one picture after the other; a compilation a shape.
+def look(backbone: Backbone, pictures: Sequence[Picture], block: int = -1) -> Iterator[Seen]:
+    """Computes features and attention of a block, one picture after the other.
 
     Raises:
-      ValueError: for a block that does not exist.
+      ValueError: the block does not exist.
     """
-    block, first = block % model.depth, 1 + model.registers
-
-    @jax.jit
-    def forward(params: Any, pixels: Array) -> tuple[Array, Array]:
-        images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
-        out = model.apply({"params": params}, images, intermediate=(block,))
-        return out["blocks"][0][1][0], attention_maps(model, params, images, block)[0]
-
+    model, block = backbone.model, block % backbone.model.depth
+    fit = Fit("resize", (model.patch_size,), 0, model.patch_size)  # the pictures are fitted already
+    columns = (("cls", "cls", block), ("patches", "patches", block))
+    extractor = Extractor(backbone, Request(columns, True, fit), batch_size=1)
+    params = jax.device_put(backbone.params)
     for picture in pictures:
-        rows, columns = (side // model.patch_size for side in picture.pixels.shape[:2])
-        tokens, heads = (np.asarray(x, np.float32) for x in forward(params, picture.pixels))
-        patches = tokens[first:].reshape(rows, columns, -1)
-        yield Seen(tokens[0], patches, heads.reshape(-1, rows, columns))
+        (seen,) = extractor.run(iter([(0, picture.pixels)]))
+        patches = seen.columns["patches"][0].reshape(*seen.grid, -1)
+        heads = _attention(params, picture.pixels, model, backbone.preprocessing, block)
+        yield Seen(seen.columns["cls"][0], patches, np.asarray(heads).reshape(-1, *seen.grid))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocessing", "block"))
+def _attention(
+    params: Any,
+    pixels: Array,
+    model: VisionTransformer,
+    preprocessing: Preprocessing,
+    block: int,
+) -> Array:
+    """Attention from cls to the patches of a picture, [heads, P]."""
+    images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
+    return attention_maps(model, params, images, block)[0]
 
 
 def leaf_through(
-    model: VisionTransformer,
-    params: Any,
-    preprocessing: Preprocessing,
-    source: Source,
-    records: Sequence[int],
-    batch_size: int,
-    max_pixels: int,
+    backbone: Backbone, source: Source, records: Sequence[int], batch_size: int, max_pixels: int
 ) -> Album:
     """cls features and thumbnails of many pictures, at the size that the weights expect.
 
     Pictures that cannot be decoded are left out.
 
     Raises:
-      SourceError: where none can.
+      SourceError: none can be decoded.
     """
+    request = central_square(backbone.model, backbone.preprocessing)
+    extractor = Extractor(backbone, request, batch_size=min(batch_size, len(records)))
+    rows, decoding = np.asarray(records), DecodeSpec(max_pixels)
+    read = stream_pictures(source, rows, request.fit, decoding=decoding, workers=0)
+    thumbs: dict[int, np.ndarray] = {}
 
-    @jax.jit
-    def forward(params: Any, pixels: Array) -> Array:
-        images = normalize(pixels, preprocessing.mean, preprocessing.std)
-        return model.apply({"params": params}, images)["cls"]
+    def keep_thumbs(pictures: Iterator[StreamedPicture]) -> Iterator[StreamedPicture]:
+        for record, image in pictures:
+            if image is not None:
+                thumbs[record] = resize(image, THUMB_PX, THUMB_PX)
+            yield record, image
 
-    features, thumbs, kept = [], [], []
-    batches = eval_batches(
-        source,
-        records,
-        batch_size=min(batch_size, len(records)),
-        resize_size=preprocessing.resize_px,
-        image_size=preprocessing.image_px,
-        decoding=DecodeSpec(max_pixels),
-    )
-    for batch in batches:
-        real = batch["index"] >= 0
-        features.append(np.asarray(forward(params, jnp.asarray(batch["images"])))[real])
-        kept.append(batch["index"][real])
-        thumbs += [resize(image, THUMB_PX, THUMB_PX) for image in batch["images"][real]]
-    if not thumbs:
+    with contextlib.closing(read):
+        pictures = with_progress(keep_thumbs(read), len(records))
+        parts = [(c.rows, c.columns["cls"]) for c in extractor.run(pictures)]
+    if not parts:
         raise SourceError(f"none of the {len(records)} pictures can be decoded; name others")
-    return Album(
-        np.concatenate(features), np.stack(thumbs), np.concatenate(kept), preprocessing.image_px
-    )
+    kept, features = (np.concatenate(part) for part in zip(*parts, strict=True))
+    side_px = backbone.preprocessing.image_px
+    return Album(features, np.stack([thumbs[record] for record in kept]), kept, side_px)

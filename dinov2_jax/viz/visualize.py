@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.config.files import nearest as nearest_name
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.features.extractor import with_progress
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.viz.figures import (
     attention_figures,
@@ -61,8 +61,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     if not pictures:
         raise SourceError(f"none of the {len(chosen)} pictures can be used: {notes[0]}")
     block = config.block % backbone.model.depth
-    views = look(backbone.model, backbone.params, backbone.preprocessing, pictures, block)
-    seen = list(tqdm(views, total=len(pictures), desc="pictures", unit="picture"))
+    seen = list(with_progress(look(backbone, pictures, block), len(pictures)))
     figures, more = _few(config, pictures, seen, block)
     whole, others = _many(config, backbone, source, pictures)
     page = write_gallery(
@@ -128,15 +127,7 @@ def _many(
     records = sorted({*choose(source, config.folder_pictures), *few})
     if len(records) < 3:
         return [], ["no neighbours and no plane: they need three pictures"]
-    album = leaf_through(
-        backbone.model,
-        backbone.params,
-        backbone.preprocessing,
-        source,
-        records,
-        config.batch_size,
-        config.data.max_pixels,
-    )
+    album = leaf_through(backbone, source, records, config.batch_size, config.data.max_pixels)
     lost = len(records) - len(album.records)
     notes = [f"warning: {lost} pictures of the folder cannot be decoded"] if lost else []
     return [neighbour_figure(pictures, album, config.neighbours.k), plane_figure(album)], notes

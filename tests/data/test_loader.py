@@ -16,6 +16,7 @@ from PIL import Image
 from dinov2_jax.data import loader as pipeline
 from dinov2_jax.data.crops import Box, center_crop, resize_crop, sample_box
 from dinov2_jax.data.decode import DecodeSpec, decode, load_record
+from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.loader import (
     MAX_REPLACEMENTS,
     BatchSpec,
@@ -26,7 +27,7 @@ from dinov2_jax.data.loader import (
 from dinov2_jax.data.masking import upperbound
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.data.stream import eval_batches
+from dinov2_jax.data.stream import stream_pictures
 
 CROPS = CropSpec(32, (0.32, 1.0), 16, (0.05, 0.32), 3)
 MASKS = MaskSpec(8, 0.5, (0.1, 0.5))
@@ -206,30 +207,20 @@ def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(tmp_path: 
         assert np.mean(errors) < 0.5  # of 255
 
 
-def test_evaluation_batches_are_padded(source: Source) -> None:
-    found = list(
-        eval_batches(
-            source, [6, 0, 3], batch_size=2, resize_size=36, image_size=32, decoding=DecodeSpec()
-        )
-    )
-    assert [batch["index"].tolist() for batch in found] == [[6, 0], [3, -1]]
-    assert all(batch["images"].shape == (2, 32, 32, 3) for batch in found)
-    np.testing.assert_array_equal(found[1]["images"][0], center_crop(decode(source[3]), 36, 32))
-    assert not found[1]["images"][1].any()
+def test_pictures_for_evaluation_come_in_order_and_once(source: Source) -> None:
+    fit, rows = Fit("center_crop", (32,), 36, 8), np.array([6, 0, 3])
+    found = list(stream_pictures(source, rows, fit, decoding=DecodeSpec(), workers=0))
+    assert [row for row, _ in found] == [6, 0, 3]
+    assert all(image is not None and image.shape == (32, 32, 3) for _, image in found)
+    np.testing.assert_array_equal(found[2][1], center_crop(decode(source[3]), 36, 32))
 
 
 def test_evaluation_marks_bad_records(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    (batch,) = eval_batches(
-        Folder(str(tmp_path)),
-        range(3),
-        batch_size=3,
-        resize_size=36,
-        image_size=32,
-        decoding=DecodeSpec(),
-    )
-    assert batch["index"].tolist() == [0, 1, -1]
+    source, fit = Folder(str(tmp_path)), Fit("center_crop", (32,), 36, 8)
+    found = stream_pictures(source, np.arange(3), fit, decoding=DecodeSpec(), workers=0)
+    assert [row if image is not None else -1 for row, image in found] == [0, 1, -1]
 
 
 def run(script: str) -> subprocess.CompletedProcess:
@@ -250,7 +241,9 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
         import sys, time
         from dinov2_jax.data.decode import DecodeSpec
         from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec, TrainLoader
-        from dinov2_jax.data.stream import eval_batches
+        import numpy as np
+        from dinov2_jax.data.fit import Fit
+        from dinov2_jax.data.stream import stream_pictures
         from dinov2_jax.data.sources.open import open_source
 
         if __name__ == "__main__":
@@ -262,8 +255,8 @@ def test_workers_end_without_a_word(source: Source, tmp_path: Path) -> None:
             kept = next(loader)["global_crops"]
             time.sleep(1)  # until the second worker, never asked so far, has its arrays ready
             loader.close()
-            left_early = eval_batches(source, range(7), batch_size=2, resize_size=36,
-                                      image_size=32, decoding=DecodeSpec(), workers=1)
+            left_early = stream_pictures(source, np.arange(7), Fit("center_crop", (32,), 36, 8),
+                                         decoding=DecodeSpec(), workers=1)
             kept_too = next(left_early)
             del left_early
             print(kept.shape)

@@ -36,7 +36,7 @@ def given(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(given):
-    return extract(*given)
+    return extract(*given, on_error="nan")
 
 
 def configured(given, **changes):
@@ -88,7 +88,8 @@ def test_equals_the_function_in_both_formats(given, tmp_path, capsys, form):
     kinds = ("cls", "mean_patch", "patches", "mask")
     changes = {"features": kinds[:3], "policy": "pad", "size": (8,), "store.format": form}
     embed(configured(given, **changes), str(tmp_path / "out"))
-    expected = extract(*given, features=kinds[:3], policy="pad", size=(8,))
+    options = {"policy": "pad", "size": (8,), "on_error": "nan"}
+    expected = extract(*given, features=kinds[:3], **options)
     check_all(tmp_path / "out", expected, kinds=kinds)
     said = capsys.readouterr().out
     assert "58 pictures, 3 of them unreadable" in said and "images/s" in said
@@ -183,7 +184,7 @@ def test_float16_holds_or_says_that_it_does_not(given, expected, tmp_path, monke
     monkeypatch.setattr(
         task.Extractor, "empty", lambda self, rows: {"cls": np.full((rows, 24), 7e4, np.float32)}
     )
-    monkeypatch.setattr(task.Extractor, "fill", lambda *rest: [])
+    monkeypatch.setattr(task.Extractor, "run", lambda *rest: iter(()))
     with pytest.raises(ShardsError, match="7e\\+04, more than float16"):
         embed(config, str(tmp_path / "beyond"))
 
@@ -301,7 +302,7 @@ def test_killed_twice(tmp_path, form):
     last = start(line)
     said = last.communicate()[0]
     assert last.returncode == 0 and "of 300 pictures" in said, said
-    check_all(folder, extract(*given), broken)
+    check_all(folder, extract(*given, on_error="nan"), broken)
 
 
 def test_two_processes_take_a_share_each(given, expected, tmp_path):

@@ -1,5 +1,6 @@
 """`extract`: equal to the model run on one picture, whatever the batch, the devices, the policy."""
 
+import operator
 import tarfile
 
 import jax
@@ -16,6 +17,10 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.features.extract import as_source, extract
+from dinov2_jax.features.forward import forward, place_weights, shorten
+from dinov2_jax.features.request import make_request
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import put_batch
 from tests.features.tiny import PATCH, PREPROCESSING, backbone, write_pictures, write_weights
 
 KINDS = ("cls", "registers", "mean_patch", "patches")
@@ -53,7 +58,8 @@ def test_public_name():
 
 
 def test_every_kind_equals_the_model_on_one_picture(tiny, pictures):
-    found = extract(tiny, pictures, features=KINDS)
+    with pytest.warns(UserWarning, match="2 of 21 pictures cannot be read, such as 00004.jpeg"):
+        found = extract(tiny, pictures, features=KINDS)
     assert set(found.arrays) == set(KINDS) and found.grid == (4, 4)
     assert found.names == sorted(found.names) and len(found.names) == 21
     assert set(found.unreadable) == {4, 13} and all(found.unreadable.values())
@@ -70,7 +76,7 @@ def test_every_kind_equals_the_model_on_one_picture(tiny, pictures):
 
 @pytest.mark.parametrize(("policy", "size"), [("center_crop", (16,)), ("pad", (8,))])
 def test_batch_size_devices_and_workers_change_nothing(tiny, pictures, policy, size):
-    options = {"features": KINDS, "policy": policy, "size": size}
+    options = {"features": KINDS, "policy": policy, "size": size, "on_error": "nan"}
     reference = extract(tiny, pictures, batch_size=16, workers=2, **options)
     for changes in (
         {"batch_size": 1, "devices": jax.devices()[:1]},
@@ -142,8 +148,8 @@ def test_resize(tiny, size, shape, expected):
 
 
 def test_bfloat16_is_close_and_another(tiny, pictures):
-    exact = extract(tiny, pictures)["cls"]
-    rough = extract(tiny, pictures, dtype=jnp.bfloat16)["cls"]
+    exact = extract(tiny, pictures, on_error="nan")["cls"]
+    rough = extract(tiny, pictures, dtype=jnp.bfloat16, on_error="nan")["cls"]
     difference = np.nanmax(np.abs(exact - rough))
     assert 1e-4 < difference < 0.2 and rough.dtype == np.float32
 
@@ -165,9 +171,125 @@ def test_what_pictures_may_be(pictures, tmp_path):
 def test_arrays_and_paths_that_lead_nowhere(tiny, pictures, tmp_path):
     files = sorted(pictures.iterdir())
     images = [decode(file.read_bytes()) for file in files[:2]]
-    by_path = extract(tiny, [*files[:2], tmp_path / "nowhere.png"])
+    by_path = extract(tiny, [*files[:2], tmp_path / "nowhere.png"], on_error="nan")
     np.testing.assert_allclose(extract(tiny, images)["cls"], by_path["cls"][:2], atol=ATOL)
     assert list(by_path.unreadable) == [2] and "No such file" in by_path.unreadable[2]
+
+
+def test_one_array_is_one_picture(tiny):
+    image = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    one = extract(tiny, image)
+    assert one["cls"].shape == (1, 24) and one.names == ["[0]"]
+    np.testing.assert_allclose(one["cls"], extract(tiny, [image])["cls"], atol=ATOL)
+    several = extract(tiny, np.stack([image, image[::-1]]))
+    np.testing.assert_allclose(several["cls"][0], one["cls"][0], atol=ATOL)
+    gray = extract(tiny, image[..., 0])
+    assert gray["cls"].shape == (1, 24)
+    np.testing.assert_allclose(gray["cls"], extract(tiny, image[..., :1])["cls"], atol=ATOL)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16", "1"])
+def test_pillow_pictures_are_decoded_as_files_are(tiny, mode, tmp_path):
+    pixels = np.random.default_rng(4).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        picture = picture if mode == "RGBA" else picture.convert("RGB").convert(mode)
+    picture.save(tmp_path / "one.png")
+    expected = extract(tiny, tmp_path / "one.png")["cls"]
+    np.testing.assert_array_equal(extract(tiny, picture)["cls"], expected)
+    np.testing.assert_array_equal(extract(tiny, [picture, picture])["cls"][1:], expected)
+
+
+def test_a_pillow_picture_is_turned_upright_and_stays_as_it_is(tiny, tmp_path):
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as picture:
+        found = extract(tiny, picture)
+        assert picture.size == (30, 8) and found.names == [str(tmp_path / "turned.png")]
+    expected = extract(tiny, np.rot90(pixels, -1).copy())["cls"]
+    np.testing.assert_allclose(found["cls"], expected, atol=ATOL)
+
+
+def test_missing_files_are_named(tiny, pictures):
+    files = sorted(map(str, pictures.iterdir()))
+    with pytest.raises(FileNotFoundError, match=r"^no1.jpg, no2.jpg do not exist$"):
+        extract(tiny, [files[0], "no1.jpg", "no2.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"no1, no2, no3 and 2 more do not exist"):
+        extract(tiny, [f"no{i}" for i in range(1, 6)])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        extract(tiny, "nowhere/picture.jpg")
+
+
+def test_an_unreadable_picture_raises_or_is_nan(tiny, pictures):
+    files = sorted(map(str, pictures.iterdir()))
+    with pytest.raises(SourceError, match=r'1 of 2 .*00004.jpeg \(.+\); .* on_error="nan"'):
+        extract(tiny, files[3:5])
+    with pytest.raises(SourceError, match="1 of 1"):
+        extract(tiny, files[4])
+    with pytest.raises(SourceError, match="2 of 21"):
+        extract(tiny, pictures, on_error="raise")
+    found = extract(tiny, files[3:5], on_error="nan")
+    assert list(found.unreadable) == [1] and np.isnan(found["cls"][1]).all()
+    with pytest.raises(ConfigError, match="did you mean 'raise'"):
+        extract(tiny, files[:1], on_error="rais")
+
+
+def lowered(action):
+    """How many programs `action` makes."""
+    names = []
+
+    def listen(event, seconds, **rest):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    action()
+    return len(names)
+
+
+def test_the_second_call_compiles_nothing(tiny):
+    first, second = np.random.default_rng(5).integers(0, 256, (2, 3, 40, 40, 3), dtype=np.uint8)
+    options = {"features": KINDS, "layers": (0, 2), "batch_size": 16}
+    assert lowered(lambda: extract(tiny, first, **options)) > 0
+    assert lowered(lambda: extract(tiny, second, **options)) == 0
+    other = backbone(seed=1)  # other weights, same architecture
+    assert lowered(lambda: extract(other, second, **options)) == 0
+
+
+def test_the_second_call_copies_no_weights(tiny):
+    image = np.zeros((16, 16, 3), np.uint8)
+    extract(tiny, image)
+    request = make_request(tiny, ("cls",), (-1,), True, "center_crop", ())
+    mesh = make_mesh(devices=jax.local_devices())
+    placed = place_weights(tiny, request, mesh)
+    extract(tiny, image)
+    assert all(
+        map(operator.is_, *map(jax.tree.leaves, (place_weights(tiny, request, mesh), placed)))
+    )
+
+
+def test_devices_divide_the_work(tiny):
+    """A device of n computes the nth part of what one alone would."""
+    request = make_request(tiny, ("cls",), (-1,), True, "center_crop", ())
+    flops = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(devices=devices)
+        batch = {"images": np.zeros((16, 16, 16, 3), np.uint8), "readable": np.ones(16, bool)}
+        with jax.set_mesh(mesh):
+            program = forward.lower(
+                place_weights(tiny, request, mesh),
+                **put_batch(batch, mesh),
+                model=shorten(tiny.model, request, jnp.float32),
+                preprocessing=tiny.preprocessing,
+                request=request,
+                copy_to_all=False,
+            )
+        flops.append(program.compile().cost_analysis()["flops"])
+    assert flops[0] / flops[1] > 0.8 * len(jax.devices()) > 1
 
 
 def test_weights_by_path(tiny, tmp_path):
@@ -205,6 +327,13 @@ def test_registers_of_a_backbone_without_any():
         ([], "empty"),
         ([np.zeros((8, 8, 3))], r"float64 \[8, 8, 3\], but must be uint8"),
         (3, "type int"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\], but must be uint8 \[H, W, 3\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "the array of pictures is empty"),
+        (np.zeros((8, 8, 3)), r"float64 \[8, 8, 3\]"),
+        ("https://example.org/a.jpg", "a.jpg is a URL; download"),
+        (["s3://bucket/a.jpg"], "is a URL"),
+        (["a.jpg", np.zeros((8, 8, 3), np.uint8)], "mixes paths and arrays"),
+        ([Image.new("RGB", (8, 8)), "a.jpg"], "mixes PIL pictures and paths"),
     ],
 )
 def test_pictures_that_are_none(tiny, pictures, message):

@@ -16,6 +16,7 @@ from dinov2_jax.main import main
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.look import fit_to_patches, look, read_pictures
 from dinov2_jax.weights.bundle import write_bundle
+from dinov2_jax.weights.load import Backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCH = 8
@@ -162,12 +163,13 @@ def test_a_view_is_the_model_s_own_output(model: tuple, folder: Path) -> None:
     source = open_source("folder", str(folder), split="all")
     pictures, notes = read_pictures(source, [1, 5], 32, PATCH, 10**6)
     assert [p.name for p in pictures] == ["1.png"] and len(notes) == 1
-    (view,) = look(*model, Preprocessing(), pictures)
+    backbone = Backbone(*model, Preprocessing(), {}, "tiny", "bundle", ())
+    (view,) = look(backbone, pictures)
     pixels = pictures[0].pixels[None].astype(np.float32) / 255
     images = (pixels - np.array(Preprocessing.mean)) / np.array(Preprocessing.std)
     out = model[0].apply({"params": model[1]}, images.astype(np.float32))
     np.testing.assert_allclose(view.cls, out["cls"][0], atol=1e-5)
     np.testing.assert_allclose(view.patches.reshape(32, 12), out["patches"][0], atol=1e-5)
     assert view.attention.shape == (3, 4, 8) and (view.attention.sum(axis=(1, 2)) < 1).all()
-    (early,) = look(*model, Preprocessing(), pictures, block=0)
+    (early,) = look(backbone, pictures, block=0)
     assert np.abs(early.patches - view.patches).max() > 0.01

@@ -52,9 +52,15 @@ class Tfds:
     def labels(self) -> np.ndarray | None:
         """Class numbers, int64; the first use reads every record once."""
         if self._label is not None and self._labels is None:
-            found = (self._records[row][self._label] for row in range(len(self)))
-            self._labels = np.fromiter(found, np.int64, len(self))
+            self._labels = self.labels_of(np.arange(len(self)))
         return self._labels
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """Class numbers of some records, int64; reads just these records."""
+        if self._label is None:
+            return np.full(len(rows), -1, np.int64)
+        found = (self._records[int(row)][self._label] for row in rows)
+        return np.fromiter(found, np.int64, len(rows))
 
     def name(self, index: int) -> str:
         """`name/split[index]`."""

@@ -3,22 +3,20 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from dinov2_jax.data.decode import MAX_PIXELS, DecodeSpec
-from dinov2_jax.data.photometric import normalize
+from dinov2_jax.data.decode import MAX_PIXELS
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.data.stream import eval_batches
-from dinov2_jax.features.frozen import extract_features
+from dinov2_jax.features.extractor import Extractor
+from dinov2_jax.features.request import central_square
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.parallel.constraints import replicate
-from dinov2_jax.parallel.mesh import make_mesh, state_shardings
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.weights.load import Backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,35 +53,24 @@ def predict(
     mesh: Mesh | None = None,
     description: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the pictures `indices`, resized and cropped in the middle as the weights say.
+    """Computes logits of pictures, resized and cropped in the middle as the weights say.
 
-    Of several processes, all must call it with the same pictures.
+    With several processes, all must pass the same pictures; each reads its share.
 
     Args:
-      description: of the progress bar; no bar without one.
+      indices: records of `source`.
+      mesh: all devices of all processes by default.
+      description: what the progress counts; "" shows none.
 
     Returns:
-      fp32 [n, K] and the record of each [n]; pictures that cannot be read are left out.
+      fp32 [n, K] and the record of each row [n]; unreadable pictures are left out.
     """
+    backbone = Backbone(found.model, found.params, preprocessing, {}, "fine-tuned", "run", ())
+    kinds = ("cls", "mean_patch") if found.head.avgpool else ("cls",)
+    request = central_square(found.model, preprocessing, kinds, len(preprocessing.mean))
     mesh = mesh or make_mesh()
-    head = {"kernel": found.head.weight.T, "bias": found.head.bias}
-    values = {"backbone": found.params, "head": head}
-    values = jax.device_put(values, state_shardings(values, mesh))
-
-    def forward(values: Any, images: Array) -> dict[str, Array]:
-        images = normalize(images, preprocessing.mean, preprocessing.std)
-        out = found.model.apply({"params": values["backbone"]}, images)
-        return {"cls": replicate(logits_of(values["head"], out, found.head.avgpool))}
-
-    batches = eval_batches(
-        source,
-        indices,
-        batch_size=batch_size,
-        resize_size=preprocessing.resize_px,
-        image_size=preprocessing.image_px,
-        decoding=DecodeSpec(max_pixels, len(preprocessing.mean)),
-        workers=workers,
-    )
-    how = {"total": len(indices), "description": description}
-    with jax.set_mesh(mesh):
-        return extract_features(jax.jit(forward), values, batches, **how)
+    extractor = Extractor(backbone, request, batch_size=batch_size, mesh=mesh)
+    how = {"max_pixels": max_pixels, "workers": workers, "unit": description}
+    columns, readable = extractor.read(source, np.asarray(indices), **how)
+    logits = found.head.logits([columns[kind][readable] for kind in kinds])
+    return logits, np.asarray(indices)[readable]
