@@ -128,7 +128,7 @@ def _row(name: str, metric: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         metric["data"],
         name,
-        "-" if value is None else f"{value:.2f}",
+        "-" if value is None else f"{value:.2f}" if metric["unit"] == "%" else f"{value:.4g}",
         metric["unit"],
         "higher" if metric["higher_is_better"] else "lower",
         f"{metric['n']:,}" if metric["n"] else "",

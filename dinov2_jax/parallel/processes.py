@@ -125,7 +125,7 @@ def from_main(value: Any) -> Any:
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.resize(text, length) if len(text) else np.zeros(length, np.uint8)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist()))
 

@@ -204,6 +204,14 @@ def given_head(context: Context, path: str) -> LinearHead:
             f"the linear classifier {path} has {len(head.bias)} classes and the data "
             f"{len(classes)}; evaluate it on data with the classes it was trained on"
         )
+    # Published heads for ImageNet name its classes in words, and the set has WordNet ids.
+    words = context.data.published == "imagenet" and not {*classes} & {*head.class_names}
+    odd = [(ours, own) for ours, own in zip(classes, head.class_names, strict=False) if ours != own]
+    if odd and not words:
+        raise ConfigError(
+            f"the linear classifier {path} has the class {odd[0][1]!r} where the data has "
+            f"{odd[0][0]!r}; evaluate it on data with the classes it was trained on"
+        )
     return head
 
 
