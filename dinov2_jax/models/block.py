@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
@@ -18,45 +17,26 @@ from dinov2_jax.models.layers import (
     swiglu_hidden_dim,
     unpack,
 )
+from dinov2_jax.ops.stochastic_depth import (
+    gather,
+    kept_crops,
+    sample_kept,
+    scale_and_scatter,
+    split_keys,
+)
 
 # A residual branch: packed tokens [G, T, D] and the crop sets they came from -> [G, T, D].
 Branch = Callable[[Array, Sequence[Array]], Array]
 
 
-def kept_crops(crops: int, drop_rate: float) -> int:
-    """How many of `crops` crops a branch computes: truncated like the reference, at least one."""
-    return max(int(crops * (1 - drop_rate)), 1)
-
-
-def split_keys(keys: Array, count: int) -> Array:
-    """The keys [G] of the groups -> [count, G]: each group's own, whatever groups are beside it."""
-    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
-
-
-def sample_kept(keys: Array, crops: int, kept: int) -> Array:
-    """A fresh random subset of the crops of every group: keys [G] -> indices [G, kept]."""
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (crops,)))(keys)
-    return jnp.argsort(draws, axis=-1)[:, :kept]
-
-
-def _gather(x: Array, index: Array) -> Array:
-    """Rows index [G, k] of x [G, b, N, D], each group its own."""
-    return jax.vmap(lambda rows, i: rows[i])(x, index)
-
-
-def _scatter_add(x: Array, index: Array, update: Array) -> Array:
-    """x [G, b, N, D] with update [G, k, N, D] added to rows index [G, k]."""
-    return jax.vmap(lambda rows, i, u: rows.at[i].add(u, unique_indices=True))(x, index, update)
-
-
 def add_residual(
     crops: Sequence[Array], branch: Branch, gamma: Array | float, keys: Array | None, rate: float
 ) -> list[Array]:
-    """x + gamma * branch(x), where each group drops the branch for a share `rate` of its crops.
+    """x + gamma * branch(x); each group skips the branch for a share `rate` of its crops.
 
-    Every crop set draws its own subset of exactly k = max(int(b * (1 - rate)), 1) of the b crops of
-    a group; the kept residuals are scaled by b / k (not 1 / (1 - rate)), LayerScale after the
-    branch. Source: FB dinov2/layers/block.py, list path; paper section 5.
+    In every crop set exactly k = max(int(b * (1 - rate)), 1) of a group's b crops keep the branch.
+    Their residuals are scaled by b / k (not 1 / (1 - rate)). LayerScale comes after the branch.
+    Source: FB dinov2/layers/block.py, list path; paper section 5.
 
     Args:
       crops: crop sets [G, b, N, D].
@@ -68,15 +48,15 @@ def add_residual(
     if keys is None or rate == 0.0:
         out = unpack(branch(pack(crops), crops), crops)
         return [x + (gamma * o).astype(x.dtype) for x, o in zip(crops, out, strict=True)]
-    subsets, indices = [], []
-    for x, set_keys in zip(crops, split_keys(keys, len(crops)), strict=True):
-        index = sample_kept(set_keys, x.shape[1], kept_crops(x.shape[1], rate))
-        indices.append(index)
-        subsets.append(_gather(x, index))
-    out = unpack(branch(pack(subsets), subsets), subsets)
+    indices = [
+        sample_kept(set_keys, x.shape[1], kept_crops(x.shape[1], rate))
+        for x, set_keys in zip(crops, split_keys(keys, len(crops)), strict=True)
+    ]
+    kept = [gather(x, index) for x, index in zip(crops, indices, strict=True)]
+    out = unpack(branch(pack(kept), kept), kept)
     return [
-        _scatter_add(x, i, (x.shape[1] / i.shape[1] * gamma * o).astype(x.dtype))
-        for x, i, o in zip(crops, indices, out, strict=True)
+        scale_and_scatter(x, index, gamma, o)
+        for x, index, o in zip(crops, indices, out, strict=True)
     ]
 
 

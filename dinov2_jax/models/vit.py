@@ -11,9 +11,10 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.block import Block, split_keys
+from dinov2_jax.models.block import Block
 from dinov2_jax.models.layers import layer_norm
 from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.ops.stochastic_depth import split_keys
 from dinov2_jax.parallel.constraints import constrain_batch
 
 

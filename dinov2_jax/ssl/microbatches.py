@@ -1,7 +1,7 @@
-"""A batch in parts: which groups belong to which part, for gradient accumulation.
+"""Micro-batches for gradient accumulation: which groups belong to which part of a batch.
 
-Part a of A holds the groups a, a + A, a + 2 A ...: where groups are spread over devices in order,
-every device finds its share of each part at home.
+Part a of A holds the groups a, a + A, a + 2 A, ...: every device then holds its share of each part,
+because groups are spread over devices in order.
 """
 
 import jax
@@ -12,7 +12,7 @@ from dinov2_jax.parallel.constraints import constrain_batch
 
 
 def take_part(x: Array, groups: int, parts: int, index: Array) -> Array:
-    """Part `index` of x [G r, ...], whose leading axis is G groups of r rows: [G r / A, ...]."""
+    """Part `index` of x [G r, ...], which holds G groups of r rows each: [G r / A, ...]."""
     rows = x.reshape(groups // parts, parts, len(x) // groups, *x.shape[1:])
     part = jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
     return constrain_batch(part.reshape(len(x) // parts, *x.shape[1:]))

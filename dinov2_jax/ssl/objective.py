@@ -1,6 +1,6 @@
 """The training objective: teacher targets, student forward, the weighted sum of losses.
 
-Batches are grouped: G statistical groups of n images (design 3.3). Everything the reference
+A batch consists of G statistical groups of n images (design 3.3). Everything that the reference
 computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) is per group here.
 """
 
@@ -13,12 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax import struct
 from jax import Array
 
-from dinov2_jax.models.head import DINOHead, Scores
+from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.ssl import blocked, losses, targets
+from dinov2_jax.ssl.centering import update_center
+from dinov2_jax.ssl.dino import dino_global_loss, dino_local_loss, dino_terms
+from dinov2_jax.ssl.ibot import ibot_loss, masked_patches
+from dinov2_jax.ssl.koleo import koleo_loss
 from dinov2_jax.ssl.microbatches import join_parts, take_part
+from dinov2_jax.ssl.scores import Scores, Targets, make_scores
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
@@ -26,12 +31,18 @@ Batch = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The modules of one side. `ibot_head` None: patches go through the DINO head."""
+    """The modules of the student or the teacher.
+
+    Attributes:
+      ibot_head: None sends patches through the DINO head.
+      prototype_block: 0, or the number of prototypes to compute at a time (see ssl/scores.py).
+    """
 
     backbone: VisionTransformer
     dino_head: DINOHead
     ibot_head: DINOHead | None = None
     in_channels: int = 3
+    prototype_block: int = 0
 
     def init(self, key: Array, image_size: int) -> dict[str, Any]:
         """Fresh parameters {"backbone", "dino_head"[, "ibot_head"]}."""
@@ -46,25 +57,26 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
         return params
 
-    def logits(self, params: Params, cls: Array, patches: Array) -> tuple[Any, Any]:
-        """DINO logits of cls tokens and iBOT logits of patch tokens, both [G, rows, D or K].
-
-        A head sees all that goes through it in one pass; `Scores` in place of logits where the
-        heads give them.
-        """
-        if self.ibot_head is None:
-            dino, ibot = self.dino_head.apply({"params": params["dino_head"]}, [cls, patches])
-            return dino, ibot
-        dino = self.dino_head.apply({"params": params["dino_head"]}, cls)
-        return dino, self.ibot_head.apply({"params": params["ibot_head"]}, patches)
+    def scores(self, params: Params, cls: Array, patches: Array) -> tuple[Scores, Scores]:
+        """DINO scores of cls tokens and iBOT scores of patches; [G, rows, D] -> [G, rows, K]."""
+        dino_params, block = {"params": params["dino_head"]}, self.prototype_block
+        if self.ibot_head is not None:
+            dino = self.dino_head.apply(dino_params, cls)
+            ibot = self.ibot_head.apply({"params": params["ibot_head"]}, patches)
+            return make_scores(*dino, block), make_scores(*ibot, block)
+        # A shared head runs once on all rows, and its prototypes are normalised once.
+        together = jnp.concatenate([cls, patches], axis=1)
+        features, prototypes = self.dino_head.apply(dino_params, together)
+        parts = jnp.split(features, [cls.shape[1]], axis=1)
+        return make_scores(parts[0], prototypes, block), make_scores(parts[1], prototypes, block)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is optimised: networks of both sides, the centering, and the weights of the losses.
+    """The networks of both sides, the centering, and the weights of the losses.
 
     Attributes:
-      micro_batches: parts in which the networks see a batch; divides its groups.
+      micro_batches: number of parts in which the networks see a batch; divides its groups.
     """
 
     student: Networks
@@ -84,134 +96,105 @@ class Objective:
         }
 
 
+@struct.dataclass
+class TeacherOutput:
+    """What the student has to predict; no gradient flows through it.
+
+    Attributes:
+      dino: targets of the global crops' cls tokens, [G, n, 2, K].
+      ibot: targets of the masked patches, [G, M, K].
+      cls: features of the global crops' cls tokens, [G, 2n, D], for diagnostics.
+    """
+
+    dino: Targets
+    ibot: Targets
+    cls: Array
+
+
 def group_crops(x: Array, groups: int) -> Array:
     """[B, V, ...] -> [G, (B/G) V, ...], image before view."""
     return rearrange(x, "(g n) v ... -> g (n v) ...", g=groups)
 
 
-def masked_patches(patches: Array, indices: Array) -> Array:
-    """Patch tokens of a group's global crops at its masked slots: [G, b, P, D], [G, M]."""
-    flat = rearrange(patches, "g b p d -> g (b p) d")
-    return jax.vmap(lambda rows, i: rows[i])(flat, indices)
+def _teacher_features(objective: Objective, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """The teacher's cls tokens [G, 2n, D] and patches at masked slots [G, M, D].
+
+    The networks see one micro-batch after the other; the targets need features of the whole batch.
+    """
+    groups, parts = batch["mask_indices"].shape[0], objective.micro_batches
+    backbone = {"params": params["backbone"]}
+
+    def one(crops: Array, indices: Array) -> tuple[Array, Array]:
+        grouped = group_crops(crops, indices.shape[0])
+        out: Any = objective.teacher.backbone.apply(backbone, [grouped])[0]
+        return out["cls"], masked_patches(out["patches"], indices)
+
+    inputs = batch["global_crops"], batch["mask_indices"]
+    if parts == 1:
+        return one(*inputs)
+    outs = jax.lax.map(
+        lambda index: one(*(take_part(x, groups, parts, index) for x in inputs)), jnp.arange(parts)
+    )
+    return jax.tree.map(join_parts, outs)
 
 
 def _center(
-    objective: Objective,
-    logits: Array | Scores,
-    center: Array,
-    temp: Array,
-    valid: Array | None,
-) -> tuple[Any, Array]:
-    """Targets of one head and its next centre. logits [G, rows, K]; valid [G, rows] or None."""
-    factored = isinstance(logits, Scores)
+    objective: Objective, scores: Scores, center: Array, temp: Array, valid: Array | None = None
+) -> tuple[Targets, Array]:
+    """Targets [G, rows, K] of one head, and its next centre; valid [G, rows] or None."""
     if objective.centering == "sinkhorn_knopp":
-        sinkhorn = blocked.sinkhorn_targets if factored else targets.sinkhorn_knopp
-        return sinkhorn(logits, temp, valid), center
-    softmax = blocked.center_targets if factored else targets.softmax_center
-    features = logits.features if factored else logits
-    rows = jnp.ones(features.shape[:2], bool) if valid is None else valid
-    statistic = targets.masked_group_mean(features, rows)
-    if factored:  # the mean logit is the logit of the mean feature
-        statistic = jnp.einsum("d,kd->k", statistic, logits.prototypes, precision="highest")
-    return softmax(logits, center, temp), targets.update_center(center, statistic)
-
-
-def _teacher_features(objective: Objective, params: Params, batch: Batch) -> dict[str, Array]:
-    """Of the unmasked global crops: cls tokens [G, 2n, D], patches at masked slots [G, M, D]."""
-    groups = batch["mask_indices"].shape[0]
-    crops = group_crops(batch["global_crops"], groups)
-    out: Any = objective.teacher.backbone.apply({"params": params["backbone"]}, [crops])[0]
-    return {"cls": out["cls"], "patches": masked_patches(out["patches"], batch["mask_indices"])}
-
-
-def _features_in_parts(objective: Objective, params: Params, batch: Batch) -> dict[str, Array]:
-    """The same, one micro-batch after the other: targets need the features of the whole batch."""
-    parts = objective.micro_batches
-    if parts == 1:
-        return _teacher_features(objective, params, batch)
-
-    groups = batch["mask_indices"].shape[0]
-
-    def one(index: Array) -> dict[str, Array]:
-        wanted = {name: batch[name] for name in ("global_crops", "mask_indices")}
-        part = {k: take_part(x, groups, parts, index) for k, x in wanted.items()}
-        return _teacher_features(objective, params, part)
-
-    return jax.tree.map(join_parts, jax.lax.map(one, jnp.arange(parts)))
-
-
-def _views_apart(x: Any) -> Any:
-    """Targets of cls tokens [G, 2n, ...] as [G, n, 2, ...]."""
-    if isinstance(x, blocked.FactoredTargets):
-        features = rearrange(x.scores.features, "g (n v) t d -> g n v t d", v=2)
-        row = rearrange(x.row, "g (n v) t -> g n v t", v=2)
-        return x.replace(scores=x.scores.replace(features=features), row=row)
-    return rearrange(x, "g (n v) k -> g n v k", v=2)
-
-
-def _split_crops(logits: Any, images: int) -> tuple[Any, Any]:
-    """Logits of a group's cls tokens, global crops first, as [G, n, 2, K] and [G, n, V, K]."""
-    if isinstance(logits, Scores):
-        parts = _split_crops(logits.features, images)
-        return logits.replace(features=parts[0]), logits.replace(features=parts[1])
-    parts = logits[:, : 2 * images], logits[:, 2 * images :]
-    return tuple(rearrange(x, "g (n v) k -> g n v k", n=images) for x in parts)
+        return scores.sinkhorn_knopp(temp, valid), center
+    return scores.softmax_center(center, temp), update_center(center, scores.group_mean(valid))
 
 
 def teacher_targets(
     objective: Objective, params: Params, centers: Mapping[str, Array], batch: Batch, temp: Array
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """What the student is to predict, from the teacher's unmasked view of the global crops.
+) -> tuple[TeacherOutput, dict[str, Array]]:
+    """Targets from the teacher's unmasked view of the global crops, and the next centres.
 
     Args:
       params: the teacher's.
       batch: "global_crops" [B, 2, S, S, C] normalised, "mask_indices", "mask_weights" [G, M].
       temp: teacher temperature.
-
-    Returns:
-      Targets {"dino" [G, n, 2, K], "ibot" [G, M, K]}, factored if the heads give `Scores`, plus
-      features for diagnosis, without gradient; and the centres for the next step.
     """
-    nets, features = objective.teacher, _features_in_parts(objective, params, batch)
+    cls, patches = _teacher_features(objective, params, batch)
     valid = batch["mask_weights"] > 0
-    cls, patches = nets.logits(params, features["cls"], features["patches"])
-    dino, dino_center = _center(objective, cls, centers["dino"], temp, None)
-    ibot, ibot_center = _center(objective, patches, centers["ibot"], temp, valid)
-    found = {"dino": _views_apart(dino), "ibot": ibot, "cls": features["cls"]}
-    return jax.lax.stop_gradient((found, {"dino": dino_center, "ibot": ibot_center}))
+    cls_scores, patch_scores = objective.teacher.scores(params, cls, patches)
+    dino, dino_center = _center(objective, cls_scores, centers["dino"], temp)
+    ibot, ibot_center = _center(objective, patch_scores, centers["ibot"], temp, valid)
+    by_view = dino.map_rows(lambda x: rearrange(x, "g (n v) ... -> g n v ...", v=2))
+    out = TeacherOutput(by_view, ibot, cls)
+    return jax.lax.stop_gradient((out, {"dino": dino_center, "ibot": ibot_center}))
 
 
 def part_of_batch(
-    objective: Objective, goals: Mapping[str, Any], batch: Batch, keys: Array, index: Array
-) -> tuple[dict[str, Any], dict[str, Array], Array]:
+    objective: Objective, targets: TeacherOutput, batch: Batch, keys: Array, index: Array
+) -> tuple[TeacherOutput, dict[str, Array], Array]:
     """Targets, batch and keys of one micro-batch, for `student_loss`."""
-
     groups = batch["mask_indices"].shape[0]
 
     def take(x: Array) -> Array:
         return take_part(x, groups, objective.micro_batches, index)
 
-    def take_goal(x: Any) -> Any:
-        return x.map_rows(take) if isinstance(x, blocked.FactoredTargets) else take(x)
-
-    own_goals = {name: take_goal(x) for name, x in goals.items()}
-    return own_goals, {name: take(x) for name, x in batch.items()}, take(keys)
+    dino, ibot = targets.dino.map_rows(take), targets.ibot.map_rows(take)
+    part = TeacherOutput(dino, ibot, take(targets.cls))
+    return part, {name: take(x) for name, x in batch.items()}, take(keys)
 
 
 def student_loss(
     params: Params,
     objective: Objective,
-    goals: Mapping[str, Any],
+    targets: TeacherOutput,
     batch: Batch,
     keys: Array | None,
 ) -> tuple[Array, dict[str, Array]]:
     """The optimised total and its parts (reference-facts 4.7; FB train/ssl_meta_arch.py).
 
-    All of it are means over groups, so the mean over micro-batches is that of the whole batch.
+    Every term is a mean over groups, so averaging micro-batches gives the full-batch value.
 
     Args:
       params: the student's.
-      goals: from `teacher_targets`.
+      targets: from `teacher_targets`.
       batch: also "local_crops" [B, V, s, s, C] and "masks" bool [B, 2, P].
       keys: [G], stochastic depth; None turns it off.
 
@@ -220,30 +203,28 @@ def student_loss(
       enters the total before its weight, KoLeo summed over both crops).
     """
     nets, groups = objective.student, batch["mask_indices"].shape[0]
-    views = batch["local_crops"].shape[1]
+    images, views = batch["local_crops"].shape[:2]
     crops = [group_crops(batch["global_crops"], groups)]
     masks: list[Array | None] = [group_crops(batch["masks"], groups)]
     if views:
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)
-    out = nets.backbone.apply(
+    out: Any = nets.backbone.apply(
         {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
     )
-    patches = masked_patches(out[0]["patches"], batch["mask_indices"])
     cls = jnp.concatenate([x["cls"] for x in out], axis=1)
-    dino, ibot = nets.logits(params, cls, patches)
-    global_logits, local_logits = _split_crops(dino, batch["global_crops"].shape[0] // groups)
-    terms = losses.dino_terms(views)
+    patches = masked_patches(out[0]["patches"], batch["mask_indices"])
+    dino, ibot = nets.scores(params, cls, patches)
+    global_scores, local_scores = _split_crops(dino, images // groups)
+    terms = dino_terms(views)
     parts = {
-        "loss/dino_global": losses.dino_global_loss(global_logits, goals["dino"]) / terms,
+        "loss/dino_global": dino_global_loss(global_scores, targets.dino) / terms,
         "loss/dino_local": jnp.zeros(()),
-        "loss/koleo": 2 * losses.koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
-        "loss/ibot": losses.ibot_loss(
-            ibot, goals["ibot"], batch["mask_weights"], batch["global_crops"].shape[0] * 2
-        ),
+        "loss/koleo": 2 * koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
+        "loss/ibot": ibot_loss(ibot, targets.ibot, batch["mask_weights"], 2 * images),
     }
     if views:
-        parts["loss/dino_local"] = losses.dino_local_loss(local_logits, goals["dino"]) / terms
+        parts["loss/dino_local"] = dino_local_loss(local_scores, targets.dino) / terms
     # DINOv2: KoLeo and iBOT are reported as they are added, where the reference logs half of them;
     # and KoLeo depends on its own weight alone, also when the DINO loss is switched off.
     loss = (
@@ -252,3 +233,15 @@ def student_loss(
         + objective.ibot_weight * parts["loss/ibot"]
     )
     return loss, parts
+
+
+def _split_crops(scores: Scores, images: int) -> tuple[Scores, Scores]:
+    """Scores of a group's cls tokens, global crops first, as [G, n, 2, K] and [G, n, V, K]."""
+
+    def by_image(x: Array) -> Array:
+        return rearrange(x, "g (n v) ... -> g n v ...", n=images)
+
+    return (
+        scores.map_rows(lambda x: by_image(x[:, : 2 * images])),
+        scores.map_rows(lambda x: by_image(x[:, 2 * images :])),
+    )

@@ -56,7 +56,6 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
             hidden_dim=settings.head_hidden_dim,
             bottleneck_dim=settings.head_bottleneck_dim,
             layers=settings.head_layers,
-            prototype_block=config.prototype_block,
             dtype=dtype,
         )
 
@@ -66,6 +65,7 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
         dino_head=head(config.dino),
         ibot_head=head(config.ibot) if config.ibot.separate_head else None,
         in_channels=config.model.in_channels,
+        prototype_block=config.prototype_block,
     )
 
 

@@ -8,8 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from dinov2_jax.ssl.diagnostics import representation_health
-from dinov2_jax.ssl.losses import dino_terms
-from dinov2_jax.ssl.objective import Objective, part_of_batch, student_loss, teacher_targets
+from dinov2_jax.ssl.dino import dino_terms
+from dinov2_jax.ssl.objective import (
+    Objective,
+    TeacherOutput,
+    part_of_batch,
+    student_loss,
+    teacher_targets,
+)
 from dinov2_jax.train.optimizer import AdamW, ema, module_norms
 from dinov2_jax.train.state import TrainState
 
@@ -39,18 +45,18 @@ def train_step(
     """
     color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if photometric is not None:
-        # The barrier keeps XLA from repeating the augmentation in each of its readers (teacher,
-        # student and its backward pass).
+        # Without the barrier XLA may compute the augmentation three times: for the teacher, the
+        # student and the student's backward pass.
         batch = jax.lax.optimization_barrier(photometric(color_key, batch))
-    goals, centers = teacher_targets(
+    targets, centers = teacher_targets(
         objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
     )
     drop_keys = jax.random.split(drop_key, batch["mask_indices"].shape[0])
-    (loss, parts), grads = _student_gradients(objective, state.student, goals, batch, drop_keys)
+    (loss, parts), grads = _student_gradients(objective, state.student, targets, batch, drop_keys)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss + sum(norms.values()))
-    # DINOv2: the reference runs the EMA even when the optimizer skipped a step, and keeps centres
-    # of the bad batch; a skipped step changes nothing here.
+    # DINOv2: a skipped step changes nothing here; the reference still runs the EMA and updates the
+    # centres with the bad batch.
     student, opt_state = optimizer.update(
         grads, norms, state.opt_state, state.student, hyper, finite
     )
@@ -71,21 +77,23 @@ def train_step(
         "nonfinite_streak": state.nonfinite_streak,
     }
     crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
-    health = representation_health(goals, crossed, objective.student.dino_head.prototypes)
+    health = representation_health(
+        targets.dino, targets.cls, crossed, objective.student.dino_head.prototypes
+    )
     norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return state, {"loss": loss} | parts | health | norms | dict(hyper) | counters
 
 
 def _student_gradients(
-    objective: Objective, student: Any, goals: Mapping[str, Any], batch: Batch, keys: Array
+    objective: Objective, student: Any, targets: TeacherOutput, batch: Batch, keys: Array
 ) -> tuple[tuple[Array, dict[str, Array]], Any]:
-    """((loss, its parts), gradients); the mean over micro-batches is that of the whole batch."""
+    """((loss, its parts), gradients), averaged over micro-batches."""
     gradients = jax.value_and_grad(student_loss, has_aux=True)
     if objective.micro_batches == 1:
-        return gradients(student, objective, goals, batch, keys)
+        return gradients(student, objective, targets, batch, keys)
 
     def one(index: Array) -> Any:
-        return gradients(student, objective, *part_of_batch(objective, goals, batch, keys, index))
+        return gradients(student, objective, *part_of_batch(objective, targets, batch, keys, index))
 
     def add(total: Any, index: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(index)), None

@@ -80,7 +80,9 @@ def test_head():
     v = np.asarray(params["last_layer"]["weight_v"])
     assert np.abs(v).max() <= 1 / 16
     assert v.std() == pytest.approx(1 / 16 / math.sqrt(3), rel=0.02)
-    logits = head.apply({"params": params}, jax.random.normal(jax.random.key(2), (9, 32)))
+    features = jax.random.normal(jax.random.key(2), (9, 32))
+    unit, prototypes = head.apply({"params": params}, features)
+    logits = unit @ prototypes.T
     assert np.abs(logits).max() <= 1 + 1e-6  # cosines at gain 1
 
 

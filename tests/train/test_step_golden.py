@@ -176,8 +176,8 @@ def test_first_clipped_gradients(case):
 
     @jax.jit
     def gradients(student, teacher, batch):
-        goals, _ = teacher_targets(objective, teacher, objective.init_centers(), batch, temp)
-        grads = jax.grad(student_loss, has_aux=True)(student, objective, goals, batch, None)[0]
+        targets, _ = teacher_targets(objective, teacher, objective.init_centers(), batch, temp)
+        grads = jax.grad(student_loss, has_aux=True)(student, objective, targets, batch, None)[0]
         return clip_by_module_norm(grads, module_norms(grads), 3.0)
 
     got = flatten(gradients(student, teacher, batch))

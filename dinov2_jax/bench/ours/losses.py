@@ -7,7 +7,9 @@ import numpy as np
 from dinov2_jax.bench.draws import draw_rows
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import DTYPES, configure, repeat, side_of
-from dinov2_jax.ssl import losses, targets
+from dinov2_jax.ssl.centering import update_center
+from dinov2_jax.ssl.ibot import ibot_loss
+from dinov2_jax.ssl.scores import DenseScores
 
 
 def side(settings: Settings) -> Side:
@@ -21,17 +23,14 @@ def side(settings: Settings) -> Side:
     valid = weights > 0
 
     def loss(student, teacher, center):
+        scores = DenseScores(teacher)
         if settings["centering"] == "sinkhorn_knopp":
-            teacher_targets, next_center = (
-                targets.sinkhorn_knopp(teacher, settings["temp"], valid),
-                center,
-            )
+            targets, next_center = scores.sinkhorn_knopp(settings["temp"], valid), center
         else:
-            teacher_targets = targets.softmax_center(teacher, center, settings["temp"])
-            statistic = targets.masked_group_mean(teacher, valid)
-            next_center = targets.update_center(center, statistic)
-        teacher_targets = jax.lax.stop_gradient(teacher_targets)
-        return losses.ibot_loss(student, teacher_targets, weights, crops), next_center
+            targets = scores.softmax_center(center, settings["temp"])
+            next_center = update_center(center, scores.group_mean(valid))
+        targets = jax.lax.stop_gradient(targets)
+        return ibot_loss(DenseScores(student), targets, weights, crops), next_center
 
     block = jax.jit(jax.value_and_grad(loss, has_aux=True))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erfc
 
-from dinov2_jax.models.layers import gelu
+from dinov2_jax.ops.gelu import gelu
 
 POINTS = np.linspace(-12, 12, 4801)
 

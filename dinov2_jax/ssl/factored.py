@@ -1,11 +1,11 @@
-"""Targets and cross-entropy without any array of rows x prototypes.
+"""Scores and targets without any array of rows x prototypes.
 
-For 65,536 prototypes and the 3,770 masked patches of 64 images one fp32 matrix of logits is 988 MB,
+For 65,536 prototypes and the 3,770 masked patches of 64 images one fp32 matrix of scores is 988 MB,
 and a step holds several. Here both sides stay factored: a score is <feature, prototype>, and a
-target is exp(<feature, prototype> / temp + column + row), which is a form of softmax centering and
-of Sinkhorn-Knopp alike. Prototypes are walked through in blocks, scores are computed where they are
-needed and dropped: the memory does not depend on K. It costs arithmetic: the teacher's scores are
-computed 3 times with centering and 6 times with Sinkhorn-Knopp, the student's twice.
+target is exp(<feature, prototype> / temp + column + row), which covers softmax centering and
+Sinkhorn-Knopp. All functions scan over blocks of prototypes, compute the scores of a block and drop
+them, so the memory does not depend on K. The price is arithmetic: the teacher's scores are computed
+3 times with centering and 6 times with Sinkhorn-Knopp, the student's twice.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,43 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from dinov2_jax.models.head import Scores
+from dinov2_jax.ops.max_over_rows import max_over_rows
 from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_scores, tensor_shards
-from dinov2_jax.ssl.targets import SINKHORN_ITERATIONS, max_over_rows
+from dinov2_jax.ssl.centering import SINKHORN_ITERATIONS, masked_group_mean
+
+STUDENT_TEMP = 0.1
+
+
+@struct.dataclass
+class FactoredScores:
+    """Scores [..., K] as features [..., d] times prototypes [K, d]; methods as `scores.Scores`.
+
+    Attributes:
+      features: unit vectors, in the compute dtype.
+      prototypes: weight-normalised, in the compute dtype.
+      block: number of prototypes to compute at a time; divides K.
+    """
+
+    features: Array
+    prototypes: Array
+    block: int = struct.field(pytree_node=False)
+
+    def map_rows(self, change: Callable[[Array], Array]) -> "FactoredScores":
+        return self.replace(features=change(self.features))
+
+    def group_mean(self, valid: Array | None = None) -> Array:
+        # The mean score is the score of the mean feature.
+        mean = masked_group_mean(self.features, valid)
+        return jnp.einsum("d,kd->k", mean, self.prototypes, precision="highest")
+
+    def softmax_center(self, center: Array, temp: Array | float) -> "FactoredTargets":
+        return _softmax_center(self, center, temp)
+
+    def sinkhorn_knopp(self, temp: Array | float, valid: Array | None = None) -> "FactoredTargets":
+        return _sinkhorn_knopp(self, temp, valid)
+
+    def cross_entropy(self, targets: "FactoredTargets", temp: float = STUDENT_TEMP) -> Array:
+        return _cross_entropy(self, targets, temp)
 
 
 @struct.dataclass
@@ -26,38 +60,39 @@ class FactoredTargets:
     """Targets sum_T exp(<features, prototypes> / temp + column + row), [..., K] if written out.
 
     Attributes:
-      scores: the teacher's, features [..., T, d]: T targets are added up.
+      scores: the teacher's, features [..., T, d]: T targets are summed.
       column: [K].
       row: [..., T]; -inf for padding, whose targets are 0.
       temp: teacher temperature.
     """
 
-    scores: Scores
+    scores: FactoredScores
     column: Array
     row: Array
     temp: Array
 
-    def map_rows(self, take: Callable[[Array], Array]) -> "FactoredTargets":
-        """`take`, a choice along the leading axis, of all that has one."""
-        scores = self.scores.replace(features=take(self.scores.features))
-        return self.replace(scores=scores, row=take(self.row))
+    def map_rows(self, change: Callable[[Array], Array]) -> "FactoredTargets":
+        return self.replace(scores=self.scores.map_rows(change), row=change(self.row))
 
     def swap_crops(self) -> "FactoredTargets":
-        """[..., 2, 1] targets of crops 1 and 2 as those of crops 2 and 1."""
-        features, row = jnp.flip(self.scores.features, -3), jnp.flip(self.row, -2)
-        return self.replace(scores=self.scores.replace(features=features), row=row)
+        """[..., 2, 1] targets of crops 1 and 2 -> those of crops 2 and 1."""
+        scores = self.scores.map_rows(lambda x: jnp.flip(x, -3))
+        return self.replace(scores=scores, row=jnp.flip(self.row, -2))
 
-    def add_crops(self) -> "FactoredTargets":
-        """[..., 2, 1] targets of two crops as their sum, [..., 1, 2]."""
-        features, row = jnp.swapaxes(self.scores.features, -3, -2), jnp.swapaxes(self.row, -2, -1)
-        return self.replace(scores=self.scores.replace(features=features), row=row)
+    def sum_crops(self) -> "FactoredTargets":
+        """[..., 2, 1] targets of two crops -> their sum [..., 1, 2]."""
+        scores = self.scores.map_rows(lambda x: jnp.swapaxes(x, -3, -2))
+        return self.replace(scores=scores, row=jnp.swapaxes(self.row, -2, -1))
+
+    def entropy_and_choice(self) -> tuple[Array, Array]:
+        return _entropy_and_choice(self)
 
 
 def _blocks(x: Array, block: int) -> Array:
-    """[K, ...] -> [K / block, block, ...], the axis that is scanned.
+    """[K, ...] -> [K / block, block, ...]; the new leading axis is scanned.
 
-    Prototypes may be split over devices: a block then takes its share from each, so that all of
-    them work on every block and none sends its prototypes away.
+    Prototypes may be split over devices. Each block takes an equal share from every device, so that
+    all devices work on every block and no prototypes are sent.
     """
     shards = _shards(block)
     apart = x.reshape(shards, -1, block // shards, *x.shape[1:])
@@ -65,7 +100,7 @@ def _blocks(x: Array, block: int) -> Array:
 
 
 def _join_blocks(x: Array) -> Array:
-    """The way back, [K / block, block, ...] -> [K, ...]."""
+    """The inverse of `_blocks`: [K / block, block, ...] -> [K, ...]."""
     number, block = x.shape[:2]
     shards = _shards(block)
     apart = x.reshape(number, shards, block // shards, *x.shape[2:])
@@ -82,21 +117,21 @@ def _logits(features: Array, prototypes: Array) -> Array:
     return constrain_scores(jnp.einsum("...d,kd->...k", features, prototypes, **f32))
 
 
-def _fold(step: Callable[..., Any], start: Any, scores: Scores, *columns: Array) -> Any:
+def _fold(step: Callable[..., Any], start: Any, scores: FactoredScores, *columns: Array) -> Any:
     """Scans step(carry, (block of prototypes, column blocks...)) over the prototypes."""
     blocks = tuple(_blocks(x, scores.block) for x in (scores.prototypes, *columns))
     return jax.lax.scan(step, start, tuple(constrain_prototypes(x, 1) for x in blocks))
 
 
 def _logsumexp_step(peak: Array, total: Array, scores: Array) -> tuple[Array, Array]:
-    """One block more in a running log-sum-exp, kept as (maximum, sum relative to it)."""
+    """Adds a block to a running log-sum-exp, kept as (maximum, sum relative to it)."""
     higher = jnp.maximum(peak, scores.max(-1))
     total = total * jnp.exp(peak - higher) + jnp.exp(scores - higher[..., None]).sum(-1)
     return higher, total
 
 
-def center_targets(scores: Scores, center: Array, temp: Array) -> FactoredTargets:
-    """softmax((t - c) / temp), as `targets.softmax_center`; scores [..., d], center [K]."""
+def _softmax_center(scores: FactoredScores, center: Array, temp: Array | float) -> FactoredTargets:
+    """As `centering.softmax_center`: one pass for the log-sum-exp of each row."""
 
     def step(carry: Any, blocks: Any) -> Any:
         block, column = blocks
@@ -109,20 +144,18 @@ def center_targets(scores: Scores, center: Array, temp: Array) -> FactoredTarget
     return _one_target(scores, column, -peak - jnp.log(total), temp)
 
 
-def _one_target(scores: Scores, column: Array, row: Array, temp: Array) -> FactoredTargets:
-    scores = scores.replace(features=scores.features[..., None, :])
+def _one_target(
+    scores: FactoredScores, column: Array, row: Array, temp: Array | float
+) -> FactoredTargets:
+    """Targets with T = 1."""
+    scores = scores.map_rows(lambda x: x[..., None, :])
     return FactoredTargets(scores, column, row[..., None], jnp.asarray(temp, jnp.float32))
 
 
-def sinkhorn_targets(
-    scores: Scores, temp: Array, valid: Array | None = None, iterations: int = SINKHORN_ITERATIONS
+def _sinkhorn_knopp(
+    scores: FactoredScores, temp: Array | float, valid: Array | None
 ) -> FactoredTargets:
-    """As `targets.sinkhorn_knopp`: the same shifts and scaling vectors, a block at a time.
-
-    Args:
-      scores: [..., d], all leading axes are rows.
-      valid: [...] True for real rows.
-    """
+    """As `centering.sinkhorn_knopp`: the same shifts and scaling vectors, a block at a time."""
     features, prototypes = scores.features, len(scores.prototypes)
     rows = jnp.ones(features.shape[:-1], bool) if valid is None else valid
     count, tiny = rows.sum(), jnp.finfo(jnp.float32).tiny
@@ -147,24 +180,24 @@ def sinkhorn_targets(
         return jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0), _join_blocks(u)
 
     v, u = jnp.where(rows, jnp.exp(row_shift), 0.0), jnp.ones((prototypes,))
-    for _ in range(iterations):
+    for _ in range(SINKHORN_ITERATIONS):
         v, u = scale(v)
     return _one_target(scores, jnp.log(u) - shifts, jnp.log(v * count) - row_shift, temp)
 
 
 def _target_block(targets: FactoredTargets, block: Array, column: Array) -> Array:
-    """The targets of one block of prototypes, added up over T: [..., block]."""
+    """The targets of one block of prototypes, summed over T: [..., block]."""
     logits = _logits(targets.scores.features, block) / targets.temp
     return jnp.exp(logits + column + targets.row[..., None]).sum(-2)
 
 
 @jax.custom_vjp
-def cross_entropy(student: Scores, targets: FactoredTargets, temp: float) -> Array:
-    """-sum_k t_k log softmax(scores / temp)_k, as `losses.cross_entropy`.
+def _cross_entropy(student: FactoredScores, targets: FactoredTargets, temp: float) -> Array:
+    """-sum_k t_k log softmax(scores / temp)_k, with a backward pass that scans again.
 
     Args:
       student: scores [..., S, d].
-      targets: rows [..., S, T], or [..., 1, T] where all S have the same; no gradient.
+      targets: rows [..., S, T], or [..., 1, T] if all S share them; without gradient.
       temp: student temperature.
 
     Returns:
@@ -173,19 +206,19 @@ def cross_entropy(student: Scores, targets: FactoredTargets, temp: float) -> Arr
     return _cross_entropy_forward(student, targets, temp)[0]
 
 
-def _cross_entropy_forward(student: Scores, targets: FactoredTargets, temp: float) -> Any:
+def _cross_entropy_forward(student: FactoredScores, targets: FactoredTargets, temp: float) -> Any:
     def step(carry: Any, blocks: Any) -> Any:
         block, teacher_block, column = blocks
         peak, exponentials, total, inner = carry
         scaled = _logits(student.features, block) / temp
-        goal = _target_block(targets, teacher_block, column)
+        target = _target_block(targets, teacher_block, column)
         peak, exponentials = _logsumexp_step(peak, exponentials, scaled)
-        inner = inner + jnp.sum(goal * scaled, axis=-1)
-        return (peak, exponentials, total + goal.sum(-1), inner), None
+        inner = inner + jnp.sum(target * scaled, axis=-1)
+        return (peak, exponentials, total + target.sum(-1), inner), None
 
     rows = student.features.shape[:-1]
-    zeros, goal_rows = jnp.zeros(rows), targets.row.shape[:-1]
-    start = jnp.full(rows, -jnp.inf), zeros, jnp.zeros(goal_rows), zeros
+    zeros, target_rows = jnp.zeros(rows), targets.row.shape[:-1]
+    start = jnp.full(rows, -jnp.inf), zeros, jnp.zeros(target_rows), zeros
     (peak, exponentials, total, inner), _ = _fold(
         step, start, student, targets.scores.prototypes, targets.column
     )
@@ -193,15 +226,15 @@ def _cross_entropy_forward(student: Scores, targets: FactoredTargets, temp: floa
     return total * lse - inner, (student, targets, temp, total, lse)
 
 
-def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[Scores, None, None]:
+def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[FactoredScores, None, None]:
     student, targets, temp, total, lse = residuals
     features = student.features
 
     def step(into_features: Array, blocks: Any) -> tuple[Array, Array]:
         block, teacher_block, column = blocks
         softmax = jnp.exp(_logits(features, block) / temp - lse[..., None])
-        goal = _target_block(targets, teacher_block, column)
-        error = (cotangent / temp)[..., None] * (total[..., None] * softmax - goal)
+        target = _target_block(targets, teacher_block, column)
+        error = (cotangent / temp)[..., None] * (total[..., None] * softmax - target)
         error = error.astype(features.dtype)
         f32 = {"preferred_element_type": jnp.float32}
         into_block = jnp.einsum("...d,...k->kd", features, error, **f32)
@@ -218,23 +251,19 @@ def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[Scores, N
     return gradient, None, None
 
 
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def entropy_and_choice(targets: FactoredTargets) -> tuple[Array, Array]:
-    """Entropy of each target in nats, and its first choice among the prototypes; both [...].
-
-    Args:
-      targets: one a row, [..., 1].
-    """
+def _entropy_and_choice(targets: FactoredTargets) -> tuple[Array, Array]:
+    """Entropy (nats) and most probable prototype of each target [..., 1], both [...]."""
 
     def step(carry: Any, blocks: Any) -> Any:
         block, column, number = blocks
         entropy, best, choice = carry
         exponent = _logits(targets.scores.features[..., 0, :], block) / targets.temp
         exponent += column + targets.row
-        goal = jnp.exp(exponent)
-        entropy -= jnp.sum(jnp.where(goal > 0, goal * exponent, 0.0), axis=-1)
+        target = jnp.exp(exponent)
+        entropy -= jnp.sum(jnp.where(target > 0, target * exponent, 0.0), axis=-1)
         top = exponent.max(-1)
         choice = jnp.where(top > best, number[jnp.argmax(exponent, axis=-1)], choice)
         return (entropy, jnp.maximum(best, top), choice), None
