@@ -1,9 +1,12 @@
-"""The transformer block, with stochastic depth that computes only the kept crops."""
+"""The transformer block and the stack of blocks; stochastic depth computes only the kept crops."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -24,6 +27,19 @@ from dinov2_jax.ops.stochastic_depth import (
     scale_and_scatter,
     split_keys,
 )
+from dinov2_jax.parallel.constraints import constrain_batch
+
+# What the forward pass stores of each block for the backward pass, besides the block's input
+# (config.model.remat). The rest is computed again.
+_policies = jax.checkpoint_policies
+REMAT = {
+    "none": None,  # stores everything
+    # Stores matrix products, except those inside the attention.
+    "pointwise": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
+    ),
+    "blocks": _policies.nothing_saveable,
+}
 
 # A residual branch: packed tokens [G, T, D] and the crop sets they came from -> [G, T, D].
 Branch = Callable[[Array, Sequence[Array]], Array]
@@ -99,3 +115,73 @@ class Block(nn.Module):
             crops, lambda x, like: attn(norm1(x), like), gamma1, attn_keys, drop_rate
         )
         return add_residual(crops, lambda x, like: ffn(norm2(x)), gamma2, ffn_keys, drop_rate)
+
+
+def run_blocks(
+    block: Block,
+    params: Any,
+    crops: list[Array],
+    keys: Array | None,
+    rates: np.ndarray,
+    *,
+    scan: bool,
+    remat: str,
+    keep: Sequence[int] = (),
+) -> tuple[list[Array], list[list[Array]]]:
+    """Runs L blocks one after the other.
+
+    Args:
+      params: of all blocks, each leaf with a leading axis L; or a tuple of L trees, which are
+        never scanned.
+      crops: crop sets [G, b, N, D].
+      keys: [G], turn stochastic depth on, or None.
+      rates: [L], stochastic depth of each block; different rates are never scanned.
+      scan: lax.scan over the blocks, or unrolled.
+      remat: one of REMAT.
+      keep: ascending indices of blocks whose outputs to return too.
+
+    Returns:
+      The outputs of the last block, and those of the blocks in `keep`.
+    """
+    depth, apart = len(rates), isinstance(params, tuple)
+    scan = scan and not apart and (keys is None or bool(np.all(rates == rates[0])))
+    block_keys = None if keys is None else split_keys(keys, depth)
+
+    def step(crops: list[Array], params: Any, keys: Array | None, rate: float) -> list[Array]:
+        crops = [constrain_batch(x) for x in crops]
+        crops = block.apply({"params": params}, crops, keys, rate)
+        return [constrain_batch(x) for x in crops]
+
+    if remat != "none":
+        step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=not scan, policy=REMAT[remat])
+    if scan:
+        return _scan(step, crops, (params, block_keys), rates, keep)
+    kept = {}
+    for i in range(depth):
+        layer = params[i] if apart else jax.tree.map(lambda p, i=i: p[i], params)
+        crops = step(crops, layer, None if keys is None else block_keys[i], float(rates[i]))
+        kept[i] = crops
+    return crops, [kept[i] for i in keep]
+
+
+def _scan(
+    step: Callable[..., list[Array]],
+    crops: list[Array],
+    layers: Any,
+    rates: np.ndarray,
+    keep: Sequence[int],
+) -> tuple[list[Array], list[list[Array]]]:
+    """lax.scan of `step` over the leading axis of `layers`, storing only the blocks in `keep`."""
+    # A block writes to the slot of the next kept block, which overwrites it; the blocks after the
+    # last kept one write to a slot that nobody reads.
+    slots = np.searchsorted(np.asarray(keep, int), np.arange(len(rates)))
+    shape = (int(slots.max()) + 1,)
+    kept = [jnp.zeros(shape + x.shape, x.dtype) for x in crops] if keep else []
+
+    def body(carry: Any, layer: Any) -> tuple[Any, None]:
+        (crops, kept), (weights, slot) = carry, layer
+        crops = step(crops, *weights, float(rates[0]))
+        return (crops, [k.at[slot].set(x) for k, x in zip(kept, crops, strict=False)]), None
+
+    (crops, kept), _ = jax.lax.scan(body, (crops, kept), (layers, jnp.asarray(slots)))
+    return crops, [[x[i] for x in kept] for i in range(len(keep))]

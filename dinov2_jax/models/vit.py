@@ -11,11 +11,10 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.block import Block
+from dinov2_jax.models.block import Block, run_blocks
 from dinov2_jax.models.layers import layer_norm
+from dinov2_jax.models.patches import patchify, uniform_fan_in
 from dinov2_jax.models.positions import resize_positions
-from dinov2_jax.ops.stochastic_depth import split_keys
-from dinov2_jax.parallel.constraints import constrain_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,47 +34,6 @@ VARIANTS = {
     "vit_giant2": Variant(1536, 40, 24),
 }
 
-# What the backward pass finds stored of each block, besides its input (config.model.remat).
-_policies = jax.checkpoint_policies
-REMAT = {
-    "none": None,  # everything
-    # All matrix products but those inside the attention; norms, activations, softmax are repeated.
-    "pointwise": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
-    ),
-    "blocks": _policies.nothing_saveable,
-}
-
-Features = dict[str, Array]
-
-
-def patchify(images: Array, patch_size: int) -> Array:
-    """[..., H, W, C] -> [..., P, patch * patch * C], patches row-major.
-
-    Raises:
-      ValueError: when H or W is not a multiple of the patch size.
-    """
-    *batch, height, width, channels = images.shape
-    rows, cols = height // patch_size, width // patch_size
-    if height % patch_size or width % patch_size or not rows or not cols:
-        near = max(rows, 1) * patch_size, max(cols, 1) * patch_size
-        raise ValueError(
-            f"an image of {height}x{width} px does not divide into patches of {patch_size} px; "
-            f"resize or crop it, for example to {near[0]}x{near[1]}"
-        )
-    x = images.reshape(*batch, rows, patch_size, cols, patch_size, channels)
-    return jnp.swapaxes(x, -4, -3).reshape(*batch, rows * cols, patch_size**2 * channels)
-
-
-def _uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """torch's default for conv and linear layers, weight and bias: U(+-1 / sqrt(fan_in))."""
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
 
 class VisionTransformer(nn.Module):
     """ViT whose blocks are stacked on a leading depth axis.
@@ -83,19 +41,19 @@ class VisionTransformer(nn.Module):
     Attributes:
       dim, depth, heads: D, L, H.
       patch_size: side of a patch, in pixels.
-      image_size: side in pixels of the square image that sizes the position table; (height, width)
-        for a table that was resampled before (see weights/stablehlo.py).
+      image_size: pixels, the square image that the position table is made for; (height, width) for
+        a table that was resampled before (see weights/stablehlo.py).
       ffn: "mlp" or "swiglu".
       registers: number of register tokens R, between cls and patches, without positions.
       layerscale: initial value of LayerScale; None builds none.
-      drop_path_rate, drop_path_uniform: stochastic depth, the same for all blocks or rising
-        linearly from 0 (the latter cannot be scanned: every block keeps another number of crops).
+      drop_path_rate, drop_path_uniform: stochastic depth, the same in all blocks or rising linearly
+        from 0 (which cannot be scanned, as each block keeps a different number of crops).
       interpolate_offset, interpolate_antialias: see models/positions.py.
-      scan_blocks: lax.scan over blocks (small program) or unrolled; the parameters are the same.
+      scan_blocks: lax.scan over blocks (compiles faster) or unrolled; the parameters are the same.
       remat: what the backward pass computes again, one of REMAT.
-      qkv_bias, proj_bias, ffn_bias: biases of the attention's and feed-forward's projections.
-      dtype: dtype of the matrix products; parameters, the residual stream and the outputs are fp32.
-      attention: backend of the attention, one of ops/attention.py BACKENDS.
+      qkv_bias, proj_bias, ffn_bias: whether the projections have biases.
+      dtype: of the matrix products; parameters, the residual stream and the outputs are fp32.
+      attention: one of BACKENDS in ops/attention.py.
     """
 
     dim: int
@@ -134,7 +92,7 @@ class VisionTransformer(nn.Module):
         )
 
     def table_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches that the position table is made for."""
+        """Rows and columns of patches in the position table."""
         size = self.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
@@ -145,8 +103,8 @@ class VisionTransformer(nn.Module):
         return np.linspace(start, self.drop_path_rate, self.depth)
 
     def _embedding(self, channels: int) -> tuple[nn.Dense, dict[str, Array]]:
-        """The patch projection (reshape and matmul in place of a convolution) and the tokens."""
-        fan_in_init = _uniform_fan_in(channels * self.patch_size**2)
+        """The patch projection (reshape and matmul instead of a convolution) and the tokens."""
+        fan_in_init = uniform_fan_in(channels * self.patch_size**2)
         project = nn.Dense(
             self.dim,
             kernel_init=fan_in_init,
@@ -169,11 +127,11 @@ class VisionTransformer(nn.Module):
     def _embed(
         self, images: Array, masks: Array | None, project: nn.Dense, tokens: dict[str, Array]
     ) -> Array:
-        """[G, b, H, W, C] -> fp32 tokens [G, b, 1 + R + P, D]; masked patches: the mask token.
+        """[G, b, H, W, C] -> fp32 tokens [G, b, 1 + R + P, D]; masked patches become mask tokens.
 
-        DINOv2: the residual stream starts and stays in fp32 whatever the compute dtype; the
-        reference's is fp16 (11 bits). In bf16 (8 bits) branches scaled by a LayerScale of 1e-5
-        would be rounded away, all cls tokens would be equal, and KoLeo's gradient pure rounding.
+        DINOv2: the residual stream is fp32 whatever the compute dtype; the reference's is fp16 (11
+        bits). In bf16 (8 bits) branches scaled by a LayerScale of 1e-5 would be rounded away, all
+        cls tokens would be equal, and KoLeo's gradient would be rounding error.
         """
         grid = images.shape[-3] // self.patch_size, images.shape[-2] // self.patch_size
         patches = project(patchify(images, self.patch_size)).astype(jnp.float32)
@@ -192,11 +150,11 @@ class VisionTransformer(nn.Module):
         return jnp.concatenate([*leading, patches + positions[:, 1:]], axis=2)
 
     def _block_params(self) -> Any:
-        """Parameters of all blocks, each leaf with a leading axis L; or those apart, as given."""
+        """Parameters of all blocks, stacked on a leading axis L, or a tuple if given as one."""
         given = None if self.is_initializing() else self.get_variable("params", "blocks")
         if isinstance(given, tuple):  # see `unstack_blocks`
             return given
-        # The parameters do not depend on the backend, and fused kernels are not made for one token.
+        # The parameters do not depend on the attention backend; fused kernels refuse one token.
         block = self._block().clone(attention="xla", parent=None)
         token = jnp.zeros((1, 1, 1, self.dim))
 
@@ -205,44 +163,6 @@ class VisionTransformer(nn.Module):
             return jax.vmap(lambda k: block.init(k, [token])["params"])(keys)
 
         return self.param("blocks", init)
-
-    def _run_blocks(
-        self, crops: list[Array], group_keys: Array | None, keep: Sequence[int]
-    ) -> tuple[list[Array], list[list[Array]]]:
-        """Runs all blocks; also returns the outputs of the blocks listed in `keep`."""
-        params, rates = self._block_params(), self.drop_rates()
-        apart = isinstance(params, tuple)
-        scan = (
-            self.scan_blocks
-            and not apart
-            and (group_keys is None or bool(np.all(rates == rates[0])))
-        )
-        keys = None if group_keys is None else split_keys(group_keys, self.depth)
-
-        def step(crops: list[Array], params: Any, keys: Array | None, rate: float) -> list[Array]:
-            crops = [constrain_batch(x) for x in crops]
-            crops = self._block().apply({"params": params}, crops, keys, rate)
-            return [constrain_batch(x) for x in crops]
-
-        if self.remat != "none":
-            step = jax.checkpoint(
-                step, static_argnums=(3,), prevent_cse=not scan, policy=REMAT[self.remat]
-            )
-        if scan:
-            rate = float(rates[0])
-
-            def body(crops: list[Array], layer: Any) -> tuple[list[Array], list[Array] | None]:
-                crops = step(crops, *layer, rate)
-                return crops, (crops if keep else None)
-
-            crops, states = jax.lax.scan(body, crops, (params, keys))
-            return crops, [[x[i] for x in states] for i in keep] if keep else []
-        kept = {}
-        for i in range(self.depth):
-            layer = params[i] if apart else jax.tree.map(lambda p, i=i: p[i], params)
-            crops = step(crops, layer, None if keys is None else keys[i], float(rates[i]))
-            kept[i] = crops
-        return crops, [kept[i] for i in keep]
 
     @nn.compact
     def __call__(
@@ -257,16 +177,15 @@ class VisionTransformer(nn.Module):
         Args:
           crops: images [B, H, W, C], normalised; or a list of crop sets [G, b, H, W, C] (G
             statistical groups of b crops each, see design 3.3).
-          masks: for a list: one bool [G, b, P] or None a crop set; True becomes the mask token.
-          drop_path_keys: [G], one a group, turn stochastic depth on (training of the student).
-          intermediate: indices of blocks whose outputs are wanted too (see
-            `intermediate_layers`), ascending.
+          masks: for a list, bool [G, b, P] or None for each set; True becomes the mask token.
+          drop_path_keys: [G], one a group; given, stochastic depth is on (student in training).
+          intermediate: ascending indices of blocks to return too (see `intermediate_layers`).
 
         Returns:
           A dict (a list of dicts for a list of crop sets) of "cls" [..., D], "registers"
           [..., R, D], "patches" [..., P, D], all after the final norm; "prenorm" [..., 1+R+P, D],
-          all tokens before it; "blocks", a list with one entry per `intermediate` index, each
-          (tokens before norm, tokens after the final norm).
+          all tokens before it; "blocks", one pair per `intermediate` index: (tokens before the
+          final norm, tokens after it).
         """
         single = not isinstance(crops, (list, tuple))
         sets = [crops[None]] if single else list(crops)
@@ -275,7 +194,16 @@ class VisionTransformer(nn.Module):
             set_masks = [masks[None]]
         embedding = self._embedding(sets[0].shape[-1])
         tokens = [self._embed(x, m, *embedding) for x, m in zip(sets, set_masks, strict=True)]
-        tokens, blocks = self._run_blocks(tokens, drop_path_keys, list(intermediate))
+        tokens, blocks = run_blocks(
+            self._block(),
+            self._block_params(),
+            tokens,
+            drop_path_keys,
+            self.drop_rates(),
+            scan=self.scan_blocks,
+            remat=self.remat,
+            keep=list(intermediate),
+        )
         norm = layer_norm(jnp.float32, "norm")
         out = []
         for i, x in enumerate(tokens):
@@ -295,10 +223,10 @@ class VisionTransformer(nn.Module):
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a backbone whose blocks are a tuple of trees instead of one stacked tree.
+    """The same backbone parameters with a tuple of blocks instead of one stacked tree.
 
-    For inference on few images: the blocks are unrolled, and no program cuts weights out of a
-    stack, which copies them all (S/14, one image of 224 px on two cores: 30 of 115 ms).
+    Faster for inference on few images: the model then unrolls the blocks and need not slice their
+    weights out of a stack, which copies all of them.
     """
     depth = len(jax.tree.leaves(params["blocks"])[0])
     blocks = tuple(jax.tree.map(lambda p, i=i: p[i], params["blocks"]) for i in range(depth))

@@ -16,7 +16,8 @@ from dinov2_jax.config.checks import (
 )
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
-from dinov2_jax.models.vit import REMAT, VARIANTS
+from dinov2_jax.models.block import REMAT
+from dinov2_jax.models.vit import VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 
 _HEAD: dict[str, Range] = {
