@@ -163,7 +163,7 @@ class Exchange:
     """
 
     def __init__(
-        self, mesh: Mesh, on_message: Callable[[dict[str, np.ndarray]], None], lag_steps: int = 2
+        self, mesh: Mesh, on_message: Callable[[dict[str, np.ndarray]], object], lag_steps: int = 2
     ) -> None:
         self._mesh, self._on_message, self._lag = mesh, on_message, lag_steps
         owners = [device.process_index for device in mesh.devices.flat]

@@ -290,7 +290,7 @@ def test_the_command_line_starts_goes_on_and_starts_from_a_run(tmp_path):
     changes |= {"total_steps": 3, "init_from": tmp_path / "gone"}
     said = run_command(pictures, tmp_path / "run", **changes)
     assert "continuing from step 2" in said
-    assert f"config.init_from {tmp_path / 'gone'} is not read: the checkpoint goes on" in said
+    assert f"config.init_from {tmp_path / 'gone'} is ignored: the run continues" in said
 
     refused = subprocess.run(
         command(pictures, tmp_path / "other", **changes),

@@ -19,9 +19,9 @@ from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import local_groups, put_batch
-from dinov2_jax.train.loop import loading
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.setup import make_photometric, make_run
+from dinov2_jax.train.start import loading
 
 
 class _Files:

@@ -1,0 +1,128 @@
+"""What happens before the first step: pictures are checked, the state is made or restored."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dinov2_jax import __version__
+from dinov2_jax.config.files import diff_configs, leaves, to_dict
+from dinov2_jax.data.loader import TrainLoader
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import Source
+from dinov2_jax.parallel.processes import is_main, main_first, require_same
+from dinov2_jax.run.bad_records import BadRecords
+from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
+from dinov2_jax.train.init_from import initial_params
+from dinov2_jax.train.setup import Run, batch_spec, decode_spec
+
+
+def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]:
+    """The training pictures, and the list of unreadable ones, of which a sample is decoded.
+
+    Raises:
+      SourceError, TooManyBadRecords
+      ConfigError: the processes of the run do not see the same pictures.
+    """
+    data = config.data
+    with main_first():
+        source = open_source(
+            data.source, data.path, split=data.split, cache_dir=data.cache_dir or None
+        )
+    settings = {k: v for k, v in leaves(config).items() if not k.startswith("distributed.")}
+    names = [source.name(index) for index in (0, len(source) // 2, len(source) - 1)]
+    require_same(
+        configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
+    )
+    bad = BadRecords(
+        source,
+        decode_spec(config),
+        folder / "skipped.txt",
+        data.max_bad_fraction,
+        writes=is_main(),
+    )
+    bad.preflight()
+    return source, bad
+
+
+def start_state(
+    config: ConfigDict, run: Run, checkpoints: Checkpoints, bad: BadRecords, notes: list[str]
+) -> tuple[Any, int]:
+    """A fresh state, or the newest checkpoint; returns it with its step.
+
+    Args:
+      bad: restored with the state.
+      notes: gets a sentence on everything that the user should know about the start.
+
+    Raises:
+      ConfigError, WeightsError: `config.init_from` cannot be used.
+      CheckpointError: the checkpoint cannot be read, or belongs to other pictures.
+    """
+    if checkpoints.latest_step() is None:
+        bad.load({})
+        given, origin = initial_params(config, run)
+        notes.extend(origin)
+        return run.init(given), 0
+    state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
+    pictures = bad.state()["pictures"]
+    if loader.get("pictures", pictures) != pictures:
+        raise CheckpointError(
+            f"{checkpoints.directory} holds a run on {loader['pictures']:,} pictures of "
+            f"{stored['data']['source']} {stored['data']['path']}, but {config.data.source} "
+            f"{config.data.path} has {pictures:,}, so the order of pictures cannot continue; use "
+            "another --workdir, or the same pictures (a text file can list them)"
+        )
+    bad.load(loader)
+    changed = diff_configs(stored, to_dict(config))
+    if changed:
+        notes.append(f"the configuration differs from the checkpoint's: {', '.join(changed)}")
+    if config.init_from:
+        notes.append(
+            f"config.init_from {config.init_from} is ignored: the run continues from its checkpoint"
+        )
+    if state.step >= config.total_steps:
+        notes.append(
+            f"this run is complete: it has {state.step:,} steps; a larger --config.total_steps "
+            "continues it, another --workdir starts a new run"
+        )
+    return state, loader["next_batch"]
+
+
+def loading(
+    config: ConfigDict, source: Source, start: int, share: list[int]
+) -> contextlib.closing[TrainLoader]:
+    """The loader of a run from batch `start` on, in a context that closes it.
+
+    Args:
+      share: the groups of a batch that this process loads.
+    """
+    loader = TrainLoader(
+        source,
+        batch_spec(config),
+        workers=config.data.workers,
+        start_batch=start,
+        share=share,
+    )
+    return contextlib.closing(loader)
+
+
+def describe(config: ConfigDict, pictures: int, mesh: Mesh, start: int) -> list[str]:
+    """The first lines of a run's output; scripts read the start of the first one."""
+    passes = config.total_steps * config.batch_size / pictures
+    devices = f"{mesh.size} {jax.devices()[0].platform} device{'s' if mesh.size > 1 else ''}"
+    if jax.process_count() > 1:
+        devices += (
+            f" in {jax.process_count()} processes; if one dies, the others end within about "
+            f"{config.distributed.heartbeat_s} s and the same command continues"
+        )
+    lines = [
+        f"{pictures:,} pictures from {config.data.source} {config.data.path}; "
+        f"{config.total_steps:,} steps of {config.batch_size} are {passes:.1f} passes; {devices}"
+    ]
+    frozen = config.optimizer.freeze_backbone_steps
+    if start < frozen:
+        lines.append(f"only the heads train until step {frozen:,}")
+    return lines + ([f"continuing from step {start}"] if start else [])
