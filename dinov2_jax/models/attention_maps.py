@@ -1,7 +1,7 @@
-"""Where a block looks: its attention as probabilities, which no fused kernel gives out.
+"""Attention maps: the attention of a block as probabilities, which no fused kernel returns.
 
-The blocks before the chosen one run as configured; of the chosen one only the norm, q and k are
-computed, then logits and softmax in fp32; what comes after it does not run at all.
+The blocks before the chosen one run as configured. The chosen one computes only its norm, q and k,
+then logits and softmax in fp32. Later blocks do not run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ def attention_maps(
 ) -> Array:
     """How much each head of a block attends from some tokens to every patch.
 
-    What goes to cls and registers is left out, so a map sums to less than 1 (`attention_rows` keeps
-    it). Registers are handled: neither they nor cls are ever among the patches.
+    Attention to cls and registers is left out, so a map sums to less than 1 (`attention_rows` has
+    all of it).
 
     Args:
-      model, params: of `load`; the blocks stacked or apart (`unstack_blocks`).
+      model, params: from `load`; blocks stacked, or unstacked by `unstack_blocks`.
       images: [B, H, W, C], normalised.
       block: 0-based; negative counts from the last.
       source: "cls", "registers", or the numbers of patches, row-major.
@@ -96,7 +96,7 @@ def _split_at(
     if isinstance(blocks, tuple):
         return {**params, "blocks": blocks[:block]}, blocks[block]
     pick = lambda i: jax.tree.map(lambda p: p[i], blocks)  # noqa: E731
-    # No block at all is an empty tuple: a stack of height 0 would still be asked for its rates.
+    # No blocks are an empty tuple, because a stack of height 0 cannot be scanned.
     few = tuple(map(pick, range(block))) if apart or not block else pick(slice(block))
     return {**params, "blocks": few}, pick(block)
 

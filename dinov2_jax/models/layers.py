@@ -1,8 +1,8 @@
 """The parts of a transformer block: attention, the two feed-forward networks, LayerScale.
 
-Source: FB dinov2/layers; paper Table 17. All weights are drawn from
-normal(0, 0.02): torch's `trunc_normal_` truncates at the absolute values +-2, i.e. at 100 sigma,
-so it is an ordinary normal here, not `jax.nn.initializers.truncated_normal` (+-2 sigma).
+Source: FB dinov2/layers; paper Table 17. All weights are drawn from normal(0, 0.02): the reference
+uses torch's `trunc_normal_`, which truncates at +-2, i.e. at 100 sigma, and so is an ordinary
+normal. `jax.nn.initializers.truncated_normal` would truncate at 2 sigma.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ LAYER_NORM_EPS = 1e-6
 
 def compute_dtype(name: str) -> Any:
     """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
-    # DINOv2: bf16 needs no gradient scaler; the reference computes in fp16 with one.
+    # DINOv2: bf16, which needs no gradient scaler; the reference uses fp16 with one.
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
@@ -46,12 +46,12 @@ def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> nn.Den
 
 
 def pack(crops: Sequence[Array]) -> Array:
-    """Concatenates crop sets [G, b, N, D] along tokens to one [G, T, D], without padding."""
+    """Concatenates crop sets [G, b, N, D] along tokens: [G, T, D], without padding."""
     return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in crops], axis=1)
 
 
 def unpack(packed: Array, like: Sequence[Array]) -> list[Array]:
-    """Splits [G, T, D] back into crop sets with the leading shapes of `like`."""
+    """Splits [G, T, D] into crop sets with the leading shapes of `like`; the inverse of `pack`."""
     out, start = [], 0
     for x in like:
         groups, crops, tokens = x.shape[:3]
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         dim = packed.shape[-1]
         qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed)
         outs = []
-        for crops in unpack(qkv, like):  # [G, b, N, 3D]: one dense attention a crop size
+        for crops in unpack(qkv, like):  # [G, b, N, 3D], one attention call per crop size
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
             out = checkpoint_name(attention(q, k, v, self.backend), "attention")
@@ -116,7 +116,7 @@ class SwiGLU(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A trainable gain per channel; returned, not applied (the caller fuses it)."""
+    """A trainable gain per channel; returned, because the caller fuses the product."""
 
     init_value: float
 

@@ -1,9 +1,9 @@
-"""Resampling the table of positions to other image sizes, as the released models do it.
+"""Resamples the position table to other image sizes, as the released models do.
 
 Two variants exist (FB dinov2/models/vision_transformer.py): models without registers resize with
 scale (n + 0.1) / M, no antialias and cubic coefficient a = -0.75; models with registers resize to
-the exact size with antialias and a = -0.5. Both are linear and separable, so each is two small
-matrices built here in numpy and applied by one einsum. `jax.image.resize` computes only the second.
+the exact size with antialias and a = -0.5. Both are linear and separable: two small matrices, built
+here in numpy and applied by one einsum. `jax.image.resize` offers only the second.
 """
 
 import functools
@@ -45,7 +45,7 @@ def resize_weights(size: int, table: int, offset: float, antialias: bool) -> np.
     """The [size, table] matrix that resamples `table` positions to `size`.
 
     Raises:
-      ValueError: for an offset together with antialias, which no released model uses.
+      ValueError: an offset together with antialias, which no released model uses.
     """
     if antialias and offset:
         raise ValueError(
@@ -62,8 +62,8 @@ def resize_positions(
 ) -> Array:
     """Resamples a position table [1, 1 + M*M, D] to [1, 1 + h*w, D] for a grid of h x w patches.
 
-    The cls row passes through. The table is returned unchanged only for a square grid of its own
-    size: a non-square grid of the same count is resampled.
+    The cls row does not change. A square grid of the table's own size returns the table itself; a
+    non-square grid with the same number of patches is resampled.
     """
     side = round((pos_embed.shape[1] - 1) ** 0.5)
     if grid == (side, side):

@@ -1,1 +1,1 @@
-"""Operations with several backends, and kernels the field does not ship."""
+"""Operations that are written differently for different machines; each gives the same result."""

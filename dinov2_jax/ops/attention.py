@@ -7,7 +7,7 @@ cudnn   | GPU   | bf16, fp16      | odd N filled to even; head_dim a multiple of
 triton  | GPU   | bf16, fp16      | N filled to blocks of 64; head_dim 16, 32, 64 or 128
 splash  | TPU   | fp32, bf16      | N filled to a multiple of 128; head_dim 64
 
-All give the same values and gradients up to rounding: what is filled up is masked, never attended.
+All give the same values and gradients up to rounding; no token attends to what was filled up.
 """
 
 import functools
@@ -35,7 +35,7 @@ Kernel = Callable[[Array, Array, Array], Array]
 
 
 class Fused(NamedTuple):
-    """A fused or looped kernel, the platform that runs it and the dtypes that it takes."""
+    """A kernel other than XLA's, the platform that runs it and the dtypes that it accepts."""
 
     platform: str
     dtypes: tuple[DTypeLike, ...]
@@ -45,36 +45,36 @@ class Fused(NamedTuple):
 FUSED = {
     "looped": Fused("cpu", (jnp.float32, jnp.bfloat16), looped_attention),
     "cudnn": Fused("gpu", (jnp.bfloat16, jnp.float16), cudnn_attention),
-    # fp32 is left to XLA: Triton would multiply in tf32 whatever precision the user asked for.
+    # No fp32: Triton would multiply in tf32, whatever precision the user chose.
     "triton": Fused("gpu", (jnp.bfloat16, jnp.float16), triton_attention),
     "splash": Fused("tpu", (jnp.bfloat16, jnp.float32), splash_attention),
 }
 BACKENDS = ("auto", "xla", *FUSED)
 
-# On TPU, splash from so many tokens on. Not measured: estimates of XLA's TPU compiler favour plain
-# XLA at 197 to 261 tokens (a fused kernel fills those to 256 or 384) and flash attention at 518 px
-# (1,370 tokens of 14 px); the border lies anywhere between.
+# The fewest tokens for splash on TPU. Not measured: estimates of XLA's TPU compiler favour XLA itself
+# at 197 to 261 tokens (a fused kernel fills those to 256 or 384) and flash attention at 518 px
+# (1,370 tokens of 14 px), so the break-even point lies somewhere between.
 SPLASH_MIN_TOKENS = 1024
-# cuDNN's and Triton's attention need Ampere's tensor cores.
+# Ampere, whose tensor cores cuDNN's and Triton's attention need.
 MIN_COMPUTE_CAPABILITY = 8.0
 
 
 def attention(q: Array, k: Array, v: Array, backend: str = "auto") -> Array:
     """Multi-head self-attention without mask: softmax(q k^T / sqrt(head_dim)) v.
 
-    Under a mesh (`jax.set_mesh`) the fused kernels run on each device's share of the batch and,
-    where the heads divide, of the heads. Without one their operands must lie on a single device.
+    Under a mesh (`jax.set_mesh`) the fused kernels run on each device's share of the batch, and of
+    the heads if these divide. Without a mesh the operands must lie on a single device.
 
     Args:
       q, k, v: [..., N, H, head_dim], any number of leading batch axes.
-      backend: one of BACKENDS; "auto" chooses by platform, dtype and N. A fused kernel that cannot
-        run here is replaced by XLA, and the log says so once.
+      backend: one of BACKENDS; "auto" chooses by platform, dtype and N. XLA replaces a fused kernel
+        that cannot run here, and the log says so once.
 
     Returns:
       [..., N, H, head_dim] in the dtype of `q`; the softmax is computed in fp32.
 
     Raises:
-      ValueError: for an unknown backend.
+      ValueError: an unknown backend.
     """
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)]
     name = choose(backend, platform_in_use(), flat[0].shape, flat[0].dtype)
@@ -83,17 +83,17 @@ def attention(q: Array, k: Array, v: Array, backend: str = "auto") -> Array:
 
 
 def xla_attention(q: Array, k: Array, v: Array) -> Array:
-    """[B, N, H, head_dim] -> the same; runs everywhere, and defines the result."""
+    """[B, N, H, head_dim] -> the same; runs everywhere, and defines the result of all kernels."""
     return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
 def platform_in_use() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh in use, the default device, or else the default backend.
+    """ "cpu", "gpu" or "tpu", from the mesh in use, the default device or the default backend.
 
-    The mesh comes first because it may describe machines that are not here (ahead-of-time
-    compilation). Why not `lax.platform_dependent`, which decides when the program is lowered: the
-    backward pass keeps the residuals of all branches, so inside the scan over blocks XLA's softmax
-    weights, the N^2 that a fused kernel avoids, would be stacked as zeros.
+    The mesh comes first because it may describe absent machines (ahead-of-time compilation).
+    `lax.platform_dependent` would decide later, when the program is lowered. But then the backward
+    pass stores residuals for all branches: inside the scan over blocks it would stack N^2 zeros for
+    XLA's softmax weights, which a fused kernel avoids.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
     name = getattr(device, "platform", device) or jax.default_backend()
@@ -101,7 +101,7 @@ def platform_in_use() -> str:
 
 
 def choose(backend: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike) -> str:
-    """The backend that will run [B, N, H, head_dim]; refusals are logged once a reason."""
+    """The backend that will run [B, N, H, head_dim]; logs each reason for a refusal once."""
     if backend not in BACKENDS:
         raise ValueError(f"attention {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     refused, chosen = [], "xla"
@@ -117,7 +117,7 @@ def choose(backend: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike
 
 
 def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> tuple[str, ...]:
-    """Fused kernels worth a try, the best first; none: XLA is the choice, not a makeshift."""
+    """Fused kernels to try, the best first; none if XLA is the right choice."""
     if backend != "auto":
         return (backend,) if backend in FUSED else ()
     if platform == "cpu" and dtype in FUSED["looped"].dtypes:
@@ -131,7 +131,7 @@ def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> t
 
 @functools.cache
 def refusal(name: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike) -> str | None:
-    """Why a fused kernel cannot run, or None if it can; both its passes are traced to find out."""
+    """Why a fused kernel cannot run, or None if it can; traces both its passes to find out."""
     needed, dtypes, kernel = FUSED[name]
     if platform != needed:
         return f"it needs a {needed.upper()}, and this is a {platform.upper()}"
@@ -142,13 +142,13 @@ def refusal(name: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike) 
     one = jax.ShapeDtypeStruct((1, *shape[1:]), dtype)
     try:
         jax.eval_shape(lambda *qkv: jax.vjp(kernel, *qkv)[1](qkv[0]), one, one, one)
-    except Exception as error:  # of any kind: a kernel of another library never ends a run
+    except Exception as error:  # a kernel of another library must never end a run
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
 def _compute_capability() -> float:
-    """Of the CUDA GPU at hand; infinite where there is none (AMD, ahead-of-time compilation)."""
+    """Compute capability of the local CUDA GPU; infinite without one (AMD, compiling ahead)."""
     try:
         return float(getattr(jax.local_devices()[0], "compute_capability", math.inf))
     except ValueError:  # AMD's name is a word, such as gfx90a
@@ -163,8 +163,8 @@ def _log_once(name: str, reason: str, chosen: str) -> None:
 def per_device(kernel: Kernel, q: Array, k: Array, v: Array) -> Array:
     """Runs `kernel` on each device's images and heads: XLA cannot split a kernel by itself.
 
-    A batch that does not divide over ("data", "fsdp") is filled up with rows of zeros; heads that
-    do not divide over "tensor" are computed by every device of that axis.
+    A batch that does not divide over ("data", "fsdp") is filled up with zeros. Every device of the
+    "tensor" axis computes all heads if they do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis: mesh.shape[axis] for axis in mesh.axis_names if axis not in mesh.manual_axes}

@@ -1,4 +1,4 @@
-"""cuDNN's fused attention, exact at odd lengths too. GPU only."""
+"""cuDNN's fused attention, for even and odd numbers of tokens. GPU only."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from jax import Array
 def cudnn_attention(q: Array, k: Array, v: Array, implementation: str = "cudnn") -> Array:
     """Self-attention of q, k, v [B, N, H, head_dim], bf16 or fp16 -> the same shape.
 
-    JAX refuses the backward pass of an odd N (257 = cls + 256 patches, 261 with registers, 197, 37)
-    with cuDNN. One token more makes N even; the sequence lengths say that it is none, so it is
-    neither attended to nor does it pass a gradient. Even lengths go through as they are.
+    With cuDNN, JAX refuses the backward pass of an odd N (257 = cls + 256 patches, 261 with
+    registers, 197, 37). So an odd N is padded by one token, and the sequence lengths exclude it:
+    nothing attends to it and it passes no gradient.
 
     Args:
       implementation: "xla" runs the same call on any platform, for tests.
 
     Raises:
       RuntimeError: when cuDNN is not installed.
-      NotImplementedError: for other dtypes, and for a head_dim that is no multiple of 8, or greater
-        than 128 (256 from Hopper on).
+      NotImplementedError: other dtypes, or a head_dim that is not a multiple of 8 or exceeds 128
+        (256 from Hopper on).
     """
     if q.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(q, k, v, implementation=implementation)

@@ -1,17 +1,15 @@
-"""Attention for CPUs: independent small products, so that every core has work and a warm cache."""
+"""Attention for CPUs: independent small products, which use all cores and their caches."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-# XLA computes a product of less than about 500 x 500 logits on one core, however many heads or
-# images it has, and independent products at the same time: heads apart are what fills the cores.
-# Forward on two cores, 6 heads, together -> apart: 8 x 257 tokens 13 -> 7.2 ms, 1 x 257 tokens
-# 1.7 -> 1.3 ms. Features, ViT-S/14, fp32: 8 x 257 tokens 585 -> 535 ms, 1 x 1,370 545 -> 521 ms.
-LOGITS_OF_PRODUCT = 2**20  # of one head, in numbers: longer rows in blocks, shorter images together
-MOST_BLOCKS = 16  # of a head's rows: each is compiled apart, and 16 reach to 4,096 tokens
-LOGITS_AT_ONCE = 2**24  # of all products of a turn, 64 MiB in fp32; but one head at least
-LOGITS_TO_KEEP = 2**19  # more than that the backward pass computes again, a turn at a time
+# XLA computes a product of fewer than about 500 x 500 logits on one core, however many heads or
+# images it has, but runs independent products in parallel. So each head is a product of its own.
+LOGITS_OF_PRODUCT = 2**20  # of one head: longer images are cut into blocks, shorter ones batched
+MOST_BLOCKS = 16  # of a head's rows; each is compiled separately, and 16 suffice for 4,096 tokens
+LOGITS_AT_ONCE = 2**24  # of all products in a turn, 64 MiB in fp32; a turn has at least one head
+LOGITS_TO_KEEP = 2**19  # above this the backward pass computes the logits again, turn by turn
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -20,7 +18,7 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def at_once(batch: int, tokens: int, heads: int) -> tuple[int, int, int]:
-    """Images and heads of one turn, and the rows of logits in one product."""
+    """How many images and heads one turn computes, and how many rows of logits one product has."""
     images = largest_divisor(batch, LOGITS_OF_PRODUCT // tokens**2)
     blocks = min(-(-(tokens**2) // LOGITS_OF_PRODUCT), MOST_BLOCKS)
     return (
@@ -31,7 +29,7 @@ def at_once(batch: int, tokens: int, heads: int) -> tuple[int, int, int]:
 
 
 def one_head(q: Array, k: Array, v: Array) -> Array:
-    """Attention of some queries [b, n, head_dim] to all keys and values [b, N, head_dim]."""
+    """Attention of queries [b, n, head_dim] to keys and values [b, N, head_dim]."""
     logits = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)
     logits *= q.shape[-1] ** -0.5
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))

@@ -11,17 +11,17 @@ MAX_KEY_BLOCK = 2048  # tokens; times LANES queries in fp32 this is 1 MB of fast
 def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     """Self-attention of q, k, v [B, N, H, 64] -> the same shape.
 
-    N is filled up to a multiple of 128 (257 -> 384, 1370 -> 1408). The filling belongs to another
-    segment than the tokens, so no token attends to it; its own rows are cut off.
+    N is filled up to a multiple of 128 (257 -> 384, 1370 -> 1408). The padding is a segment of its
+    own, so no token attends to it; its rows are cut off.
 
     Args:
-      interpret: run the kernel's program on any platform, slowly, for tests.
+      interpret: runs the kernel's program slowly on any platform, for tests.
 
     Raises:
-      ValueError: for a head_dim other than 64, that of every DINOv2 model. Its scale of 1/8 is
-        exact in bf16, so that scaling q before the kernel loses nothing.
+      ValueError: a head_dim other than 64, which every DINOv2 model has. Its scale of 1/8 is exact
+        in bf16, so that scaling q before the kernel loses nothing.
     """
-    # Imported here: Pallas for TPU costs 0.5 s that no other platform needs to wait for.
+    # Imported here, because Pallas for TPU takes 0.5 s to import and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as splash,
     )
@@ -40,7 +40,7 @@ def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
         interpret=interpret,
     )
     keys = (jnp.arange(length) >= tokens).astype(jnp.int32)
-    # The filled queries look at the tokens like all others: a row without keys would be 0 / 0.
+    # Padded queries attend to the tokens too, because a row without keys would be 0 / 0.
     segments = splash.SegmentIds(q=jnp.zeros_like(keys), kv=keys)
     q, k, v = (
         jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
@@ -51,10 +51,10 @@ def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
 
 
 def _block_sizes(length: int) -> dict[str, int]:
-    """Few queries against as many keys as divide `length`: keys and values are read once a head.
+    """Blocks of few queries and many keys, so that keys and values are read once per head.
 
-    Not tuned on a TPU. The two backward kernels are kept apart; fused they need six times the
-    memory at 1,408 tokens (208 MB against 36 MB, XLA's count).
+    Not tuned on a TPU. The two backward kernels are not fused: fused they need six times the memory
+    at 1,408 tokens, by XLA's count.
     """
     blocks = length // LANES
     most = max(n for n in range(1, MAX_KEY_BLOCK // LANES + 1) if blocks % n == 0)

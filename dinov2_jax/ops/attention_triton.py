@@ -1,4 +1,4 @@
-"""JAX's Pallas attention for GPUs, compiled by Triton: for GPUs that cuDNN refuses."""
+"""JAX's Pallas attention, compiled by Triton, for GPUs that cuDNN refuses."""
 
 import math
 import warnings
@@ -7,16 +7,16 @@ from types import ModuleType
 import jax.numpy as jnp
 from jax import Array
 
-BLOCK = 64  # tokens a tile; 257 are filled up to 320, tiles of 128 would make it 384. Not tuned
+BLOCK = 64  # tokens per tile: fills 257 up to 320; 128 would fill them up to 384. Not tuned
 BACKWARD_BLOCK = 32  # Pallas' own default
 HEAD_DIMS = (16, 32, 64, 128)  # powers of two, as tiles are
 
 
 def _mha_module() -> ModuleType:
-    """Pallas' attention. JAX 0.12 still has it but warns of its end.
+    """Pallas' attention, which JAX 0.12 still has but deprecates.
 
     Raises:
-      ImportError: when this JAX has dropped it.
+      ImportError: this version of JAX has no such kernel any more.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*attention is deprecated")
@@ -27,15 +27,15 @@ def _mha_module() -> ModuleType:
 def triton_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     """Self-attention of q, k, v [B, N, H, head_dim] -> the same shape.
 
-    N is filled up to whole tiles. The filling is a segment of its own: tokens do not attend to it,
-    and its rows are cut off.
+    N is filled up to whole tiles. The padding is a segment of its own, so no token attends to it;
+    its rows are cut off.
 
     Args:
-      interpret: run the kernel's program on any platform, slowly, for tests.
+      interpret: runs the kernel's program slowly on any platform, for tests.
 
     Raises:
-      ImportError: when this version of JAX has no such kernel any more.
-      ValueError: for a head_dim that is no tile.
+      ImportError: this version of JAX has no such kernel any more.
+      ValueError: a head_dim that is not in HEAD_DIMS.
     """
     batch, tokens, _, head_dim = q.shape
     if head_dim not in HEAD_DIMS:

@@ -1,9 +1,9 @@
 """`config.init_from`: a fresh run that starts from weights instead of random numbers.
 
-The configured model must be that of the weights. It is not taken from them: a run's configuration
-says what it trains, to a reader, to an evaluation and to a resumed run whose weights are gone; and
-a field that was given on the command line would have to lose or win in silence. All differences are
-named at once, with the flags that remove them.
+The configured model must equal the model of the weights, and is never taken from them. So the
+configuration alone tells a reader, an evaluation or a resumed run what the run trains, and no field
+of the command line is overruled in silence. The error message lists all differences and the flags
+that remove them.
 """
 
 from collections.abc import Mapping
@@ -24,52 +24,58 @@ from dinov2_jax.weights.convert import flatten
 from dinov2_jax.weights.load import Backbone, load
 
 _SIZES = ("dim", "depth", "heads")
-# What else the weights decide; drop path, LayerScale's initial value and the rest are free.
+# Further fields that must agree; the others, such as drop path, may differ.
 _FIELDS = (
-    *("patch_size", "ffn", "registers", "interpolate_offset", "interpolate_antialias"),
-    *("qkv_bias", "proj_bias", "ffn_bias"),
+    "patch_size",
+    "ffn",
+    "registers",
+    "interpolate_offset",
+    "interpolate_antialias",
+    "qkv_bias",
+    "proj_bias",
+    "ffn_bias",
 )
 
 
 def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[str]]:
     """The modules that `config.init_from` gives, and notes on where each of them comes from.
 
-    The backbone's position table is resampled to the global crops, so that its features of them are
-    those of the weights; its patch embedding is spread over `config.model.in_channels`. Heads come
-    along if the weights have them in the configured shape. Loss centres start at 0 all the same.
+    The position table is resampled to the size of the global crops, and the patch embedding is
+    spread over `config.model.in_channels`. Heads are used if the weights have them in the
+    configured shape. Loss centres start at 0 anyway.
 
     Returns:
-      {"backbone"[, "dino_head"][, "ibot_head"]}, placed as the student of `run` will be: each
-      device holds its shard, and only the host ever holds a whole copy. {} without init_from.
+      {"backbone"[, "dino_head"][, "ibot_head"]}, sharded like the student of `run`: only the host
+      ever holds a whole copy. {} without init_from.
 
     Raises:
-      ConfigError: the weights are of another model than the configured one.
+      ConfigError: the weights belong to another model than the configured one.
       WeightsError, CheckpointError: they cannot be read.
     """
     if not config.init_from:
         return {}, []
     model = run.objective.student.backbone
-    # A width like 48 does not tell the number of heads: the configured one, if the file is silent.
+    # Not every width tells the number of heads; then the configured number fills in.
     fallback = model.heads if model.dim % HEAD_DIM else None
-    with main_first():  # which downloads what has only a name
-        found = load(config.init_from, heads=fallback)
-    _require_same_model(config, model, found)
-    backbone = with_image_size(found.params, found.model, model.image_size)
+    with main_first():  # it downloads weights that are given by name
+        weights = load(config.init_from, heads=fallback)
+    _require_same_model(config, model, weights)
+    backbone = with_image_size(weights.params, weights.model, model.image_size)
     backbone = with_channels(backbone, model.patch_size, config.model.in_channels)
-    heads, notes = _matching_heads(found.heads, run.abstract_state.student)
+    heads, notes = _matching_heads(weights.heads, run.abstract_state.student)
     given = {"backbone": backbone} | heads
     wanted = {name: run.abstract_state.student[name] for name in given}
-    return jax.tree.map(_place, given, wanted), [*_origin(config, found), *notes]
+    return jax.tree.map(_place, given, wanted), [*_origin(config, weights), *notes]
 
 
-def _origin(config: ConfigDict, found: Backbone) -> list[str]:
-    """Where the backbone comes from, and what it may not be used to."""
-    first, *more = found.report
+def _origin(config: ConfigDict, weights: Backbone) -> list[str]:
+    """Where the backbone comes from, and how its pictures differed from those of this run."""
+    first, *more = weights.report
     notes = [f"student and teacher start from {first}", *more]
-    held, channels = in_channels(found.params, found.model.patch_size), config.model.in_channels
+    held, channels = in_channels(weights.params, weights.model.patch_size), config.model.in_channels
     if held != channels:
         notes.append(f"the patch embedding of {held} channels is spread over {channels}")
-    wanted = found.preprocessing
+    wanted = weights.preprocessing
     if held == channels and (wanted.mean, wanted.std) != (config.colour.mean, config.colour.std):
         notes.append(
             f"the weights were made with colour.mean {wanted.mean} and colour.std {wanted.std}, "
@@ -79,7 +85,7 @@ def _origin(config: ConfigDict, found: Backbone) -> list[str]:
 
 
 def _place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """A host array as its shards on the devices of this process."""
+    """Puts the shards of a host array on the devices of this process."""
     x = np.asarray(x, like.dtype)
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: x[index])
 
@@ -87,7 +93,7 @@ def _place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
 def _matching_heads(
     heads: Mapping[str, Any], student: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Those of `heads` that have the student's shapes, and a sentence on each head."""
+    """The heads that have the student's shapes, and a sentence on every head."""
     taken, notes = {}, []
     for name in sorted(student.keys() - {"backbone"}):
         wanted, held = _shapes(student[name]), _shapes(heads.get(name, {}))
@@ -113,36 +119,36 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(x.shape) for path, x in flatten(tree).items()}
 
 
-def _require_same_model(config: ConfigDict, model: VisionTransformer, found: Backbone) -> None:
-    different = _differences(model, found)
+def _require_same_model(config: ConfigDict, model: VisionTransformer, weights: Backbone) -> None:
+    different = _differences(model, weights)
     if not different:
         return
     text = ", ".join(f"{name} {held} instead of {own}" for name, (held, own) in different.items())
     if "mlp_ratio" in different:
         remedy = "config.model has no field for mlp_ratio, so it needs other weights"
     else:
-        remedy = f"add {' '.join(_flags(config, found.model, set(different)))}"
+        remedy = f"add {' '.join(_flags(config, weights.model, set(different)))}"
     raise ConfigError(
         f"config.init_from {config.init_from} is of another model than config.model: {text}; "
         f"{remedy}"
     )
 
 
-def _differences(model: VisionTransformer, found: Backbone) -> dict[str, tuple[Any, Any]]:
-    """{field: (of the weights, configured)} where they differ."""
+def _differences(model: VisionTransformer, weights: Backbone) -> dict[str, tuple[Any, Any]]:
+    """{field: (value of the weights, configured value)} where they differ."""
     names = [*_SIZES, "mlp_ratio", *_FIELDS]
-    # A single file does not tell the number of heads: at the same width the configured one counts.
-    if found.model.dim == model.dim and Path(found.source).is_file():
+    # A single file does not tell the number of heads; at the same width the configured one counts.
+    if weights.model.dim == model.dim and Path(weights.source).is_file():
         names.remove("heads")
-    pairs = {name: (getattr(found.model, name), getattr(model, name)) for name in names}
+    pairs = {name: (getattr(weights.model, name), getattr(model, name)) for name in names}
     pairs["layerscale"] = tuple(
-        "off" if x.layerscale is None else "on" for x in (found.model, model)
+        "off" if x.layerscale is None else "on" for x in (weights.model, model)
     )
     return {name: (held, own) for name, (held, own) in pairs.items() if held != own}
 
 
 def _flags(config: ConfigDict, held: VisionTransformer, names: set[str]) -> list[str]:
-    """What to add to the command line so that config.model is the model `held`."""
+    """Flags for the command line that make config.model the model `held`."""
     values: dict[str, Any] = {}
     if names & set(_SIZES):
         values |= _size_fields(config, held)
@@ -153,7 +159,7 @@ def _flags(config: ConfigDict, held: VisionTransformer, names: set[str]) -> list
 
 
 def _size_fields(config: ConfigDict, held: VisionTransformer) -> dict[str, Any]:
-    """Width, depth and heads of the weights: by their variant if they have one."""
+    """Fields for width, depth and heads of the weights: a variant's name if one fits."""
     sizes = Variant(held.dim, held.depth, held.heads)
     for name, variant in VARIANTS.items():
         if variant == sizes:

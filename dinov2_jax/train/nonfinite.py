@@ -1,4 +1,4 @@
-"""What happens when a loss or gradient is not finite: skip (in the step), count, dump, give up."""
+"""Steps without a finite loss and gradient: saves their batches, stops after three in a row."""
 
 from collections import deque
 from pathlib import Path
@@ -12,14 +12,15 @@ MAX_STREAK = 3
 
 
 class NonFiniteLoss(UserError):
-    """Three steps in a row had no finite loss and gradient."""
+    """No finite loss and gradient in three consecutive steps."""
 
 
 class NonFiniteWatch:
-    """Looks at each step's verdict two steps later, so that the device is never waited for.
+    """Checks each step two steps later, so that the host never waits for the device.
 
-    A bad batch is dumped to <workdir>/nonfinite/step_<n>.npz (first ten only); `name` goes before
-    the ending, where each of several processes dumps its share.
+    The step itself skips a bad update (train/step.py). Its batch is saved here to
+    <workdir>/nonfinite/step_<n>.npz, the first ten only. `name` goes before the extension: with
+    several processes, each saves its own share.
     """
 
     def __init__(self, workdir: Path, lag_steps: int = 2, name: str = "") -> None:
@@ -28,7 +29,7 @@ class NonFiniteWatch:
         self._pending: deque[tuple[int, dict[str, np.ndarray], Any]] = deque()
 
     def add(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]) -> list[str]:
-        """Notes step `step`; returns messages about earlier ones.
+        """Records a step, checks earlier ones and returns messages about them.
 
         Raises:
           NonFiniteLoss: after three bad steps in a row.
@@ -37,7 +38,7 @@ class NonFiniteWatch:
         return self.check(self._lag)
 
     def check(self, lag_steps: int = 0) -> list[str]:
-        """Looks at all but the newest `lag_steps` steps."""
+        """Checks all but the newest `lag_steps` steps and returns messages about them."""
         messages = []
         while len(self._pending) > lag_steps:
             step, batch, streak = self._pending.popleft()

@@ -19,7 +19,7 @@ _EMBEDDING = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_
 
 
 class Multipliers(NamedTuple):
-    """How one parameter departs from the schedules: factors on lr and weight decay."""
+    """Factors of one parameter on the learning rate and the weight decay."""
 
     lr: np.ndarray | float  # [L, 1, ...] for stacked blocks
     weight_decay: float
@@ -28,7 +28,7 @@ class Multipliers(NamedTuple):
 
     @property
     def rate(self) -> str:
-        """Which of the schedules' rates the parameter follows."""
+        """Name of the schedule that sets the parameter's learning rate."""
         if self.is_backbone:
             return "backbone_lr"
         return "last_layer_lr" if self.is_last_layer else "lr"
@@ -70,16 +70,15 @@ def parameter_multipliers(
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """Clipping per sub-module, Adam, decoupled decay; a tree of `Multipliers` tells leaves apart.
+    """Clipping per sub-module, Adam, decoupled decay, with `Multipliers` for each parameter.
 
-    Written out, not chained from optax's parts: a step that must leave everything as it is
-    multiplies by 0 and 1 here, so that each weight and both its moments are replaced in place. With
-    a choice between old and new arrays at the end XLA copies all of them first (40 million
-    parameters on two cores: 270 ms and 373 MiB of temporaries, instead of 50 ms and none).
+    Not built from optax's parts, because of steps that must change nothing: here they multiply by 0
+    and 1, so that XLA updates weights and moments in place. A choice between old and new arrays at
+    the end would make XLA copy all of them first.
 
     Attributes:
       multipliers: see `parameter_multipliers`.
-      clip_norm: greatest norm of a sub-module's gradient.
+      clip_norm: maximum norm of a sub-module's gradient.
     """
 
     multipliers: Any
@@ -102,22 +101,23 @@ class AdamW:
         hyper: Mapping[str, Array],
         finite: Array,
     ) -> tuple[dict[str, Any], optax.ScaleByAdamState]:
-        """Parameters and moments after one step, or exactly those from before it.
+        """Parameters and moments after one step, or unchanged ones if not `finite`.
 
-        A frozen last layer or backbone is only lr 0: its moments go on accumulating, so that its
-        first step is no stranger than any later one, and its decay stops too.
+        A frozen last layer or backbone has lr 0, and so no decay either. Its moments still
+        accumulate, so that its first step after thawing is an ordinary one.
 
         Args:
-          grads, norms: of `params`, {"backbone": ..., "dino_head": ...}; see `module_norms`.
+          grads: like `params`, {"backbone": ..., "dino_head": ...}.
+          norms: of these gradients, from `module_norms`.
           hyper: "lr", "last_layer_lr", "backbone_lr", "weight_decay".
-          finite: bool; False leaves all as it is, whatever the gradients are.
+          finite: bool; False changes nothing, whatever the gradients are.
         """
         grads = clip_by_module_norm(grads, norms, self.clip_norm)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
         count = state.count + finite
         old1, new1 = jnp.where(finite, self.beta1, 1.0), jnp.where(finite, 1 - self.beta1, 0.0)
         old2, new2 = jnp.where(finite, self.beta2, 1.0), jnp.where(finite, 1 - self.beta2, 0.0)
-        # The moments start at 0; the divisor is 0 if no step was finite yet, and then unused.
+        # Without a finite step so far the divisors would be 0, though lr is 0 then.
         bias1 = 1 - self.beta1 ** jnp.maximum(count, 1)
         bias2 = 1 - self.beta2 ** jnp.maximum(count, 1)
         mu = jax.tree.map(lambda m, g: old1 * m + new1 * g, state.mu, grads)
@@ -142,7 +142,7 @@ def module_norms(grads: dict[str, Any]) -> dict[str, Array]:
 def clip_by_module_norm(
     grads: dict[str, Any], norms: Mapping[str, Array], max_norm: float
 ) -> dict[str, Any]:
-    """Each sub-module scaled by its own norm, to at most `max_norm`."""
+    """Scales each sub-module down to a norm of at most `max_norm`."""
 
     def clip(module: Any, norm: Array) -> Any:
         scale = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
@@ -159,7 +159,7 @@ def make_optimizer(
     patch_embed_multiplier: float = 0.2,
     **settings: float,
 ) -> AdamW:
-    """The optimizer of these parameters, or of their shapes.
+    """The optimizer for parameters, or for their shapes.
 
     Args:
       depth: blocks of the backbone.

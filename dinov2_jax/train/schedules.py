@@ -37,7 +37,7 @@ def linear_then_constant(step: int, start: float, final: float, warmup_steps: in
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """All values that change with the step. Lengths in steps; `lr` is the peak, already scaled."""
+    """All values that depend on the step. `lr` is the peak, already scaled to the batch."""
 
     total_steps: int
     lr: float
@@ -54,7 +54,7 @@ class Schedules:
     temp_warmup_steps: int
 
     def at(self, step: int) -> dict[str, np.float32]:
-        """The scalars that update number `step` (0-based) uses."""
+        """The scalars for update number `step` (0-based)."""
         total = self.total_steps
         lr = cosine_schedule(step, self.lr, self.min_lr, total, self.warmup_steps)
         values = {
@@ -74,7 +74,7 @@ def scale_lr(base_lr: float, rule: str, batch_size: int) -> float:
     """The peak learning rate: "sqrt_wrt_1024" (the reference's only rule) or "none".
 
     Raises:
-      ValueError: for another rule.
+      ValueError: another rule.
     """
     if rule == "sqrt_wrt_1024":
         return base_lr * math.sqrt(batch_size / 1024)

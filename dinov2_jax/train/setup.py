@@ -1,4 +1,4 @@
-"""From the configuration to the pieces of a run: networks, objective, optimizer, schedules."""
+"""Builds the parts of a run from its configuration: networks, objective, optimizer, schedules."""
 
 import contextlib
 import ctypes
@@ -30,12 +30,13 @@ from dinov2_jax.train.step import train_step
 
 
 class Run(NamedTuple):
-    """What a training run is made of.
+    """The parts of a training run.
 
     Attributes:
-      objective, schedules: see ssl/objective.py, train/schedules.py.
+      objective: see ssl/objective.py.
+      schedules: see train/schedules.py.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
-      init: (parameters to start with, on the mesh) -> fresh TrainState on the mesh.
+      init: (modules to start with instead of random ones, on the mesh) -> fresh TrainState.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
     """
 
@@ -47,7 +48,7 @@ class Run(NamedTuple):
 
 
 def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
-    """Backbone and heads of the student (`drop_path`) or the teacher."""
+    """Backbone and heads: of the student with `drop_path`, of the teacher without."""
     dtype = compute_dtype(config.compute_dtype)
 
     def head(settings: ConfigDict) -> DINOHead:
@@ -70,7 +71,7 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
 
 
 def make_objective(config: ConfigDict) -> Objective:
-    """The networks and losses of `config`."""
+    """The networks and losses that `config` describes."""
     return Objective(
         student=make_networks(config, drop_path=True),
         teacher=make_networks(config, drop_path=False),
@@ -83,7 +84,7 @@ def make_objective(config: ConfigDict) -> Objective:
 
 
 def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> AdamW:
-    """The optimizer of `config` for the student's parameters, or their shapes."""
+    """The configured optimizer for the student's parameters, or their shapes."""
     settings = config.optimizer
     return make_optimizer(
         student,
@@ -97,7 +98,7 @@ def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> Adam
 
 
 def make_schedules(config: ConfigDict) -> Schedules:
-    """The six schedules, the peak learning rate scaled to the batch."""
+    """The six schedules, with the peak learning rate scaled to the batch."""
     optimizer, teacher = config.optimizer, config.teacher
     return Schedules(
         total_steps=config.total_steps,
@@ -117,7 +118,7 @@ def make_schedules(config: ConfigDict) -> Schedules:
 
 
 def make_photometric(config: ConfigDict) -> Callable[[Array, Batch], Batch]:
-    """Colours and normalisation of a batch of uint8 crops, for use inside the step."""
+    """A function for the step that augments colours of uint8 crops and normalises them."""
     spec = ColourSpec.from_config(config.colour)
 
     def photometric(key: Array, batch: Batch) -> Batch:
@@ -146,7 +147,7 @@ def decode_spec(config: ConfigDict) -> DecodeSpec:
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the loader delivers for a step (see ssl/objective.py), as shapes with shardings."""
+    """Shapes and shardings of the batch that a step takes (see ssl/objective.py)."""
     crops, images, group_size = config.crops, config.batch_size, config.group_size
     channels = config.model.in_channels
     patches = (crops.global_size // config.model.patch_size) ** 2
@@ -168,7 +169,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
 
 
 def make_run(config: ConfigDict, mesh: Mesh) -> Run:
-    """Everything that a training run compiles, placed on `mesh`."""
+    """The parts of the run of `config` on `mesh`; compiles nothing yet."""
     objective = make_objective(config)
     size = config.crops.global_size
     key = jax.random.key(config.seed)
@@ -195,9 +196,9 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
 
 
 def return_free_memory() -> None:
-    """Gives freed memory back to the system, where the C library can (glibc).
+    """Returns freed memory to the system, if the C library can (glibc).
 
-    XLA's compiler leaves about 0.5 GB behind a step of ViT-S, which malloc would keep for good.
+    After compiling a step of ViT-S, malloc would otherwise keep about 0.5 GB for good.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

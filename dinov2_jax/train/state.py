@@ -14,15 +14,16 @@ from dinov2_jax.train.optimizer import AdamW
 
 @struct.dataclass
 class TrainState:
-    """Student, teacher and what drives them; all leaves are arrays.
+    """Student, teacher, optimizer and counters; all leaves are arrays.
 
     Attributes:
-      step: int32, updates attempted so far.
+      step: int32, number of updates attempted.
       student, teacher: {"backbone", "dino_head"[, "ibot_head"]}.
       opt_state: AdamW's moments, see train/optimizer.py.
       centers: loss centres {"dino" [K], "ibot" [K]}.
-      rng: typed key of the run; every step folds in its number.
-      nonfinite_steps, nonfinite_streak: int32, updates skipped in all, and in a row until now.
+      rng: typed key of the run; every step folds its number in.
+      nonfinite_steps: int32, number of updates skipped.
+      nonfinite_streak: int32, number of updates skipped in a row up to now.
     """
 
     step: Array
@@ -45,7 +46,7 @@ def init_state(
     """A fresh state; the teacher starts as an exact copy of the student.
 
     Args:
-      given: modules of the student that are not random, such as {"backbone": ...}.
+      given: modules of the student to use instead of random ones, such as {"backbone": ...}.
     """
     init_key, run_key = jax.random.split(key)
     student = objective.student.init(init_key, image_size) | jax.tree.map(jnp.copy, given or {})

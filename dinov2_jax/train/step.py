@@ -40,8 +40,8 @@ def train_step(
       hyper: fp32 scalars of train/schedules.py `Schedules.at(step)`.
 
     Returns:
-      The next state and scalar metrics. A step with a non-finite loss or gradient leaves weights,
-      moments, centres and teacher untouched and is counted in the state.
+      The next state and scalar metrics. A non-finite loss or gradient leaves weights, moments,
+      centres and teacher unchanged, and the state counts the step.
     """
     color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if photometric is not None:
