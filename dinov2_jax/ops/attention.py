@@ -51,8 +51,8 @@ FUSED = {
 }
 BACKENDS = ("auto", "xla", *FUSED)
 
-# The fewest tokens for splash on TPU. Not measured: estimates of XLA's TPU compiler favour XLA itself
-# at 197 to 261 tokens (a fused kernel fills those to 256 or 384) and flash attention at 518 px
+# The fewest tokens for splash on TPU. Not measured: estimates of XLA's TPU compiler favour plain
+# XLA at 197 to 261 tokens (a fused kernel fills those to 256 or 384) and flash attention at 518 px
 # (1,370 tokens of 14 px), so the break-even point lies somewhere between.
 SPLASH_MIN_TOKENS = 1024
 # Ampere, whose tensor cores cuDNN's and Triton's attention need.
