@@ -1,6 +1,5 @@
 """What a run leaves beside its metrics and checkpoints: config.json and report.html."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import to_json
+from dinov2_jax.config.files import to_dict
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.reader import Batch
@@ -18,6 +17,7 @@ from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.request import central_square
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.run.files import write_bytes, write_json
 from dinov2_jax.train.setup import Run, make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
@@ -28,13 +28,9 @@ PICTURES = 8
 
 
 def write_config(folder: Path, config: ConfigDict) -> None:
-    """The resolved configuration as config.json; process 0 writes it, for all."""
-    if not is_main():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(to_json(config) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "config.json")
+    """Writes the resolved configuration as config.json, in process 0 only."""
+    if is_main():
+        write_json(folder / "config.json", to_dict(config))
 
 
 def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
@@ -45,9 +41,7 @@ def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
     crops = [
         np.asarray(to_uint8(seen[name], config.colour)) for name in ("global_crops", "local_crops")
     ]
-    temporary = folder / "crops.png.tmp"
-    temporary.write_bytes(crop_sheet(*map(as_rgb, crops)))
-    os.replace(temporary, folder / "crops.png")
+    write_bytes(folder / "crops.png", crop_sheet(*map(as_rgb, crops)))
 
 
 def to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:

@@ -92,6 +92,17 @@ def straight(pictures, tmp_path_factory) -> Path:
     return workdir
 
 
+def test_the_first_step_which_compiles_has_no_rate(straight):
+    lines = (straight / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert ["images_per_s" in row for row in rows if "loss" in row] == [False] + [True] * 5
+
+
+def test_the_configuration_file_ends_with_one_newline(straight):
+    text = (straight / "config.json").read_text()
+    assert text == text.rstrip() + "\n"
+
+
 def saved_steps(workdir: Path) -> list[int]:
     folder = workdir / "checkpoints"
     return (
