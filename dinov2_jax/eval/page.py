@@ -67,7 +67,7 @@ def _curves(named: Mapping[str, Any]) -> str:
 
 
 def _warnings(named: Mapping[str, Any]) -> str:
-    texts = {text for entry in named.values() for text in entry["notes"].get("warnings", [])}
+    texts = {entry["notes"].get("warning", "") for entry in named.values()} - {""}
     return "".join(f'<p class="warning">{html.escape(text)}</p>' for text in sorted(texts))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError, nearest
+from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.pictures import overlap_warning, require_readable
 from dinov2_jax.eval.protocols import (
@@ -224,26 +225,41 @@ def _behind(
     return dataclasses.replace(one, settings=settings, before=before)
 
 
-def _check_pictures(todo: Sequence[_Planned], context: Context) -> list[str]:
-    """Reads headers of the data's splits where features are missing; returns warnings.
+def _check_pictures(todo: Sequence[_Planned], context: Context) -> str:
+    """Reads headers of the data's splits where features are missing; returns a warning, or "".
+
+    Process 0 reads for all.
 
     Raises:
       SourceError: more pictures than `config.data.max_bad` cannot be read.
     """
-    if "data" not in context.__dict__:  # no protocol reads config.data
-        return []
-    splits, config = context.data.splits, context.config.data
-    needs = [need for one in todo for need in one.task.needs]
-    for split, source in splits.items():
+    if not todo or "data" not in context.__dict__:  # no protocol reads config.data
+        return ""
+    error = from_main(_unreadable(todo, context) if is_main() else "")
+    if error:
+        raise SourceError(error)
+    splits = context.data.splits
+    warning = from_main(overlap_warning(splits["train"], splits["test"]) if is_main() else "")
+    return f"{context.data.name}: {warning}" if warning else ""
+
+
+def _unreadable(todo: Sequence[_Planned], context: Context) -> str:
+    """Why the data cannot be read, or ""."""
+    config, needs = context.config.data, [need for one in todo for need in one.task.needs]
+    for split, source in context.data.splits.items():
         mine = [need for need in needs if need.source is source]
-        if mine and not all(_is_complete(need, context.cache) for need in mine):
-            require_readable(source, config.max_pixels, config.max_bad, split)
-    warning = overlap_warning(splits["train"], splits["test"]) if todo else ""
-    return [f"{context.data.name}: {warning}"] if warning else []
+        if mine and not all(_is_stored(need, context.cache) for need in mine):
+            try:
+                require_readable(source, config.max_pixels, config.max_bad, split)
+            except SourceError as error:
+                return str(error)
+    return ""
 
 
-def _is_complete(need: Need, cache: FeatureCache) -> bool:
-    return False
+def _is_stored(need: Need, cache: FeatureCache) -> bool:
+    if need.wanted is None or not need.stored:
+        return False
+    return cache.holds(need.source, need.title, need.wanted)
 
 
 # -------------------------------------------------------------------------------------- running
@@ -287,23 +303,23 @@ def _widest(todo: Sequence[_Planned]) -> dict[tuple[str, int, int], Wanted]:
 
 
 def _run_all(todo: Sequence[_Planned], context: Context, results: Results) -> None:
-    warnings, widest = _check_pictures(todo, context), _widest(todo)
-    for warning in warnings if is_main() else ():
+    warning, widest = _check_pictures(todo, context), _widest(todo)
+    if warning and is_main():
         print(f"warning: {warning}", flush=True)
     for one in todo:
         earlier = results.values(one.protocol)
         work = _Work(one.folder, one.before, earlier, context.cache, widest)
-        _run(one, work, results, warnings)
+        _run(one, work, results, warning)
 
 
-def _run(one: _Planned, work: _Work, results: Results, warnings: Sequence[str]) -> None:
+def _run(one: _Planned, work: _Work, results: Results, warning: str) -> None:
     """Runs a task; process 0 writes each finding at once."""
     protocol, data = one.protocol, one.task.data
     replaced, began = results.begin(*one.key), time.monotonic()
     if replaced and is_main():
         print(f"{protocol} on {data}: replaces a result of other settings ({replaced})", flush=True)
-    if warnings and any(need.title in ("train", "test") for need in one.task.needs):
-        results.add(protocol, data, {"warnings": list(warnings)})
+    if warning and any(need.title in ("train", "test") for need in one.task.needs):
+        results.add(protocol, data, {"warning": warning})
     for finding in one.task.run(work):
         results.add(protocol, data, finding)
         if is_main():

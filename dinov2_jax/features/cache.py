@@ -158,6 +158,12 @@ class FeatureCache:
             yield computed.rows, computed.columns
         self._require_readable(source, readable)
 
+    def holds(self, source: Source, split: str, wanted: Wanted) -> bool:
+        """Whether all these features are stored already."""
+        request = self._request(wanted)
+        home = self._folder / f"{split}-{self._key(source, request)}"
+        return _complete_with(home, {name for name, *_ in request.columns}) is not None
+
     def _request(self, wanted: Wanted) -> Request:
         model, preprocessing = self._backbone.model, self._backbone.preprocessing
         last = model.depth - 1

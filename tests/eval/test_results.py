@@ -374,7 +374,7 @@ def test_test_pictures_that_are_in_train_are_told(weights, data, tmp_path, capsy
     assert re.search(
         r"warning: leaky: 2 of 12 pictures of test \(16.7 %\)", capsys.readouterr().out
     )
-    assert "2 of 12" in entry(found, "knn")["notes"]["warnings"][0]
+    assert "2 of 12" in entry(found, "knn")["notes"]["warning"]
     assert "also in train" in (tmp_path / "out/results.html").read_text()
     evaluate(ask(weights, data, ("knn",)), str(tmp_path / "clean"))
     assert "warning" not in capsys.readouterr().out
@@ -388,6 +388,19 @@ def test_large_sets_are_compared_by_names_and_the_content_of_some(data, monkeypa
     monkeypatch.setattr(pictures, "MOST_COMPARED", 0)
     assert pictures.overlap_warning(train, test) == ""  # same names, other pictures
     assert pictures.overlap_warning(train, train).startswith("about 24 of 24")
+
+
+def test_headers_are_read_only_where_features_are_missing(weights, data, tmp_path, monkeypatch):
+    from dinov2_jax.eval import pictures
+
+    read, header = [], pictures._header_error
+    monkeypatch.setattr(
+        pictures, "_header_error", lambda *which: (read.append(which), header(*which))[1]
+    )
+    evaluate(ask(weights, data, ("knn",)), str(tmp_path / "out"))
+    assert len(read) == 36
+    evaluate(ask(weights, data, ("knn",), **{"knn.ks": (2,)}), str(tmp_path / "out"))
+    assert len(read) == 36
 
 
 # ---------------------------------------------------------------------------------------- the paper
