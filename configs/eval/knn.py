@@ -1,12 +1,12 @@
-"""k-NN on frozen features, with the reference's protocol (eval/knn.py there).
+"""Weighted k-NN on frozen features, as in the reference's eval/knn.py.
 
 Command:   python -m dinov2_jax.main --config=configs/eval/knn.py
            --config.checkpoint=runs/quickstart
 Hardware:  any; on a CPU a small model reads some hundred pictures a second
 Time:      quick start: under a minute on 2 CPU cores
-Expected:  a table of top-1, and top-5 for each k in <run>/eval/<step>/results.json
+Expected:  top-1, top-5 and mean per class for each k; <run>/eval/<step>/<data>/results.json
 Own data:  --config.data.source=folder --config.data.path=/labelled --config.data.labels=folders
-           --config.data.test_split=test; the model's shape always comes from the weights
+           with train/<class>/ and test/<class>/ in it
 """
 
 import ml_collections

@@ -5,8 +5,8 @@ Command:   python -m dinov2_jax.main --config=configs/eval/linear_cached.py
            --config.linear.batch_size=256
 Hardware:  any; one pass of features, then no picture is read again
 Time:      quick start's drawings with the numbers above: 15 s on 2 CPU cores
-Expected:  top-1, some tenths below that of linear.py as there is no augmentation;
-           accuracy by learning rate and input in results.html
+Expected:  top-1, some tenths below that of linear.py because nothing is augmented; accuracy by
+           learning rate and input in results.html
 """
 
 import ml_collections

@@ -5,8 +5,8 @@ Command:   python -m dinov2_jax.main --config=configs/eval/logreg.py
            --workdir=evals/vits14_food101
 Hardware:  any; features as for k-NN, then the solver on the same devices
 Time:      quick start's 1,473 drawings, 45 values of C: 10 s on 2 CPU cores
-Expected:  top-1, mean per class or 11-point mAP as the set is reported in; the paper's figure
-           beside it (food101: S 89.1, B 92.8, L 94.3, g 94.7); accuracy by C in results.html
+Expected:  the metric in which the set is usually reported, with the paper's figure beside it
+           (food101: S 89.1, B 92.8, L 94.3, g 94.7); accuracy by C in results.html
 """
 
 import ml_collections

@@ -5,7 +5,7 @@ Command:   python -m dinov2_jax.main --config=configs/eval/retrieval.py
            --config.retrieval.path=/roxford5k --workdir=evals/vits14_oxford
 Hardware:  any; features as for k-NN, then one sort a query
 Time:      one pass of features over database and queries
-Expected:  mAP Medium and Hard (GAP, GAP- and ACC of Met), the paper's figure beside it
+Expected:  mAP Medium and Hard (Met: GAP, GAP- and ACC) with the paper's figure beside it
 """
 
 import ml_collections

@@ -4,9 +4,11 @@ Command:   python -m dinov2_jax.main --config=configs/eval/robustness.py
            --config.checkpoint=dinov2_vits14 --config.data.set=imagenet --config.data.path=/imagenet
            --config.robustness.imagenet_v2=/imagenetv2-matched-frequency-format-val
            --workdir=evals/vits14_linear
-Hardware:  as linear_cached.py, which is run before unless the workdir has its classifier
+Hardware:  as linear_cached.py, which runs first unless its result is finished; with
+           --config.head=<file> that classifier is judged and nothing is trained
 Time:      one pass of features over each variant; ImageNet-C has 75 times 50,000 pictures
-Expected:  a figure for each variant that has a path, the paper's beside it
+Expected:  a result for each variant with a path; the paper's figure beside it if the head was
+           trained by linear.py with the default settings
 """
 
 import ml_collections

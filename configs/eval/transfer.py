@@ -5,8 +5,8 @@ Command:   python -m dinov2_jax.main --config=configs/eval/transfer.py
            --workdir=evals/vits14_transfer
 Hardware:  any; features as for k-NN, then the solver on the same devices
 Time:      one pass of features over each set; 45 values of C a set
-Expected:  a figure for each set of /sets/food101, /sets/cifar10, ... that is there, the paper's
-           beside it, and the average of all twelve (S 87.7, B 90.1, L 91.2, g 92.1)
+Expected:  a result for each of /sets/food101, /sets/cifar10, ..., written as soon as it is known;
+           with all twelve their average (S 87.7, B 90.1, L 91.2, g 92.1)
 """
 
 import ml_collections

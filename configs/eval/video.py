@@ -5,7 +5,7 @@ Command:   python -m dinov2_jax.main --config=configs/eval/video.py
            --workdir=evals/vits14_ucf101
 Hardware:  any; needs pip install -e ".[video]"
 Time:      one pass of features over eight frames a video, each video decoded once
-Expected:  top-1, the paper's figure beside it (UCF-101: S 87.0, B 89.1, L 90.5, g 91.2)
+Expected:  top-1 with the paper's figure beside it (UCF-101: S 87.0, B 89.1, L 90.5, g 91.2)
 """
 
 import ml_collections
