@@ -16,3 +16,15 @@ def golden() -> pathlib.Path:
     """Directory of the reference vectors; DINOV2_JAX_GOLDEN puts others in their place."""
     default = pathlib.Path(__file__).parent / "golden"
     return pathlib.Path(os.environ.get("DINOV2_JAX_GOLDEN", default))
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """As if there were no others."""
+    import jax
+
+    first = jax.devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: first)
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: 1)

@@ -1,8 +1,8 @@
 """Weighted k-NN on frozen features (paper section 7.1; FB dinov2/eval/knn.py, reference-facts 8.2).
 
 Similarities are dot products of L2-normalised features; the max(k) nearest vote with weights
-softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. The bank
-is searched by bank.py: in blocks, exactly, and split over the devices and processes of a mesh.
+softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. The search
+(features/search.py) is exact, in blocks, and split over the devices and processes of a mesh.
 """
 
 # DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies
@@ -14,48 +14,21 @@ import jax
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.features.search import Bank
+from dinov2_jax.features.search import Bank, unit
 from dinov2_jax.heads.few_shot import draw_examples
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 
 Accuracies = dict[int, dict[str, float]]
 
 
-def _normalize(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, np.float32)
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norm, 1e-12)
-
-
-def nearest_labels(
-    bank: np.ndarray,
-    labels: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    *,
-    bank_block: int = 65536,
-    query_block: int = 1024,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and labels of each query's k nearest, nearest first.
-
-    Args:
-      bank [n, D], labels [n], queries [m, D]: features already L2-normalised.
-
-    Returns:
-      [m, k] fp32 and [m, k] int32.
-    """
-    found = Bank(bank, labels, block=bank_block).search(queries, k, query_block=query_block)
-    return found.similarities, found.labels
-
-
-def vote(
+def vote_by_class(
     similarities: np.ndarray,
     nearest: np.ndarray,
     ks: Sequence[int],
     temperature: float,
     classes: int,
 ) -> dict[int, np.ndarray]:
-    """Class scores [m, classes] for each k, from neighbours sorted by similarity [m, max_k]."""
+    """Sums the votes of neighbours [m, max_k], nearest first, to scores [m, classes] for each k."""
     weights = np.exp((similarities - similarities[:, :1]) / temperature)
     weights /= weights.sum(axis=1, keepdims=True)
     scores = {}
@@ -78,10 +51,10 @@ def knn_accuracy(
     bank_block: int = 65536,
     query_block: int = 1024,
 ) -> Accuracies:
-    """Top-1, top-5 and top-1 as mean per class, in percent, for each k.
+    """Computes top-1, top-5 and mean per-class accuracy in percent, for each k.
 
     A k beyond the bank uses the whole bank. Under a mesh (`jax.set_mesh`) the bank is split over
-    its devices; of several processes each gives its own rows of it, and all the same queries.
+    its devices; with several processes, each passes its own rows of it, and all the same queries.
 
     Args:
       train_features [n, D], train_labels [n]: the bank; test_features [m, D], test_labels [m].
@@ -90,10 +63,10 @@ def knn_accuracy(
     Raises:
       EvaluationError: when bank or queries are empty.
     """
-    bank = Bank(_normalize(train_features), train_labels, block=bank_block)
+    bank = Bank(unit(train_features), train_labels, block=bank_block)
     _check_sides(bank.size, len(test_features))
     max_k = min(max(ks), bank.size)
-    found = bank.search(_normalize(test_features), max_k, query_block=query_block)
+    found = bank.search(unit(test_features), max_k, query_block=query_block)
     return _accuracies(found.similarities, found.labels, test_labels, ks, temperature)
 
 
@@ -106,9 +79,9 @@ def leave_one_out(
     bank_block: int = 65536,
     query_block: int = 1024,
 ) -> Accuracies:
-    """As `knn_accuracy`, of a set [n, D] among its own others: no record votes for itself.
+    """As `knn_accuracy`, where the set [n, D] is bank and queries, and no record votes for itself.
 
-    It is left out by its number, not by its similarity: its copies elsewhere in the set do vote.
+    Only the record itself is excluded; duplicates of it still vote.
 
     Raises:
       EvaluationError: for fewer than two records; under a mesh of several processes.
@@ -119,11 +92,13 @@ def leave_one_out(
             "leave-one-out needs the whole set on each process; run it without a mesh, or on a "
             "process's own devices"
         )
-    unit = _normalize(features)
+    queries = unit(features)
     max_k = min(max(ks), len(features) - 1)
-    found = Bank(unit, labels, block=bank_block).search(unit, max_k + 1, query_block=query_block)
+    found = Bank(queries, labels, block=bank_block).search(
+        queries, max_k + 1, query_block=query_block
+    )
     own = found.rows == np.arange(len(features))[:, None]
-    own[:, -1] |= ~own.any(axis=1)  # with so many copies, another is the last of max_k + 1
+    own[:, -1] |= ~own.any(axis=1)  # so many duplicates that the record itself is not found
     similarities, nearest = (
         part[~own].reshape(-1, max_k) for part in (found.similarities, found.labels)
     )
@@ -152,7 +127,7 @@ def _accuracies(
             "top5": top_accuracy(score, labels, 5),
             "mean_per_class": mean_per_class_accuracy(score, labels),
         }
-        for k, score in vote(similarities, nearest, ks, temperature, classes).items()
+        for k, score in vote_by_class(similarities, nearest, ks, temperature, classes).items()
     }
 
 
@@ -167,10 +142,10 @@ def few_shot_knn(
     ks: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
 ) -> Accuracies:
-    """k-NN with `n_per_class` random examples of every class, averaged over tries.
+    """Averages k-NN on `n_per_class` random examples of every class over tries.
 
-    The values of k are those of `ks` and `n_per_class` itself that do not exceed `n_per_class`.
-    Try t draws its examples from seed t.
+    The values of k are `n_per_class` and those of `ks` below it. Try t draws its examples from
+    seed t.
     """
     used_ks = sorted(k for k in {*ks, n_per_class} if k <= n_per_class)
     tries = []

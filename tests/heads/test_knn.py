@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics
 
 from dinov2_jax.features.search import GROUP, Bank, top_columns
-from dinov2_jax.heads.knn import few_shot_knn, knn_accuracy, leave_one_out, nearest_labels, vote
+from dinov2_jax.heads.knn import few_shot_knn, knn_accuracy, leave_one_out, vote_by_class
 from dinov2_jax.parallel.mesh import make_mesh
 
 
@@ -21,6 +21,11 @@ def make_set(count: int, seed: int, classes: int = 7, dim: int = 12):
 def unit(features):
     features = features.astype(np.float64)
     return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def nearest_labels(bank, labels, queries, k, bank_block, query_block=1024):
+    found = Bank(bank, labels, block=bank_block).search(queries, k, query_block=query_block)
+    return found.similarities, found.labels
 
 
 def plain_scores(train, train_labels, test, ks, temperature, classes):
@@ -104,7 +109,7 @@ def test_padding_of_the_last_block_never_votes():
 
 def test_scores_are_one_softmax_over_the_largest_k():
     similarities = np.asarray([[0.9, 0.5, 0.1]], np.float32)
-    scores = vote(similarities, np.asarray([[1, 0, 1]]), (1, 2, 3), 0.5, 2)
+    scores = vote_by_class(similarities, np.asarray([[1, 0, 1]]), (1, 2, 3), 0.5, 2)
     weights = np.exp(np.asarray([0.9, 0.5, 0.1]) / 0.5)
     weights /= weights.sum()  # over all three, also for k=1 and k=2
     np.testing.assert_allclose(scores[1], [[0, weights[0]]], rtol=1e-6)

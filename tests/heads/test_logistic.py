@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from dinov2_jax.heads.logistic import fit as fits
 from dinov2_jax.heads.logistic import regression as logreg
-from dinov2_jax.heads.logistic.fit import C_VALUES, fit
+from dinov2_jax.heads.logistic.fit import C_VALUES, Fitter
 from dinov2_jax.heads.logistic.newton import place, solve_path
-from dinov2_jax.heads.logistic.regression import evaluate, split, sweep
+from dinov2_jax.heads.logistic.regression import evaluate, split
 from dinov2_jax.metrics.classification import mean_average_precision, top_accuracy
 from dinov2_jax.parallel.mesh import make_mesh
 
@@ -23,6 +24,14 @@ def draw(rows=200, dim=16, classes=5, seed=0, apart=0.7):
     centres = apart * np.random.default_rng(99).normal(size=(classes, dim))
     labels = rng.integers(0, classes, rows)
     return ((centres[labels] + rng.normal(size=(rows, dim))) * spread).astype(np.float32), labels
+
+
+def fit(features, labels, classes, C, **options):
+    return fits.fit(Fitter(features, labels, classes), C, **options)
+
+
+def sweep(train, val, classes, **options):
+    return logreg.sweep(Fitter(*train, classes), val, **options)
 
 
 def objective(features, labels, weight, bias, C):
@@ -65,9 +74,9 @@ def adversarial(name):
 
 
 NAMES = (
-    *("plain", "separable", "duplicated", "contradictory", "constant feature", "single example"),
-    *("two classes", "empty class", "more features than rows", "zeros"),
-)
+    "plain", "separable", "duplicated", "contradictory", "constant feature", "single example",
+    "two classes", "empty class", "more features than rows", "zeros",
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- fit
@@ -124,11 +133,20 @@ def test_the_optimum_has_no_gradient_and_does_not_depend_on_the_start():
     # The penalty makes the objective 1-strongly convex: |gradient|^2 / 2 bounds the distance.
     assert (gradient**2).sum() / 2 < 1e-9 * cold.objective
     assert np.abs(residual.sum(axis=0)).max() < 1e-3
-    far = logreg.Model(5 * cold.weight[::-1], cold.bias - 3, 1.0, 0.0, 0, 0.0)
+    far = fits.Model(5 * cold.weight[::-1], cold.bias - 3, 1.0, 0.0, 0, 0.0)
     warm = fit(x, y, 5, 3.0, init=far)
     assert warm.objective == pytest.approx(cold.objective, rel=1e-8)
     again = fit(x, y, 5, 3.0, init=cold)
     assert again.iterations == 1 and again.objective <= cold.objective * (1 + 1e-12)
+
+
+def test_a_model_becomes_a_linear_head_of_cls_tokens():
+    x, y, _ = adversarial("empty class")
+    model = fit(x, y, 7, 1.0)
+    head = model.as_head("abcdefg", "these")
+    assert (head.blocks, head.avgpool, head.class_names) == (1, False, tuple("abcdefg"))
+    np.testing.assert_allclose(head.logits([x]), model.scores(x), rtol=1e-4, atol=1e-4)
+    assert head.metadata["C"] == 1.0 and head.identity == "these"
 
 
 def test_empty_classes_are_never_predicted():
@@ -261,8 +279,6 @@ def test_evaluate_with_a_validation_set():
     both = (np.concatenate([a, b]) for a, b in zip(train, val, strict=True))
     assert merged.trials == trials
     assert merged.model.objective == pytest.approx(fit(*both, 5, model.C).objective, rel=1e-8)
-    alone = evaluate(train, test, 5, val=val, merge=False, values=values)
-    assert alone.model.objective == model.objective
 
 
 def test_evaluate_several_labels_by_average_precision():
@@ -276,7 +292,7 @@ def test_evaluate_several_labels_by_average_precision():
 def test_protocols_that_do_not_fit_are_refused():
     train = draw()
     with pytest.raises(ValueError, match="'top5' is unknown; use one of top1, mean_per_class, mAP"):
-        sweep(train, train, 5, metric="top5")
+        evaluate(train, train, 5, metric="top5")
     with pytest.raises(ValueError, match=r"'mAP' does not fit labels of shape \(200,\)"):
         evaluate(train, train, 5, metric="mAP")
     with pytest.raises(ValueError, match="9 training rows leave none"):

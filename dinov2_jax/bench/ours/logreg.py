@@ -5,7 +5,7 @@ import numpy as np
 from dinov2_jax.bench.draws import draw_classes, logistic_objective
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import configure, side_of
-from dinov2_jax.heads.logistic.fit import Model, fit_path
+from dinov2_jax.heads.logistic.fit import Fitter, Model
 
 
 def side(settings: Settings) -> Side:
@@ -15,7 +15,9 @@ def side(settings: Settings) -> Side:
     values = 10 ** np.linspace(-6, 5, settings["values"])
 
     def sweep() -> list[Model]:
-        return list(fit_path(features, labels, settings["classes"], values))
+        models: list[Model] = []
+        Fitter(features, labels, settings["classes"]).path(values, models.append)
+        return models
 
     def check() -> Arrays:
         models = sweep()

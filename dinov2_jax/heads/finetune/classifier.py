@@ -1,6 +1,8 @@
 """A fine-tuned classifier and its logits."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from dinov2_jax.features.request import central_square
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.processes import is_main, main_first
+from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import Backbone
 
 
@@ -31,6 +35,21 @@ class Finetuned:
     model: VisionTransformer
     params: Any
     head: LinearHead
+
+    def save(self, path: Path, preprocessing: Preprocessing, source: str) -> None:
+        """Writes a bundle of backbone and classifier, in place of what is there.
+
+        All processes call it; process 0 writes, and the others wait until the bundle is whole.
+
+        Args:
+          preprocessing: that of training.
+          source: where the weights come from, for the reader.
+        """
+        with main_first():
+            if is_main():
+                shutil.rmtree(path, ignore_errors=True)
+                heads = {"classifier": self.head.as_stored()}
+                write_bundle(path, self.model, self.params, preprocessing, source, heads)
 
 
 def logits_of(head: Any, out: dict[str, Array], avgpool: bool) -> Array:

@@ -1,8 +1,8 @@
-"""The fit of logistic regression: one training set, one or many strengths of the penalty.
+"""Fits logistic regression to one training set, for one or many strengths of the penalty.
 
 1/2 |W|^2 + C sum of losses, intercept fitted and not penalised; softmax for labels [n] (two classes
 by one sigmoid, as scikit-learn and cuML do), one sigmoid a class for labels [n, K] of 1, 0 and -1
-(unknown). Every C is solved to its optimum, see logistic.py.
+(unknown). Every C is solved to its optimum, see newton.py.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.heads.logistic.newton import Problem, Solution, place, solve_path
 
 C_VALUES = tuple(10 ** np.linspace(-6, 5, 45))
-TOLERANCE = 1e-7  # relative, of the objective before the last step; see logistic.solve_path
+TOLERANCE = 1e-7  # relative, of the objective before the last step; see newton.solve_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,34 @@ class Model:
         """[n, D] -> [n, K], fp64."""
         return np.asarray(features, np.float64) @ self.weight.T + self.bias
 
+    def as_head(self, class_names: Sequence[str] = (), identity: str = "") -> LinearHead:
+        """Makes a fp32 classifier of cls tokens of the last block."""
+        return LinearHead(
+            self.weight.astype(np.float32),
+            self.bias.astype(np.float32),
+            blocks=1,
+            avgpool=False,
+            class_names=tuple(class_names),
+            identity=identity,
+            metadata={"name": f"logistic regression, C={self.C:.3g}", "C": self.C},
+        )
+
 
 class Fitter:
-    """One training set on the device, and the way from its classes to all K."""
+    """A training set on the device; maps the classes that occur to all K.
+
+    Under a mesh (`jax.set_mesh`) rows are split over its devices.
+
+    Args:
+      features [n, D]: as they are, not normalised.
+      labels: [n] class numbers, or [n, classes] of 1, 0 and -1 (unknown).
+
+    Raises:
+      EvaluationError: for features that are not finite, labels that do not fit, or one class only.
+    """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int) -> None:
+        labels = np.asarray(labels)
         _check(features, labels, classes)
         self._classes = classes
         self._targets, known, self._bias = _targets(labels, classes)
@@ -85,7 +109,7 @@ class Fitter:
         tol: float = TOLERANCE,
         max_iter: int = 1000,
     ) -> None:
-        """Calls `each` with the model of every C, in their order."""
+        """Calls `each` with the model of every C, in their order; ascending ones are fastest."""
         start = None if init is None else self._own(init)
         with self.precision():
             found = solve_path(
@@ -118,7 +142,7 @@ class Fitter:
 
 
 def _targets(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets and weights of the classes to fit; every class's bias, nan where it is fitted."""
+    """Targets and weights of the classes to fit, and each class's bias, nan where it is fitted."""
     if labels.ndim == 2:
         positive, known = labels.T == 1, labels.T >= 0
         some, all_ = positive.any(axis=1), ~(known & ~positive).any(axis=1)
@@ -166,55 +190,24 @@ def _mesh() -> Mesh | None:
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
+    fitter: Fitter,
     C: float,
     *,
     init: Model | None = None,
     max_iter: int = 1000,
     tol: float = TOLERANCE,
 ) -> Model:
-    """The optimum for one C. Under a mesh (`jax.set_mesh`) rows are split over its devices.
+    """Finds the optimum for one C.
 
     Args:
-      features [n, D]: as they are, not normalised.
-      labels: [n] class numbers, or [n, classes] of 1, 0 and -1 (unknown).
       C: weight of the losses, scikit-learn's convention: 1/2 |W|^2 + C sum of losses.
       init: a model of similar data or C to start from. Without one, smaller C's lead there.
       max_iter: Newton steps.
-      tol: relative, on the objective, see `logistic.solve_path`.
+      tol: relative, on the objective, see `newton.solve_path`.
 
     Raises:
-      EvaluationError: for features that are not finite, labels that do not fit, one class only, or
-        a C that is not positive.
+      EvaluationError: for a C that is not positive.
     """
-    return fit_from(Fitter(features, np.asarray(labels), classes), C, init, max_iter, tol)
-
-
-def fit_path(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    values: Sequence[float] = C_VALUES,
-    *,
-    max_iter: int = 1000,
-    tol: float = TOLERANCE,
-) -> list[Model]:
-    """`fit` for every C, each started from those before it; ascending ones are fastest.
-
-    Raises:
-      EvaluationError: as `fit`.
-    """
-    check_values(values)
-    models: list[Model] = []
-    fitter = Fitter(features, np.asarray(labels), classes)
-    fitter.path(values, models.append, tol=tol, max_iter=max_iter)
-    return models
-
-
-def fit_from(fitter: Fitter, C: float, init: Model | None, max_iter: int, tol: float) -> Model:
-    """The optimum for one C from `init`, or by way of smaller ones."""
     check_values([C])
     found: list[Model] = []
     if init is None:

@@ -3,15 +3,13 @@
 The objective is scikit-learn's and cuML's, 1/2 |W|^2 + C sum of cross-entropies, with an intercept
 that is not penalised; either the softmax over K classes or K independent sigmoids.
 
-How it is solved. A Newton step needs the gradient exactly and its own direction only roughly. So
-gradient and objective are fp64 (one pass over the data a step), and the direction comes from
-conjugate gradients with fp32 products of the Hessian, preconditioned by a Kronecker product
-(features x classes) of the weighted covariances. Of a path of C's each starts from a parabola
-through the last three solutions. On 10,000 x 384 features of 100 classes, 45 C's from 1e-6 to 1e5
-take 130 gradients and 450 products in all, where L-BFGS takes thousands of gradients.
+A Newton step needs an exact gradient but only a rough direction. So gradient and objective are fp64
+(one pass over the data a step), and the direction comes from conjugate gradients with fp32 products
+of the Hessian, preconditioned by a Kronecker product (features x classes) of the weighted
+covariances. Along a path of C's, each fit starts from a parabola through the last three solutions.
 
-Arrays have the classes first, [K, n]: sums over classes then run along memory's rows, and rows of
-the features are the last axis of one operand only, which is the axis a mesh splits.
+Arrays have the classes first, [K, n]: sums over classes then run along memory's rows, and a mesh
+splits n, the last axis.
 """
 
 import functools
@@ -66,7 +64,7 @@ class Solution(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where the objective has been evaluated. p: [K, n] fp32, see `_probabilities`."""
+    """A point where the objective has been evaluated. p: [K, n] fp32, see `_probabilities`."""
 
     w: Array
     b: Array
@@ -98,8 +96,8 @@ def place(
 ) -> Problem:
     """Centres the features [n, D] and puts all on the device, rows split over a mesh.
 
-    Centring changes the optimum's intercept only, and keeps what fp32 would lose of features whose
-    mean is far larger than their spread.
+    Centring changes only the optimum's intercept, and keeps digits that fp32 would lose where the
+    mean of the features is far larger than their spread.
     """
     wide = np.asarray(features, np.float64)
     mean = wide.mean(axis=0)
@@ -133,9 +131,8 @@ def _own(values: Array, targets: Array) -> Array:
 def _probabilities(z: Array, targets: Array, kind: str) -> tuple[Array, Array, Array]:
     """Losses, residuals and probabilities of logits [K, n], each with full relative precision.
 
-    p - 1 of a class that is nearly certain would be rounding error, and so would log p: with the
-    rows' own class taken out of the sums, neither is ever formed. "softmax": p is 0 at a row's own
-    class.
+    For a class that is nearly certain, p - 1 and log p would be rounding errors. Each row's own
+    class is therefore left out of the sums; with "softmax", p is 0 at a row's own class.
     """
     if kind == "sigmoid":
         sign = jnp.where(targets, -1, 1).astype(z.dtype)
@@ -202,7 +199,7 @@ def _precondition(data: Problem, p: Array, kind: str) -> Preconditioner:
 
 
 def _apply(pre: Preconditioner, grad_w: Array, grad_b: Array, C: Array) -> tuple[Array, Array]:
-    """About the inverse of the Hessian times a gradient."""
+    """Multiplies a gradient by an approximate inverse of the Hessian."""
     rotated = pre.class_basis.T @ (grad_w - jnp.outer(grad_b, pre.mean)) @ pre.feature_basis
     weight = C * pre.classes[:, None] * pre.features / pre.total
     w = pre.class_basis @ (rotated / (1 + weight)) @ pre.feature_basis.T
@@ -222,7 +219,7 @@ def _add(a: tuple[Array, Array], scale: Array, b: tuple[Array, Array]) -> tuple[
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _direction(data: Problem, pre: Preconditioner, at: Point, C: Array, kind: str):
-    """Newton's direction, roughly: (dw, db), its number of products, what is left of the gradient.
+    """Approximates Newton's direction: dw, db, its slope, the expected decrease, and the CG steps.
 
     The gradient is scaled to length 1, so that fp32 neither over- nor underflows.
     """
@@ -263,10 +260,10 @@ def _direction(data: Problem, pre: Preconditioner, at: Point, C: Array, kind: st
 def _newton(
     data: Problem, at: Point, C: float, pre: Preconditioner | None, kind: str, tol: float, most: int
 ) -> tuple[Point, Preconditioner, float, int, int]:
-    """From `at` to the optimum for C."""
+    """Goes from `at` to the optimum for C."""
     products, gap = 0, np.inf
     size = at.w.dtype.type(C)
-    # Of the objective; what its own rounding may add must not look like a failed step.
+    # Rounding of the objective must not look like a failed step.
     noise = 16 * float(jnp.finfo(at.w.dtype).eps)
     for iteration in range(1, most + 1):
         if pre is None:
@@ -295,7 +292,7 @@ def _newton(
 
 # ------------------------------------------------------------------------------------------ path
 def _predict(found: Sequence[tuple[float, Point]], C: float) -> tuple[Array, Array]:
-    """Weights and bias for C by the polynomial in log C through the last solutions."""
+    """Extrapolates weights and bias to C by a polynomial in log C through the last solutions."""
     nodes = [np.log(c) for c, _ in found]
     w = b = 0.0
     for i, (_, point) in enumerate(found):
@@ -314,7 +311,7 @@ def solve_path(
     max_iter: int,
     init: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[Solution]:
-    """The optimum for each C of `values`, every one started from those before it.
+    """Yields the optimum for each C of `values`, each started from those before it.
 
     Args:
       data: from `place`.
@@ -326,7 +323,7 @@ def solve_path(
       init: weight [K, D] and bias [K] to start from, for the features as given; zeros by default.
     """
     classes, dim, dtype = len(data.targets), data.x.shape[1], data.wide.dtype
-    # Arrays of numpy are whole on every device, of several processes too.
+    # numpy arrays are replicated on every device, also with several processes.
     w, b = np.zeros((classes, dim), dtype), np.zeros(classes, dtype)
     if init is not None:
         w, b = init[0].astype(dtype), (init[1] + init[0] @ data.mean).astype(dtype)
@@ -343,7 +340,7 @@ def solve_path(
 
 
 def _start(data: Problem, found: Sequence[tuple[float, Point]], C: float, kind: str) -> Point:
-    """The prediction for C, or the last solution if that is better."""
+    """Starts from the prediction for C, or from the last solution if that is better."""
     last, dtype = found[-1][1], data.wide.dtype
     size = dtype.type(C)
     guess = _evaluate(data, *_predict(found, C), size, kind)

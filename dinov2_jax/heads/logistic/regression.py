@@ -1,13 +1,14 @@
 """Logistic regression on frozen features (FB dinov2/eval/log_regression.py, reference-facts 8.4).
 
-L2 penalty 1/2 |W|^2 + C sum of losses, intercept fitted and not penalised; C in 45 steps from 1e-6
-to 1e5, chosen on a validation set, or else on a random tenth of the training set; the final model
-is fitted again on all. Labels [n] are fitted by softmax (two classes by one sigmoid, as
-scikit-learn and cuML do); labels [n, K] of 1, 0 and -1 (unknown) by one sigmoid a class.
+The penalty is 1/2 |W|^2 + C sum of losses; the intercept is fitted and not penalised. C is chosen
+from 45 values between 1e-6 and 1e5 on a validation set, or else on a random tenth of the training
+set; the final model is fitted on training and validation set together. Labels [n] are fitted by
+softmax (two classes by one sigmoid, as scikit-learn and cuML do); labels [n, K] of 1, 0 and -1
+(unknown) by one sigmoid a class.
 """
 
-# DINOv2: the reference stops cuML's L-BFGS after 1000 steps; here every C is solved to its optimum
-# (see logistic.py), which for large C those steps do not reach.
+# DINOv2: the reference stops cuML's L-BFGS after 1000 steps, before the optimum of a large C; here
+# every C is solved to its optimum (see newton.py).
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.heads.logistic.fit import C_VALUES, TOLERANCE, Fitter, Model, check_values, fit_from
+from dinov2_jax.heads.logistic.fit import C_VALUES, TOLERANCE, Fitter, Model, check_values, fit
 from dinov2_jax.metrics.classification import (
     mean_average_precision,
     mean_per_class_accuracy,
@@ -45,7 +46,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `evaluate` found: test results in percent, the chosen C, all trials, the final model."""
+    """Results of `evaluate`: test metrics in percent, the chosen C, all trials, the final model."""
 
     results: dict[str, float]
     C: float
@@ -54,9 +55,8 @@ class Report:
 
 
 def sweep(
-    train: Set,
+    fitter: Fitter,
     val: Set,
-    classes: int,
     *,
     values: Sequence[float] = C_VALUES,
     metric: str = "top1",
@@ -64,9 +64,10 @@ def sweep(
     tol: float = TOLERANCE,
     show: bool = False,
 ) -> tuple[Model, tuple[Trial, ...]]:
-    """Fits every C to `train` and rates it on `val`.
+    """Fits every C and rates it on `val`.
 
     Args:
+      fitter: the training set.
       metric: "top1", "mean_per_class", or "mAP" for labels [n, K].
       show: a bar with the time that is left, on standard error.
 
@@ -74,23 +75,9 @@ def sweep(
       The model with the best value, of equal ones that with the smallest C; and all trials, by C.
 
     Raises:
-      EvaluationError: as `fit`, for an unknown metric, or one that does not fit the labels.
+      EvaluationError: for a C that is not positive.
     """
     check_values(values)
-    _check_metric(metric, train[1], val[1])
-    fitter = Fitter(train[0], np.asarray(train[1]), classes)
-    return _sweep(fitter, val, values, metric, max_iter, tol, show)
-
-
-def _sweep(
-    fitter: Fitter,
-    val: Set,
-    values: Sequence[float],
-    metric: str,
-    max_iter: int,
-    tol: float,
-    show: bool,
-) -> tuple[Model, tuple[Trial, ...]]:
     best: tuple[float, Model] | None = None
     trials: list[Trial] = []
     progress = Progress(len(values), unit="C") if show else None
@@ -129,7 +116,6 @@ def evaluate(
     classes: int,
     *,
     val: Set | None = None,
-    merge: bool = True,
     values: Sequence[float] = C_VALUES,
     metric: str = "top1",
     seed: int = 0,
@@ -137,33 +123,25 @@ def evaluate(
     tol: float = TOLERANCE,
     show: bool = False,
 ) -> Report:
-    """The protocol: C from a sweep, then a fit on all training data, and its test results.
+    """Chooses C by a sweep, fits all training data with it, and tests the model.
 
     Args:
       train, test, val: (features [n, D], labels [n] or [n, K]). Without `val`, a random tenth of
-        train chooses C while the sweep fits the other nine.
-      merge: fit again on train and val together. False with `val=test` is the reference's
-        finetune_on_val.
+        train chooses C while the sweep fits the other nine tenths.
       metric: chooses C, see `sweep`; the report has all that apply.
       seed: of the random tenth.
 
     Raises:
-      EvaluationError: as `sweep`; fewer than 10 training rows without `val`.
+      EvaluationError: for what `Fitter` refuses, an unknown metric or one that does not fit the
+        labels, or fewer than 10 training rows without `val`.
     """
     _check_metric(metric, train[1], test[1], *([] if val is None else [val[1]]))
-    check_values(values)
-    parts = (train, val)
-    if val is None:
-        merge = True
-        parts = split(train, seed)
-    fitted, chosen_on = parts
-    assert chosen_on is not None
-    fitter = Fitter(fitted[0], np.asarray(fitted[1]), classes)
-    model, trials = _sweep(fitter, chosen_on, values, metric, max_iter, tol, show)
-    if merge:
-        everything = train if val is None else _join(train, val)
-        fitter = Fitter(everything[0], np.asarray(everything[1]), classes)
-        model = fit_from(fitter, model.C, model, max_iter, tol)
+    fitted, chosen_on = split(train, seed) if val is None else (train, val)
+    how = {"max_iter": max_iter, "tol": tol}
+    fitter = Fitter(*fitted, classes)
+    model, trials = sweep(fitter, chosen_on, values=values, metric=metric, show=show, **how)
+    everything = train if val is None else _join(train, val)
+    model = fit(Fitter(*everything, classes), model.C, init=model, **how)
     names = ("mAP",) if metric == "mAP" else ("top1", "mean_per_class")
     scores = model.scores(test[0])
     return Report({name: METRICS[name](scores, test[1]) for name in names}, model.C, trials, model)
