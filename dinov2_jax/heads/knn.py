@@ -15,7 +15,6 @@ import numpy as np
 
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.features.search import Bank, unit
-from dinov2_jax.heads.few_shot import draw_examples
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 
 Accuracies = dict[int, dict[str, float]]
@@ -128,40 +127,4 @@ def _accuracies(
             "mean_per_class": mean_per_class_accuracy(score, labels),
         }
         for k, score in vote_by_class(similarities, nearest, ks, temperature, classes).items()
-    }
-
-
-def few_shot_knn(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    n_per_class: int,
-    n_tries: int = 1,
-    ks: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.07,
-) -> Accuracies:
-    """Averages k-NN on `n_per_class` random examples of every class over tries.
-
-    The values of k are `n_per_class` and those of `ks` below it. Try t draws its examples from
-    seed t.
-    """
-    used_ks = sorted(k for k in {*ks, n_per_class} if k <= n_per_class)
-    tries = []
-    for seed in range(n_tries):
-        chosen = draw_examples(train_labels, n_per_class, seed)
-        tries.append(
-            knn_accuracy(
-                train_features[chosen],
-                train_labels[chosen],
-                test_features,
-                test_labels,
-                ks=used_ks,
-                temperature=temperature,
-            )
-        )
-    return {
-        k: {name: float(np.mean([t[k][name] for t in tries])) for name in tries[0][k]}
-        for k in used_ks
     }

@@ -1,4 +1,4 @@
-"""What classifiers are trained on: checks of features and labels, and batches of pictures."""
+"""What classifiers are trained on: checked features and labels, few shots, batches of pictures."""
 
 import contextlib
 import zlib
@@ -75,6 +75,20 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
         found = zlib.crc32(np.ascontiguousarray(array[::step]).tobytes(), found)
         found = zlib.crc32(repr((array.shape, str(array.dtype))).encode(), found)
     return f"{found:08x}"
+
+
+def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
+    """Draws the rows of `n_per_class` random examples of every class, or all of a rarer one.
+
+    Args:
+      labels [n]: class numbers; the classes are those that occur.
+    """
+    # DINOv2: numpy draws the examples of a try, the reference torch, so single tries differ.
+    rng = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    ends = np.flatnonzero(np.diff(labels[order])) + 1
+    rows = [rng.permutation(part)[:n_per_class] for part in np.split(order, ends)]
+    return np.concatenate(rows)
 
 
 def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:

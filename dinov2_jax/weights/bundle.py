@@ -111,11 +111,9 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
     try:
         card = json.loads((path / _CARD).read_text(encoding="utf-8"))
         fields: Mapping[str, Any] = card["architecture"]
-        stored = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()
-        }
+        preprocessing = as_preprocessing(card["preprocessing"])
         params = _restore((path / "params").resolve())
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise WeightsError(f"{path} is a damaged bundle ({reason}); export it again") from error
     unknown = set(fields) - set(FIELDS)
@@ -124,7 +122,12 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
             f"{path} was written by dinov2_jax {card.get('dinov2_jax')}, which knows "
             f"{', '.join(sorted(unknown))}; this is {__version__}"
         )
-    return dict(fields), params, Preprocessing(**stored)
+    return dict(fields), params, preprocessing
+
+
+def as_preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
+    """Reads what `dataclasses.asdict` and JSON made of a `Preprocessing`."""
+    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
 
 
 def _restore(folder: Path) -> Any:

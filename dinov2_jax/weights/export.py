@@ -20,12 +20,13 @@ from safetensors.numpy import save_file
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.weights import onnx, stablehlo
+from dinov2_jax.run.files import write_json
+from dinov2_jax.weights import huggingface, onnx, stablehlo
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.convert import flatten, to_reference
-from dinov2_jax.weights.files import WeightsError
+from dinov2_jax.weights.files import EXPORTED, WeightsError
+from dinov2_jax.weights.heads import linear_heads, write_heads
 from dinov2_jax.weights.layouts import from_reference_names
 from dinov2_jax.weights.load import Backbone, load
 from dinov2_jax.weights.stablehlo import Programs
@@ -58,6 +59,7 @@ def run(config: ConfigDict, workdir: str) -> Path:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for name, size in report["files_bytes"].items():
         print(f"{size / 2**20:10.2f} MiB  {folder / name}")
+    print("".join(f"{note}\n" for note in report["notes"]), end="")
     print(
         f"re-opened; {len(report['compared'])} comparisons with the source, greatest difference "
         f"{report['greatest_difference']:.2g}: {folder / 'report.json'}"
@@ -84,8 +86,10 @@ def export(
 
     Args:
       form: one of FORMATS. "reference" is safetensors with the names of the released .pth files;
-        "pth" the same as torch saves it; "huggingface" a directory for AutoModel.from_pretrained;
-        "timm" safetensors for timm.create_model; "bundle" ours.
+        "pth" the same as torch saves it; "huggingface" a directory for AutoModel.from_pretrained,
+        or AutoModelForImageClassification where a head reads cls and mean patch of the last block;
+        "timm" safetensors for timm.create_model; "bundle" ours. "reference", "pth" and "bundle"
+        keep all linear heads.
       programs: of "stablehlo" and "onnx".
 
     Raises:
@@ -133,8 +137,15 @@ def reference_tensors(backbone: Backbone) -> dict[str, np.ndarray]:
 
 def _write_reference(backbone: Backbone, folder: Path) -> Path:
     path = folder / "backbone.safetensors"
-    save_file(reference_tensors(backbone), path)
+    save_file(reference_tensors(backbone), path, _exported(backbone))
+    write_heads(folder, linear_heads(backbone.heads))
     return path
+
+
+def _exported(backbone: Backbone) -> dict[str, str]:
+    """What tensors do not tell, and `load` reads again."""
+    about = {"preprocessing": dataclasses.asdict(backbone.preprocessing)}
+    return {EXPORTED: json.dumps(about)}
 
 
 def _write_pth(backbone: Backbone, folder: Path) -> Path:
@@ -147,71 +158,29 @@ def _write_pth(backbone: Backbone, folder: Path) -> Path:
         ) from error
     path = folder / "backbone.pth"
     torch.save({k: torch.from_numpy(x) for k, x in reference_tensors(backbone).items()}, path)
+    write_json(path.with_suffix(".json"), _exported(backbone))
+    write_heads(folder, linear_heads(backbone.heads))
     return path
 
 
 def _write_timm(backbone: Backbone, folder: Path) -> Path:
     path = folder / "model.safetensors"
-    save_file(from_reference_names(reference_tensors(backbone), "timm"), path, {"format": "pt"})
+    about = {"format": "pt"} | _exported(backbone)
+    save_file(from_reference_names(reference_tensors(backbone), "timm"), path, about)
     return path
 
 
 def _write_bundle(backbone: Backbone, folder: Path) -> Path:
     path = folder / "bundle"
-    write_bundle(path, backbone.model, backbone.params, backbone.preprocessing, backbone.source)
+    heads = linear_heads(backbone.heads)
+    given = backbone.model, backbone.params, backbone.preprocessing, backbone.source
+    write_bundle(path, *given, heads)
     return path
 
 
 def _write_huggingface(backbone: Backbone, folder: Path) -> Path:
-    tensors = reference_tensors(backbone)
-    tensors |= _unit_layerscale(backbone.model)
-    save_file(
-        from_reference_names(tensors, "huggingface"),
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
-    _write_json(folder / "config.json", huggingface_config(backbone))
-    _write_json(folder / "preprocessor_config.json", backbone.preprocessing.to_huggingface())
+    huggingface.write(backbone, reference_tensors(backbone), folder)
     return folder
-
-
-def _unit_layerscale(model: VisionTransformer) -> dict[str, np.ndarray]:
-    """transformers has no model without LayerScale; of ones it changes nothing."""
-    if model.layerscale is not None:
-        return {}
-    names = [f"blocks.{i}.ls{j}.gamma" for i in range(model.depth) for j in (1, 2)]
-    return {name: np.ones(model.dim, np.float32) for name in names}
-
-
-def huggingface_config(backbone: Backbone) -> dict[str, Any]:
-    """config.json of transformers' Dinov2Model or Dinov2WithRegistersModel.
-
-    Raises:
-      WeightsError: for a ViT that those cannot describe.
-    """
-    model = backbone.model
-    if not (model.proj_bias and model.ffn_bias):
-        raise WeightsError("transformers' Dinov2 has biases everywhere, and this model has not")
-    kind = "Dinov2WithRegistersModel" if model.registers else "Dinov2Model"
-    fields = {
-        "architectures": [kind],
-        "model_type": "dinov2_with_registers" if model.registers else "dinov2",
-        "hidden_size": model.dim,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "mlp_ratio": int(model.mlp_ratio) if model.mlp_ratio % 1 == 0 else model.mlp_ratio,
-        "use_swiglu_ffn": model.ffn == "swiglu",
-        "patch_size": model.patch_size,
-        "image_size": model.image_size,
-        "num_channels": in_channels(backbone.params, model.patch_size),
-        "qkv_bias": model.qkv_bias,
-        "layerscale_value": 1.0 if model.layerscale is None else model.layerscale,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu",
-        "dtype": "float32",
-        "torch_dtype": "float32",  # the name before transformers 5
-    }
-    return fields | ({"num_register_tokens": model.registers} if model.registers else {})
 
 
 _WRITERS: Mapping[str, Callable[[Backbone, Path], Path]] = {
@@ -227,7 +196,12 @@ def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
     """Greatest difference of every tensor and of the features, after loading `path` again."""
     allow = ["mask_token"] if path.suffix == ".safetensors" else []
     again = load(path, heads=backbone.model.heads, allow=allow)
-    compared = _compare_tensors(backbone, again)
+    if again.preprocessing != backbone.preprocessing:
+        raise WeightsError(
+            f"the export keeps {again.preprocessing} instead of {backbone.preprocessing}, so its "
+            "features of a picture would differ; nothing was written"
+        )
+    compared = _compare_tensors(backbone, again) | _compare_heads(backbone, again)
     for size, (ours, theirs) in _features(backbone, again).items():
         compared[f"features at {size}"] = max(
             float(np.abs(ours[name] - theirs[name]).max()) for name in ("cls", "patches")
@@ -246,6 +220,36 @@ def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
         for name, value in want.items()
         if name not in lost
     }
+
+
+def _compare_heads(backbone: Backbone, again: Backbone) -> dict[str, float]:
+    """Compares the linear heads that the format keeps; `_notes` tells the others."""
+    kept = linear_heads(again.heads)
+    if again.layout == "huggingface" and kept:
+        name = huggingface.classifier_of(backbone)
+        kept = {name: kept["classifier"]} if name else {}
+    return {
+        f"head {name}": max(
+            float(np.abs(head[part] - backbone.heads[name][part]).max())
+            for part in ("weight", "bias")
+        )
+        for name, head in kept.items()
+    }
+
+
+def _notes(backbone: Backbone, form: str) -> list[str]:
+    """One sentence for each linear head that the format does not keep."""
+    lost = linear_heads(backbone.heads)
+    if form in ("reference", "pth", "bundle"):
+        return []
+    if form == "huggingface":
+        lost.pop(huggingface.classifier_of(backbone), None)
+    return [
+        f"the head {name!r} reads {head['metadata']['blocks']} blocks with avgpool="
+        f"{head['metadata']['avgpool']} and is not part of this export; --config.format=bundle or "
+        "reference keeps it"
+        for name, head in lost.items()
+    ]
 
 
 def _features(backbone: Backbone, again: Backbone) -> dict[str, tuple[Any, Any]]:
@@ -276,11 +280,8 @@ def _write_report(
         "files_bytes": dict(sorted(files.items())),
         "greatest_difference": max(compared.values()),
         "compared": dict(compared),
+        "notes": _notes(backbone, form),
         "dinov2_jax": __version__,
         "jax": jax.__version__,
     }
-    _write_json(folder / "report.json", report)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "report.json", report)

@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from dinov2_jax.errors import UserError
 
+# What our exports know beyond tensors, as JSON: a key of safetensors metadata, and of the JSON file
+# beside a .pth.
+EXPORTED = "dinov2_jax"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # Index and single file of a Hugging Face directory, the safe format first.
 _MODEL_FILES = (
@@ -33,7 +36,8 @@ class Tensors:
 
     Attributes:
       tensors: by the file's own names, in its order.
-      settings: config.json of a directory, the metadata of a safetensors file, or {}.
+      settings: config.json of a directory, the metadata of a safetensors file, the JSON file
+        beside a .pth, or {}.
       path: where it was read.
     """
 
@@ -62,7 +66,9 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
         tensors, metadata = _read_safetensors(path)
         return Tensors(tensors, metadata, path)
     if path.suffix in PICKLES:
-        return Tensors(_read_pickle(path, which), {}, path)
+        beside = path.with_suffix(".json")
+        settings = _read_json(beside) if beside.is_file() else {}
+        return Tensors(_read_pickle(path, which), settings, path)
     known = ", ".join((".safetensors", *PICKLES))
     raise WeightsError(f"{path} is none of {known}, nor a directory that holds such files")
 

@@ -25,9 +25,9 @@ FOLDER = "heads"  # of a bundle or an export
 _KEY = "linear_head"  # of the safetensors metadata
 
 
-def is_linear(head: Any) -> bool:
-    """Whether a part that came with a backbone is a linear classifier."""
-    return isinstance(head, Mapping) and head.keys() == {"weight", "bias", "metadata"}
+def linear_heads(heads: Mapping[str, Any]) -> dict[str, Head]:
+    """Picks the linear classifiers among the heads of a backbone, without projection heads."""
+    return {name: head for name, head in heads.items() if "metadata" in head}
 
 
 def write_head(path: Path, head: Head) -> None:

@@ -5,6 +5,7 @@ unless it is named in `allow`.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
 from dinov2_jax.run.checkpoint import read_config, restore_params
 from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision_transformer
-from dinov2_jax.weights.bundle import is_bundle, read_bundle
+from dinov2_jax.weights.bundle import as_preprocessing, is_bundle, read_bundle
 from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
-from dinov2_jax.weights.files import Tensors, WeightsError, read_tensors
+from dinov2_jax.weights.files import EXPORTED, Tensors, WeightsError, read_tensors
 from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
@@ -145,7 +146,8 @@ def _from_tensors(
     except ValueError as error:
         raise WeightsError(f"{stored.path}: {error}") from error
     report = _account(model, params, str(stored.path), f"{layout} layout")
-    own_heads: dict[str, Any] = {}
+    exported = json.loads(stored.settings.get(EXPORTED, "{}"))
+    own_heads: dict[str, Any] = read_heads(stored.path.parent) if exported else {}
     if "classifier" in parts:
         tensors, source = parts.pop("classifier"), str(stored.path)
         own_heads["classifier"] = released_head(tensors, model.dim, source, stored.settings)
@@ -153,7 +155,9 @@ def _from_tensors(
     return Backbone(
         model,
         params,
-        Preprocessing.from_huggingface(stored.path),
+        as_preprocessing(exported["preprocessing"])
+        if exported
+        else Preprocessing.from_huggingface(stored.path),
         own_heads,
         str(stored.path),
         layout,

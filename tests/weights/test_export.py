@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import dinov2_jax
+from dinov2_jax.data.preprocess import Preprocessing
+from dinov2_jax.heads.linear import from_stored
 from dinov2_jax.weights import export as exports
-from dinov2_jax.weights.export import Programs, export, huggingface_config
+from dinov2_jax.weights.export import Programs, export
 from dinov2_jax.weights.files import WeightsError, read_tensors
+from dinov2_jax.weights.huggingface import model_config
 from tests.weights.tiny import features, noise, reference_tensors, tiny_backbone
 
 
@@ -31,6 +34,104 @@ def test_round_trip(form, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [form]
     with pytest.raises(WeightsError, match="exists already"):
         export(source, form, tmp_path)
+
+
+OWN = Preprocessing(40, 28, (0.8, 0.7, 0.6), (0.3, 0.2, 0.1))
+
+
+def exported_path(folder, form):
+    if form == "bundle":
+        return folder / "bundle"
+    return folder if form == "huggingface" else next(folder.glob("*.safetensors"), None)
+
+
+@pytest.mark.parametrize("form", ["reference", "pth", "huggingface", "timm", "bundle"])
+def test_preprocessing_travels(form, tmp_path):
+    """Features of pictures that are normalised in another way are other features."""
+    if form == "pth":
+        pytest.importorskip("torch")
+    source = exports.dataclasses.replace(tiny_backbone(), preprocessing=OWN)
+    folder = export(source, form, tmp_path)
+    path = exported_path(folder, form) or folder / "backbone.pth"
+    assert dinov2_jax.load(path, heads=3).preprocessing == OWN
+
+
+def test_an_export_that_loses_the_preprocessing_is_refused(tmp_path, monkeypatch):
+    source = exports.dataclasses.replace(tiny_backbone(), preprocessing=OWN)
+    monkeypatch.setattr(exports, "_exported", lambda _: {})
+    with pytest.raises(WeightsError, match=r"keeps .*resize_px=256.* nothing was written"):
+        export(source, "reference", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def with_heads(registers=0):
+    """A backbone with the head that transformers can hold, and one that it cannot."""
+    fits = {"blocks": 1, "avgpool": True, "class_names": ["cat", "dog", "owl"], "identity": "x"}
+    other = {"blocks": 2, "avgpool": False, "class_names": [], "identity": ""}
+    heads = {
+        "classifier": {"weight": noise(3, 48), "bias": noise(3), "metadata": fits},
+        "of two blocks": {"weight": noise(4, 48), "bias": noise(4), "metadata": other},
+        "dino_head": {"mlp_0": {"kernel": noise(24, 8)}},
+    }
+    source = exports.dataclasses.replace(tiny_backbone(registers), heads=heads)
+    return exports.dataclasses.replace(source, preprocessing=OWN)
+
+
+@pytest.mark.parametrize("form", ["reference", "pth", "bundle"])
+def test_linear_heads_travel(form, tmp_path, capsys):
+    if form == "pth":
+        pytest.importorskip("torch")
+    source = with_heads()
+    folder = export(source, form, tmp_path)
+    path = exported_path(folder, form) or folder / "backbone.pth"
+    again = dinov2_jax.load(path, heads=3).heads
+    assert again.keys() == {"classifier", "of two blocks"}
+    for name, head in again.items():
+        np.testing.assert_array_equal(head["weight"], source.heads[name]["weight"])
+        assert head["metadata"] == source.heads[name]["metadata"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["notes"] == [] and report["compared"]["head of two blocks"] == 0
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_huggingface_keeps_the_classifier_and_its_class_names(registers, tmp_path):
+    source = with_heads(registers)
+    folder = export(source, "huggingface", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"][0].endswith("ForImageClassification")
+    assert config["id2label"] == {"0": "cat", "1": "dog", "2": "owl"}
+    assert config["label2id"]["owl"] == 2 and config["num_labels"] == 3
+    report = json.loads((folder / "report.json").read_text())
+    assert report["compared"]["head classifier"] == 0
+    (note,) = report["notes"]
+    assert "'of two blocks' reads 2 blocks with avgpool=False" in note and "bundle" in note
+    again = dinov2_jax.load(folder).heads
+    assert again.keys() == {"classifier"}
+    assert again["classifier"]["metadata"]["class_names"] == ["cat", "dog", "owl"]
+    np.testing.assert_array_equal(again["classifier"]["weight"], noise(3, 48))
+    timm = json.loads((export(source, "timm", tmp_path) / "report.json").read_text())
+    assert len(timm["notes"]) == 2
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("registers", [0, 4])
+def test_transformers_opens_the_classifier(registers, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    source = with_heads(registers)
+    folder = export(source, "huggingface", tmp_path)
+    theirs, told = transformers.AutoModelForImageClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert theirs.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    images = noise(2, 28, 28, 3)
+    with torch.no_grad():
+        got = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    found = features(source, images)
+    columns = [found["cls"], found["patches"].mean(axis=1)]
+    want = from_stored(source.heads["classifier"]).logits(columns)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
 def test_reference_layout_is_bit_exact(tmp_path):
@@ -60,7 +161,7 @@ def test_what_transformers_cannot_describe():
     source = tiny_backbone()
     model = source.model.clone(proj_bias=False)
     with pytest.raises(WeightsError, match="biases everywhere"):
-        huggingface_config(exports.dataclasses.replace(source, model=model))
+        model_config(exports.dataclasses.replace(source, model=model))
 
 
 RUN = """

@@ -15,10 +15,10 @@ from dinov2_jax.eval.protocols.linear import check_classifiers, columns_of, prob
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Task, Work
 from dinov2_jax.eval.trials import Trials
 from dinov2_jax.features.cache import Labelled
-from dinov2_jax.heads.few_shot import draw_examples
 from dinov2_jax.heads.grid import accuracies
 from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.heads.probe import ProbeSettings, train_cached
+from dinov2_jax.heads.probe_data import draw_examples
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.progress import Progress
 

@@ -1,6 +1,5 @@
 """Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from dinov2_jax.heads.finetune.train import STATE_FILE, FinetuneSettings, check_
 from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main
-from dinov2_jax.weights.bundle import write_bundle
 
 # Fields of config.finetune that `FinetuneSettings` has under the same name.
 _FIELDS = (
@@ -103,12 +101,7 @@ def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
 
 def _keep(context: Context, found: Finetuned, folder: Path) -> None:
     """Stores backbone and classifier as one bundle, which `load` takes; the state goes."""
-    if not is_main():
-        return
-    place = folder / "weights"
-    shutil.rmtree(place, ignore_errors=True)  # of other settings, or of before a kill
     origin = f"fine-tuned from {context.backbone.source}"
-    heads = {"classifier": found.head.as_stored()}
-    how = context.backbone.preprocessing
-    write_bundle(place, found.model, found.params, how, origin, heads)
-    folder.joinpath(STATE_FILE).unlink(missing_ok=True)
+    found.save(folder / "weights", context.backbone.preprocessing, origin)
+    if is_main():
+        folder.joinpath(STATE_FILE).unlink(missing_ok=True)
