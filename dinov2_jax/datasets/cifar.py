@@ -1,4 +1,4 @@
-"""CIFAR in its Python pickles: pictures as arrays, of which a copy for workers carries none."""
+"""CIFAR in its Python pickles: pictures as arrays, which each worker reads itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinov2_jax.datasets.stored import read_pickle
 
 
 class Cifar:
-    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, when first asked.
+    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, at first use.
 
     Args:
       paths: of the pickles, in order.
@@ -39,7 +39,7 @@ class Cifar:
         return self._pixels[index].reshape(3, 32, 32).transpose(1, 2, 0)
 
     def name(self, index: int) -> str:
-        """`train[index]`, or of the test set."""
+        """`<first file>[index]`, such as `test_batch[7]`."""
         return f"{os.path.basename(self._paths[0])}[{index}]"
 
 
@@ -52,11 +52,11 @@ def cifar(
       root: their folder.
       files: their names.
       meta: the file of class names.
-      label_key, name_key: of labels in the pickles, and of names in `meta`.
-      title: what messages call the set.
+      label_key, name_key: the keys of labels in the pickles, and of names in `meta`.
+      title: the name of the set in messages.
 
     Raises:
-      SourceError: a missing or damaged file, lists that disagree, a class without picture.
+      SourceError: a file is missing or damaged, lists disagree, or a class has no picture.
     """
     lost = [file for file in files if not os.path.isfile(os.path.join(root, file))]
     if lost:

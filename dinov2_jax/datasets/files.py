@@ -1,4 +1,4 @@
-"""Files of a data set with their labels, and the lists and folders that name them."""
+"""Files of a data set with their labels, and the lists and folders from which they come."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dinov2_jax.data.sources.source import SourceError
 
 
 class Files:
-    """Pictures or videos below one folder, in the order given; a file is read when asked for.
+    """Pictures or videos below one folder, in the given order; a file is read when it is indexed.
 
     Attributes:
-      labels: class numbers int64 [n], -1 where there is none; or None.
+      labels: class numbers int64 [n], -1 where unknown; or None.
       class_names: of the numbers; or None.
-      targets: of sets where a picture has several classes, int8 [n, classes]; or None.
+      targets: int8 [n, classes] where a picture may have several classes; or None.
 
     Args:
       root: the folder.
       names: relative to `root`, with "/".
       labels, class_names, targets: see above.
-      title: what messages call the set.
+      title: the name of the set in messages.
 
     Raises:
-      SourceError: no file, labels of another length or beyond the classes, a class without file, a
-        file that is missing.
+      SourceError: there is no file, a file is missing, labels have another length or exceed the
+        classes, or a class has no file.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str)
 
 
 def absent(root: str, names: Sequence[str]) -> list[int]:
-    """Places of the names that are no entries of their folders; a folder is listed once."""
+    """Positions of names whose files do not exist; each folder is listed once."""
     known: dict[str, set[str]] = {}
     lost = []
     for place, name in enumerate(names):
@@ -113,10 +113,10 @@ def _check_present(root: str, names: Sequence[str], title: str) -> None:
 
 
 def require(root: str, *choices: str, title: str) -> str:
-    """The first of several relative paths that exists below `root`, whole.
+    """The whole path of the first of several relative paths that exists below `root`.
 
     Raises:
-      SourceError: when none does.
+      SourceError: none exists.
     """
     root = os.path.expanduser(root)
     for choice in choices:
@@ -133,7 +133,7 @@ def read_lines(path: str) -> list[str]:
     """The lines of a text file in UTF-8, without blank ones.
 
     Raises:
-      SourceError: when it is no text, or holds nothing.
+      SourceError: it is no text, or empty.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -147,10 +147,10 @@ def read_lines(path: str) -> list[str]:
 
 
 def read_rows(path: str, columns: int) -> list[list[str]]:
-    """Lines split at blanks into so many columns, of which the last may hold blanks.
+    """Lines split at blanks into `columns` parts; the last may contain blanks.
 
     Raises:
-      SourceError: when a line has fewer.
+      SourceError: a line has fewer columns.
     """
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for number, row in enumerate(rows, start=1):
@@ -166,7 +166,7 @@ def read_json(path: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-      SourceError: when it is none.
+      SourceError: it is not JSON.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -176,10 +176,10 @@ def read_json(path: str) -> Any:
 
 
 def as_number(text: Any, path: str) -> int:
-    """A whole number of a list.
+    """An entry of a list as a whole number.
 
     Raises:
-      SourceError: when it is none.
+      SourceError: it is none.
     """
     try:
         return int(text)
@@ -191,7 +191,7 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
     """The number of each class name.
 
     Raises:
-      SourceError: for a name that is none of the classes.
+      SourceError: a name is none of the classes.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown = [name for name in names if name not in numbers]
@@ -207,20 +207,20 @@ def folders_in(path: str, title: str) -> list[str]:
     """Names of the folders in a folder, sorted; hidden ones are left out.
 
     Raises:
-      SourceError: when there is none.
+      SourceError: there is none.
     """
     with os.scandir(path) as entries:
-        found = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not found:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not names:
         raise SourceError(f"{title}: {path} holds no class folder; check the folder")
-    return found
+    return names
 
 
 def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], title: str) -> Files:
-    """All pictures of class folders: the folder at place i holds class i.
+    """All pictures of class folders; folder i holds class i.
 
     Raises:
-      SourceError: a folder that is missing or holds no picture.
+      SourceError: a folder is missing or holds no picture.
     """
     lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
     if lost:

@@ -41,7 +41,7 @@ class Cropped:
     def __getitem__(self, index: int) -> np.ndarray:
         try:
             image = decode(self._files[index])
-        except BadImage as error:  # what a source may raise is OSError
+        except BadImage as error:  # a source may raise only OSError
             raise OSError(str(error)) from error
         left, top, right, bottom = self._boxes[index].tolist()
         return np.asarray(Image.fromarray(image).crop((left, top, right, bottom)))
@@ -56,8 +56,8 @@ class RevisitedSet(NamedTuple):
 
     Attributes:
       database, queries: pictures.
-      ground_truth: for every query {"easy", "hard", "junk"}: numbers in the database, int64; what
-        `dinov2_jax.metrics.ranking.revisited_map` takes.
+      ground_truth: for every query {"easy", "hard", "junk"}: rows of the database, int64, for
+        `dinov2_jax.metrics.ranking.revisited_map`.
     """
 
     database: Files
@@ -70,11 +70,11 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
 
     Args:
       name: "roxford5k" or "rparis6k".
-      root: the folder of both, such as data/datasets/roxford5k; pictures of Paris lie in jpg/
-        itself, not in the folders of its archive.
+      root: the folder of both, such as data/datasets/roxford5k; pictures of Paris lie directly in
+        jpg/, not in the folders of its archive.
 
     Raises:
-      SourceError: a file that is missing, a ground truth of another form.
+      SourceError: a file is missing, or the ground truth has another form.
     """
     check_name("revisited set", name, REVISITED)
     path = require(root, f"gnd_{name}.pkl", title=name)
@@ -119,9 +119,9 @@ class MetSet(NamedTuple):
 
     Attributes:
       database: training pictures.
-      validation: queries from which k and temperature are chosen.
+      validation: queries that choose k and temperature.
       test: queries.
-      classes: exhibits in the database.
+      classes: number of exhibits in the database.
     """
 
     database: Files
@@ -130,21 +130,19 @@ class MetSet(NamedTuple):
     classes: int
 
 
-def met_set(root: str, *, mini: bool = False) -> MetSet:
+def met_set(root: str) -> MetSet:
     """Met (Ypsilantis et al. 2021): images/ and ground_truth/*.json.
 
-    MET_database.json lists {"id", "path"}, testset.json and valset.json {"path"} and, of queries
-    that show an exhibit, "MET_id"; paths begin at images/.
+    MET_database.json lists {"id", "path"}; testset.json and valset.json list {"path"} and, if the
+    query shows an exhibit, "MET_id". Paths begin at images/.
 
     Args:
       root: the folder of images/; the lists may lie in it or in ground_truth/.
-      mini: the smaller database, mini_MET_database.json.
 
     Raises:
-      SourceError: a file that is missing, a list of another form, a query of an unknown exhibit.
+      SourceError: a file is missing, or a list has another form.
     """
-    database = f"{'mini_' if mini else ''}MET_database.json"
-    train = _met_files(root, database, "id", required=True)
+    train = _met_files(root, "MET_database.json", "id", required=True)
     validation = _met_files(root, "valset.json", "MET_id")
     test = _met_files(root, "testset.json", "MET_id")
     exhibits = np.unique(train.labels)
@@ -173,11 +171,11 @@ class Pairs(NamedTuple):
 def amstertime(root: str) -> Pairs:
     """AmsterTime (Yildiz et al. 2022): new/0000.png ..., old/0000.jpg ..., paired by their names.
 
-    Its evaluation ranks the new pictures for each old one, the old ones for each new one, and
+    Its evaluation ranks the new pictures for each old one and the old ones for each new one, and
     takes the mean of both.
 
     Raises:
-      SourceError: a folder that is missing, or a picture without its pair.
+      SourceError: a folder is missing, or a picture has no pair.
     """
     title = "AmsterTime"
     by_stem = {}

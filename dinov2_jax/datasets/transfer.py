@@ -1,4 +1,4 @@
-"""The twelve transfer sets of SimCLR's protocol in their official layouts (reference-facts 8.4)."""
+"""The twelve transfer sets of SimCLR's protocol (Chen et al. 2020) in their official layouts."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from dinov2_jax.datasets.stored import read_mat
 from dinov2_jax.datasets.voc import voc2007
 
 TOP1, MEAN_PER_CLASS, MAP11 = "top1", "mean_per_class", "map11"
+_CALTECH_SHOTS = 30  # training pictures of each class
 
 
 class Transfer(NamedTuple):
     """A set with its official splits.
 
     Attributes:
-      train: what the classifier learns from.
+      train: for fitting the classifier.
       val: for choosing the regularisation; None where the publishers have no such split.
-      test: what is reported.
+      test: for the reported result.
       metric: "top1", "mean_per_class" or "map11" (11-point mean average precision).
     """
 
@@ -50,7 +51,7 @@ def transfer_set(name: str, root: str) -> Transfer:
       root: the folder into which it was unpacked; each function says what must lie in it.
 
     Raises:
-      SourceError: an unknown name; lists, classes or pictures that are missing.
+      SourceError: an unknown name; lists, classes or pictures are missing.
       ImportError: "cars" and "flowers" without scipy.
     """
     check_name("transfer set", name, tuple(TRANSFER_SETS))
@@ -116,7 +117,7 @@ def sun397(root: str) -> Transfer:
 def cars(root: str) -> Transfer:
     """Stanford Cars: cars_train/, cars_test/, devkit/*.mat, cars_test_annos_withlabels.mat.
 
-    The list of the test set with labels came apart from the devkit and may lie in either folder.
+    The labelled list of the test set is a separate download and may lie in either folder.
     """
     title = "Cars"
     meta = read_mat(require(root, "devkit/cars_meta.mat", title=title))
@@ -154,7 +155,7 @@ def aircraft(root: str) -> Transfer:
 
 
 def voc(root: str) -> Transfer:
-    """Pascal VOC 2007, 20 classes, several a picture: `targets` instead of labels."""
+    """Pascal VOC 2007: 20 classes; a picture may have several: `targets` instead of labels."""
     return Transfer(*(voc2007(root, split) for split in ("train", "val", "test")), MAP11)
 
 
@@ -194,30 +195,27 @@ def pets(root: str) -> Transfer:
     return Transfer(split("trainval"), None, split("test"), MEAN_PER_CLASS)
 
 
-def caltech101(
-    root: str, *, per_class: int = 30, seed: int = 0, background: bool = False
-) -> Transfer:
-    """Caltech-101: 101_ObjectCategories/<class>/*.jpg; a seeded 30 of each class are for training.
+def caltech101(root: str) -> Transfer:
+    """Caltech-101: 101_ObjectCategories/<class>/*.jpg; a fixed draw of 30 a class is for training.
 
     There is no official split; all other pictures are the test set. The 102nd folder,
-    BACKGROUND_Google, is left out unless wanted: 101 x 30 are the 3,030 training pictures of the
-    paper (Table 15), while SimCLR counts 102 classes.
+    BACKGROUND_Google, is left out: 101 x 30 are the 3,030 training pictures of the paper (Table
+    15), while SimCLR counts 102 classes.
     """
     title = "Caltech-101"
     root = require(root, "101_ObjectCategories", "caltech101/101_ObjectCategories", title=title)
-    classes = folders_in(root, title)
-    classes = [name for name in classes if background or name != "BACKGROUND_Google"]
-    # DINOv2: the drawn pictures of the published numbers are not known.
-    rng = np.random.default_rng(seed)
+    classes = [name for name in folders_in(root, title) if name != "BACKGROUND_Google"]
+    # DINOv2: the training pictures behind the published results are not known.
+    rng = np.random.default_rng(0)
     parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "test": ([], [])}
     for label, name in enumerate(classes):
         files = pictures_in(os.path.join(root, name))
-        if len(files) <= per_class:
+        if len(files) <= _CALTECH_SHOTS:
             raise SourceError(
-                f"{title}: class {name!r} has {len(files)} pictures, of which {per_class} are for "
-                "training and others for testing; the copy is incomplete"
+                f"{title}: class {name!r} has {len(files)} pictures, but {_CALTECH_SHOTS} are for "
+                "training and the others for testing; the copy is incomplete"
             )
-        chosen = set(rng.permutation(len(files))[:per_class].tolist())
+        chosen = set(rng.permutation(len(files))[:_CALTECH_SHOTS].tolist())
         for place, file in enumerate(files):
             rows, labels = parts["train" if place in chosen else "test"]
             rows.append(f"{name}/{file}")

@@ -22,16 +22,15 @@ from dinov2_jax.datasets.files import (
 log = logging.getLogger("dinov2_jax")
 
 
-def ucf101(root: str, split: str, *, fold: int = 1) -> Files:
+def ucf101(root: str, split: str) -> Files:
     """UCF-101: UCF-101/<class>/*.avi, ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt.
 
     Args:
       root: the folder of both; videos may lie in it directly.
-      split: "train" or "test".
-      fold: 1, 2 or 3.
+      split: "train" or "test", of the first of its three official folds.
 
     Raises:
-      SourceError: a list, class or video that is missing.
+      SourceError: a list, class or video is missing.
     """
     check_name("split", split, ("train", "test"))
     title = f"UCF-101 {split}"
@@ -41,34 +40,33 @@ def ucf101(root: str, split: str, *, fold: int = 1) -> Files:
     path = os.path.join(lists, "classInd.txt")
     numbers = {name: as_number(number, path) for number, name in read_rows(path, 2)}
     classes = sorted(numbers, key=lambda name: numbers[name])
-    path = require(lists, f"{split}list{fold:02d}.txt", title=title)
+    path = require(lists, f"{split}list01.txt", title=title)
     names = [line.split()[0] for line in read_lines(path)]  # training lists add the class number
     labels = class_numbers([name.partition("/")[0] for name in names], classes, path)
     folder = require(root, "UCF-101", ".", title=title)
     return Files(folder, names, labels, classes, title=title)
 
 
-def kinetics(root: str, split: str, *, annotations: str = "", allow_missing: bool = False) -> Files:
+def kinetics(root: str, split: str, *, allow_missing: bool = False) -> Files:
     """Kinetics: <split>.csv with label, youtube_id, time_start, time_end, split.
 
-    Videos are called <youtube_id>_<start in 6 digits>_<end in 6 digits>.mp4 and lie in the folder
-    of the split, or there in folders of their classes, whose blanks may be "_".
+    Videos are called <youtube_id>_<start in 6 digits>_<end in 6 digits>.mp4. They lie in the folder
+    of the split, or there in class folders, whose blanks may be "_".
 
     Args:
-      root: the folder of the splits' folders.
-      split: "train", "val" or "test"; a folder "validate" or "validation" is found as well.
-      annotations: the csv; by default <split>.csv in `root` or in annotations/.
-      allow_missing: leaves videos out that are not there, as the ones withdrawn from YouTube;
-        numbers of such a copy cannot be compared closely. At least one of each class must be left.
+      root: the folder of the splits' folders; the csv lies in it or in annotations/.
+      split: "train", "val" or "test"; "val" may also be called "validate" or "validation".
+      allow_missing: leaves out missing videos, such as those withdrawn from YouTube; results on
+        such a copy cannot be compared closely. Each class must keep at least one video.
 
     Raises:
-      SourceError: a list, class or video that is missing.
+      SourceError: a list, class or video is missing.
     """
     check_name("split", split, ("train", "val", "test"))
     title, root = f"Kinetics {split}", os.path.expanduser(root)
     spellings = [split, "validate", "validation"] if split == "val" else [split]
     lists = [f"{folder}{name}.csv" for name in spellings for folder in ("", "annotations/")]
-    path = annotations or require(root, *lists, title=title)
+    path = require(root, *lists, title=title)
     rows = _kinetics_rows(path)
     classes = sorted({label for label, _ in rows})
     folder = require(root, *spellings, title=title)
@@ -103,12 +101,12 @@ def _kinetics_file(row: dict[str, str], path: str) -> str:
 
 
 def _in_folders(folder: str, rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Names with the folder of their class in front, where there is one."""
+    """Names, prefixed with the folder of their class where there is one."""
     prefixes = {}
     for label in {label for label, _ in rows}:
         spellings = (label, label.replace(" ", "_"))
-        found = [name for name in spellings if os.path.isdir(os.path.join(folder, name))]
-        prefixes[label] = f"{found[0]}/" if found else ""
+        present = [name for name in spellings if os.path.isdir(os.path.join(folder, name))]
+        prefixes[label] = f"{present[0]}/" if present else ""
     return [prefixes[label] + name for label, name in rows]
 
 
@@ -120,11 +118,11 @@ def ssv2(root: str, split: str) -> Files:
     entry without its brackets. The test list has no labels.
 
     Args:
-      root: the folder of all.
+      root: the folder of lists and videos.
       split: "train" or "validation".
 
     Raises:
-      SourceError: a list, class or video that is missing.
+      SourceError: a list, class or video is missing.
     """
     check_name("split", split, ("train", "validation"))
     title = f"SSv2 {split}"
@@ -137,7 +135,7 @@ def ssv2(root: str, split: str) -> Files:
     numbers = {name: as_number(number, path) for name, number in read_json(path).items()}
     classes = sorted(numbers, key=lambda name: numbers[name])
     if sorted(numbers.values()) != list(range(len(numbers))):
-        raise SourceError(f"{path} does not number its classes from 0 on")
+        raise SourceError(f"{path} does not number its classes from 0 on; download it again")
     path = listed(split)
     entries = read_json(path)
     if not all(isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries):

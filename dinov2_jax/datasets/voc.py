@@ -1,4 +1,4 @@
-"""Pascal VOC 2007 as classification of pictures that hold several classes."""
+"""Pascal VOC 2007 as classification; a picture may show several classes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.datasets.files import Files, absent, read_lines, require
 
 VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
 
 
 def voc2007(root: str, split: str) -> Files:
     """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
 
     Args:
-      root: VOC2007, or a folder above it (VOCdevkit).
-      split: "train", "val", "trainval" or "test", whose annotations are a download of their own.
+      root: VOC2007, or the folder above it (VOCdevkit).
+      split: "train", "val", "trainval" or "test" (whose annotations are a separate download).
 
     Returns:
-      Pictures with `targets` int8 [n, 20]: 1 where a class is in the picture, 0 where it is not,
-      -1 where all of its objects are marked difficult, which the score of this class leaves out.
+      Pictures with `targets` int8 [n, 20]: 1 if the picture shows the class, 0 if it does not, -1
+      if all its objects are marked difficult; the metric of this class leaves such pictures out.
 
     Raises:
-      SourceError: a list, picture or annotation that is missing, or a class without picture.
+      SourceError: a list, picture or annotation is missing, or a class has no picture.
     """
     title = f"VOC2007 {split}"
     places = [

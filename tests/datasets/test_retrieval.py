@@ -156,8 +156,6 @@ def test_met_set(tmp_path: Path) -> None:
     assert found.test.labels.tolist() == [-1, 90000, 436535]
     assert [red(found.test, row) for row in range(3)] == [70, 71, 72]
     assert found.test.name(0) == "test_noart/9.jpg"
-    small = met_set(str(tmp_path), mini=True)
-    assert (small.classes, small.database.labels.tolist()) == (1, [7])
 
 
 def test_met_tells_what_is_missing(tmp_path: Path) -> None:

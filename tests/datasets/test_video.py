@@ -36,8 +36,8 @@ def build_ucf(root: Path, videos: str = "UCF-101") -> None:
     write(lists / "classInd.txt", *(f"{n} {name}" for n, name in enumerate(names, 1)))
     train = [f"{name}/v_{name}_g08_c01.avi" for name in names]
     test = [f"{name}/v_{name}_g01_c01.avi" for name in reversed(names)]
-    write(lists / "trainlist02.txt", *(f"{v} {n}" for n, v in enumerate(train, 1)))
-    write(lists / "testlist02.txt", *test)
+    write(lists / "trainlist01.txt", *(f"{v} {n}" for n, v in enumerate(train, 1)))
+    write(lists / "testlist01.txt", *test)
     for video in (*train, *test):
         touch(root / videos / video)
 
@@ -45,25 +45,26 @@ def build_ucf(root: Path, videos: str = "UCF-101") -> None:
 @pytest.mark.parametrize("videos", ["UCF-101", "."])
 def test_ucf101(tmp_path: Path, videos: str) -> None:
     build_ucf(tmp_path, videos)
-    train, test = (ucf101(str(tmp_path), split, fold=2) for split in ("train", "test"))
+    train, test = (ucf101(str(tmp_path), split) for split in ("train", "test"))
     assert train.class_names[:2] == ("ApplyEyeMakeup", "Archery")
     assert train.class_names[9] == "Class10"
     assert train.labels.tolist() == list(range(10))
     assert test.labels.tolist() == list(range(10))[::-1]
     assert contents(test)[0] == "v_Class10_g01_c01.avi"
     assert Path(test.path(0)).is_file()
-    with pytest.raises(SourceError, match=r"has no trainlist01\.txt"):
-        ucf101(str(tmp_path), "train")
     os.remove(test.path(3))
     with pytest.raises(SourceError, match="UCF-101 test: 1 of 10 files are missing"):
-        ucf101(str(tmp_path), "test", fold=2)
+        ucf101(str(tmp_path), "test")
 
 
 def test_ucf101_of_other_classes_is_told(tmp_path: Path) -> None:
     build_ucf(tmp_path)
     write(tmp_path / "ucfTrainTestlist/classInd.txt", "1 ApplyEyeMakeup")
     with pytest.raises(SourceError, match="names the class 'Archery', which is none of the 1"):
-        ucf101(str(tmp_path), "train", fold=2)
+        ucf101(str(tmp_path), "train")
+    os.remove(tmp_path / "ucfTrainTestlist/trainlist01.txt")
+    with pytest.raises(SourceError, match=r"has no trainlist01\.txt"):
+        ucf101(str(tmp_path), "train")
 
 
 # --- Kinetics ---------------------------------------------------------------------------------
@@ -99,8 +100,6 @@ def test_kinetics_finds_lists_and_folders_under_their_other_names(tmp_path: Path
     (tmp_path / "annotations").mkdir()
     os.rename(tmp_path / "train.csv", tmp_path / "annotations/validate.csv")
     assert len(kinetics(str(tmp_path), "val")) == 3
-    os.rename(tmp_path / "annotations/validate.csv", tmp_path / "list.csv")
-    assert len(kinetics(str(tmp_path), "val", annotations=str(tmp_path / "list.csv"))) == 3
 
 
 def test_kinetics_with_withdrawn_videos(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

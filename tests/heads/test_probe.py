@@ -214,7 +214,7 @@ def test_a_killed_run_continues_bit_for_bit(monkeypatch, tmp_path, device_bytes)
     [
         ({"batch_size": 16}, "batch_size 32, but now it is 16"),
         ({"iterations": 30}, "iterations 20, but now it is 30"),
-        ({"grid": Grid(RATES["paper"])}, "its grid is"),
+        ({"grid": Grid(RATES["paper"])}, "written with grid"),
         ({"seed": 4}, "seed 3, but now it is 4"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sources made of others: some records, other numbers of classes, labels from elsewhere."""
+"""Sources made from others: some records, other class numbers, labels from a file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dinov2_jax.data.sources.source import Source, SourceError
 
 
 class View:
-    """Records of a source under labels of its own.
+    """Chosen records of a source, with labels of its own.
 
     Args:
       source: pictures.
       labels: of the chosen records; or None.
       class_names: of the labels; or None.
       rows: the chosen records, in this order; None for all.
-      targets: of sets where a picture has several classes; or None.
+      targets: int8 [n, classes] where a picture has several classes; or None.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class View:
         return self._source[self._row(index)]
 
     def name(self, index: int) -> str:
-        """That of the source."""
+        """The source's name of this record."""
         return self._source.name(self._row(index))
 
     def _row(self, index: int) -> int:
@@ -80,22 +80,23 @@ def with_label_file(
 ) -> Source:
     """A source with the labels of a text file.
 
-    Its lines are classes (names or numbers) in the order of the records, or `<name> TAB <class>`
-    with the names of the records in any order. An empty class is an unknown one, -1.
+    Its lines are class names in the order of the records, or `<name> TAB <class>` with the names of
+    the records in any order. A class name is a string, also where it is a number: "007" is not "7".
+    An empty class is an unknown one, -1.
 
     Args:
       source: pictures.
       path: the text file.
-      class_names: of a set that this one belongs to; None: those of the file, sorted, or as many
-        as the greatest number says.
+      class_names: those of the training set; None: the classes that occur in the file, sorted (by
+        value if all are whole numbers). So a file of 0 ... K - 1 gives these numbers as labels.
 
     Raises:
       FileNotFoundError: no such file.
-      SourceError: another number of lines than records, a name without a line, or a class that is
-        not among `class_names`.
+      SourceError: another number of lines than records, a name without a line, one number written
+        in two ways, or a class that is not among `class_names`.
     """
     given = _classes(source, os.path.expanduser(path))
-    names = class_names or _names_of(given)
+    names = class_names or _sorted_names({name for name in given if name}, path)
     number = {name: i for i, name in enumerate(names)} | {"": -1}
     unknown = next((name for name in given if name not in number), None)
     if unknown is not None:
@@ -107,6 +108,7 @@ def with_label_file(
 
 
 def _classes(source: Source, path: str) -> list[str]:
+    """The class name of every record, "" if unknown."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"the label file {path} does not exist")
     with open(path, encoding="utf-8-sig") as file:
@@ -117,23 +119,27 @@ def _classes(source: Source, path: str) -> list[str]:
         lost = next((name for name in names if name not in pairs), None)
         if lost is not None:
             raise SourceError(f"{path} has no line for {lost}; add '<name> TAB <class>' for it")
-        return [_plain(pairs[name]) for name in names]
+        return [pairs[name].strip() for name in names]
     if len(lines) != len(source):
         raise SourceError(
             f"{path} has {len(lines):,} lines for {len(source):,} pictures; it needs one class a "
             "line, in the order of the pictures"
         )
-    return [_plain(line) for line in lines]
+    return [line.strip() for line in lines]
 
 
-def _plain(name: str) -> str:
-    """Without spaces around, and 007 as 7."""
-    name = name.strip()
-    return str(int(name)) if name.isdecimal() else name
+def _sorted_names(names: set[str], path: str) -> tuple[str, ...]:
+    by_value: dict[str, str] = {}
+    for name in filter(_is_number, sorted(names)):
+        first = by_value.setdefault(name.lstrip("0"), name)
+        if first != name:
+            raise SourceError(
+                f"{path} writes one class as {first!r} and as {name!r}; write it in one way only"
+            )
+    if all(map(_is_number, names)):  # by value, of any number of digits
+        return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"))))
+    return tuple(sorted(names))
 
 
-def _names_of(classes: list[str]) -> tuple[str, ...]:
-    found = {name for name in classes if name}
-    if found and all(name.isdecimal() for name in found):
-        return tuple(str(number) for number in range(max(map(int, found)) + 1))
-    return tuple(sorted(found))
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
