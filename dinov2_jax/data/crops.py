@@ -1,4 +1,4 @@
-"""Random resized crops and flips in uint8: torchvision's box law, Pillow's bicubic kernel."""
+"""Random resized crops and flips in uint8: torchvision's boxes, Pillow's bicubic kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:  # there are no wheels for Linux and Windows on ARM
 
 ASPECT = (3 / 4, 4 / 3)  # torchvision's default for RandomResizedCrop
 _ATTEMPTS = 10
-_CHANNELS = (1, 3)  # what both can resize at once; others go plane by plane
+_CHANNELS = (1, 3)  # both libraries resize these at once, other numbers plane by plane
 
 
 class Box(NamedTuple):
@@ -33,8 +33,8 @@ def sample_box(
 ) -> Box:
     """Draws the box of torchvision's RandomResizedCrop for a picture of height x width px.
 
-    Area uniform in `scale` of the picture's, aspect ratio log-uniform in 3/4 .. 4/3; after ten
-    draws that do not fit, the largest central box whose aspect ratio is allowed.
+    The area is uniform in `scale` times that of the picture, the aspect ratio log-uniform in
+    3/4 .. 4/3. After ten draws that do not fit, it is the largest central box of an allowed ratio.
     """
     log_low, log_high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for u_area, u_aspect, u_top, u_left in rng.random((_ATTEMPTS, 4)).tolist():
@@ -58,10 +58,10 @@ def _central_box(height: int, width: int) -> Box:
 def resize_crop(image: np.ndarray, box: Box, size: int, flip: bool = False) -> np.ndarray:
     """`crop(box).resize((size, size), BICUBIC)` of Pillow: uint8 [H, W, C] -> [size, size, C].
 
-    `flip` turns left and right. Nothing outside of the box is read. cykooz-resizer has Pillow's
-    kernel (Keys' cubic with a = -0.5, antialiased) in vector instructions: the ten crops of a photo
-    of 500 px take 1.0 ms of a core, with Pillow 5.5. It does the axes in the other order, so that
-    values rounded in between differ: 0.16 of 255 on average.
+    `flip` swaps left and right. Nothing outside of the box is read. cykooz-resizer has Pillow's
+    kernel (Keys' cubic with a = -0.5, antialiased) in vector instructions, several times faster. It
+    resizes the axes in the other order, so that intermediate rounding differs: by 0.16 of 255 on
+    average.
     """
     top, left, height, width = box
     pixels = image[top : top + height, left : left + width]
@@ -69,7 +69,7 @@ def resize_crop(image: np.ndarray, box: Box, size: int, flip: bool = False) -> n
     channels = pixels.shape[2]
     parts = [pixels] if channels in _CHANNELS else np.split(pixels, channels, axis=2)
     parts = [resize(part, size) for part in parts]
-    if flip:  # 0.006 ms at 224 px, by numpy's indexing 0.25
+    if flip:  # much faster than numpy's indexing
         parts = [cv2.flip(part, 1).reshape(part.shape) for part in parts]
     return np.concatenate(parts, axis=2)
 
@@ -80,7 +80,7 @@ def _resize_with_simd(pixels: np.ndarray, size: int) -> np.ndarray:
     source = simd.ImageData(width, height, kind, pixels.tobytes())
     crop = simd.ImageData(size, size, kind)
     cubic = simd.ResizeAlg.convolution(simd.FilterType.catmull_rom)
-    # A resizer holds buffers: one for each crop, so that threads share nothing, takes 1 us.
+    # A resizer holds buffers. A new one for each crop costs 1 us, and threads share nothing.
     simd.Resizer().resize(source, crop, simd.ResizeOptions(cubic, use_alpha=False))
     return np.frombuffer(crop.get_buffer(), np.uint8).reshape(size, size, channels)
 
@@ -111,11 +111,11 @@ def sample_crops(
 def center_crop(image: np.ndarray, resize_px: int, size_px: int) -> np.ndarray:
     """Shorter side to `resize_px` (Pillow's bicubic), then the central square of `size_px`.
 
-    The evaluation transform of the reference; a picture that stays smaller than the square is
-    padded with black, as torchvision pads.
+    The evaluation transform of the reference. A picture that remains smaller than the square is
+    padded with black, as in torchvision.
     """
     height, width, channels = image.shape
-    if channels not in (1, 3):  # which Pillow has no mode for
+    if channels not in _CHANNELS:  # Pillow has no mode for them
         planes = np.split(image, channels, axis=2)
         return np.concatenate([center_crop(x, resize_px, size_px) for x in planes], axis=2)
     short = min(height, width)
@@ -124,7 +124,7 @@ def center_crop(image: np.ndarray, resize_px: int, size_px: int) -> np.ndarray:
     corner = np.round((new - shown) / 2)
     picture = Image.fromarray(image if channels == 3 else image[:, :, 0])
     if new.max() > 16 * size_px:
-        # A strip of 20,000 x 1 px would become 1.3 gigapixel: only what is shown is computed.
+        # A strip of 20,000 x 1 px would become 1.3 gigapixel: compute the visible part only.
         scale = np.array([width, height]) / new
         box = tuple(float(x) for x in (*(corner * scale), *((corner + shown) * scale)))
         part = picture.resize(tuple(shown.tolist()), Image.Resampling.BICUBIC, box=box)

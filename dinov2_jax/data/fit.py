@@ -1,4 +1,4 @@
-"""Pictures of any size brought to whole patches, in few sizes: each is compiled once."""
+"""Fits pictures of any size to whole patches, in few sizes, because each size is compiled."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ POLICIES = ("center_crop", "resize", "pad")
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What becomes of a picture of any size before the backbone sees it; bicubic throughout.
+    """Resizes a picture of any size for the backbone, bicubically, by one of four policies.
 
-    "center_crop": shorter side to `resize_px`, then the central square: one size, the evaluation
-    transform of the reference. "resize" with two sides: exactly these, the aspect ratio is lost:
-    one size. "resize" with one side S: shorter side to S, longer side in proportion, to the nearest
-    whole patch; of a picture longer than 2:1 the middle: at most 2 S / patch + 1 sizes. "pad":
-    longer side to S, shorter side in proportion, then filled at the right or the bottom up to a
-    whole patch: at most 2 S / patch - 1 sizes.
+    "center_crop": shorter side to `resize_px`, then the central square; the evaluation transform of
+    the reference; one size. "resize" with two sides: exactly these, the aspect ratio changes; one
+    size. "resize" with one side S: shorter side to S, longer side in proportion, rounded to whole
+    patches; a picture longer than 2:1 is cut to its middle; at most 2 S / patch + 1 sizes. "pad":
+    longer side to S, shorter side in proportion, then filled at the right or bottom up to a whole
+    patch; at most 2 S / patch - 1 sizes.
 
     Attributes:
       policy: one of POLICIES.
-      size: sides in px, multiples of the patch size: (S,), or (H, W) of "resize".
-      resize_px: of "center_crop".
+      size: sides in px, multiples of the patch size: (S,), or (H, W) for "resize".
+      resize_px: for "center_crop".
       patch_size: px.
       fill: colour of the padding, uint8, one value a channel.
     """
@@ -39,12 +39,12 @@ class Fit:
 
     @property
     def one_size(self) -> bool:
-        """Whether all pictures come out equally large."""
+        """Whether all results have the same size."""
         return self.policy == "center_crop" or len(self.size) == 2
 
     @property
     def grid(self) -> tuple[int, int]:
-        """The most rows and columns of patches that can come out."""
+        """The greatest possible number of rows and columns of patches."""
         height, width = (2 * self.size[0],) * 2 if self._keeps_aspect else self._square
         return height // self.patch_size, width // self.patch_size
 
@@ -91,7 +91,7 @@ class Fit:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    if image.shape[2] != 3:  # plane by plane: Pillow has no mode for most numbers of channels
+    if image.shape[2] != 3:  # plane by plane, as Pillow has no mode for other numbers of channels
         planes = (Image.fromarray(np.ascontiguousarray(x)) for x in np.moveaxis(image, 2, 0))
         return np.stack([_bicubic(plane, height, width) for plane in planes], axis=2)
     return _bicubic(Image.fromarray(np.ascontiguousarray(image)), height, width)

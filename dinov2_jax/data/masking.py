@@ -1,7 +1,7 @@
-"""Block masks over the patches of the global crops, and their static slots.
+"""Block masks over the patches of the global crops, in a static number of slots.
 
-Source: the masking generator and the collate function of DINOv2; a group stands where the
-reference has the batch of one GPU.
+Source: the masking generator and the collate function of DINOv2; a group replaces the batch of one
+GPU in the reference.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _ATTEMPTS = 10
 def sample_mask(rng: np.random.Generator, grid: tuple[int, int], target: int) -> np.ndarray:
     """One mask, bool [h, w], of at most `target` patches, grown block by block.
 
-    Blocks are drawn until the target is reached or ten attempts in a row do not fit; nine masks
-    in ten meet the target exactly.
+    Blocks are drawn until the target is reached or ten attempts in a row do not fit; nine of ten
+    masks meet the target exactly.
     """
     height, width = grid
     mask = np.zeros(grid, bool)
@@ -59,7 +59,7 @@ def _ratio_edges(masked: int, ratio: tuple[float, float]) -> np.ndarray:
 def upperbound(
     group_size: int, patches: int, probability: float, ratio: tuple[float, float]
 ) -> int:
-    """The number of mask slots M of a group: no draw ever masks more patches."""
+    """The number of mask slots M of a group: no draw masks more patches."""
     masked = int(2 * group_size * probability)
     edges = _ratio_edges(masked, ratio)
     return sum(int(np.float32(patches) * edge) for edge in edges[1:])
@@ -74,9 +74,8 @@ def sample_masks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks for the 2 * group_size global crops of one group.
 
-    A share `probability` of the crops is masked, the mask ratios spread evenly over `ratio`, and
-    the masks are shuffled over all crops, so an image may have both, one or none of its crops
-    masked.
+    A share `probability` of the crops is masked, with mask ratios spread evenly over `ratio`. The
+    masks are shuffled over all crops, so both, one or none of the crops of an image are masked.
 
     Returns:
       masks bool [group_size, 2, P]; indices int32 [M], flat into masks in (image, view, patch)

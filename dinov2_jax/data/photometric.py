@@ -1,18 +1,18 @@
 """Colour augmentation on the accelerator: uint8 crops in, normalised float32 crops out.
 
-The host sends geometry only (crop, flip) as uint8; everything below runs inside the jitted training
-step. The recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
-RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). Work is done on colour planes
+The host only crops and flips in uint8; everything below runs inside the jitted training step. The
+recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
+RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). It works on colour planes
 ``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes.
 
-Pictures of 1 channel, or of any number but 3, have no colour: saturation, hue and grayscale are
-left out; brightness, contrast, blur and solarize act on all channels alike.
+Pictures of any number of channels but 3 have no colour: saturation, hue and grayscale are skipped;
+brightness, contrast, blur and solarize treat all channels alike.
 """
 
-# DINOv2: the reference works on 8-bit PIL images, so every operation ends in a rounding. Here they
-# stay float32 in between. The two jitters then differ by 1.5 levels of 255 on average and by 7
-# at the 99th percentile (default strengths, 32 px), 1.3 of it because Pillow's comes out darker: it
-# truncates. The jitter itself moves a value by 32 levels on average.
+# DINOv2: the reference works on 8-bit PIL images, so every operation rounds. Here values stay
+# float32 in between. The two jitters differ by 1.5 levels of 255 on average and by 7 at the 99th
+# percentile (default strengths, 32 px), mostly because Pillow truncates and so is darker. The
+# jitter itself changes a value by 32 levels on average.
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ import numpy as np
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = np.asarray(list(itertools.permutations(range(4))), np.int32)
 
-# Uniform numbers a crop consumes: jitter or not, order, three factors, hue, gray, blur, sigma,
-# solarize. One draw for all of them: each further threefry call costs 0.3 s of compilation on CPU.
+# Uniform numbers of a crop: jitter or not, order, three factors, hue, gray, blur, sigma, solarize.
+# One draw gives all of them, because each further threefry call adds compile time.
 DRAWS = 10
 
 
@@ -38,9 +38,9 @@ DRAWS = 10
 class ColourSpec:
     """Strengths and probabilities of the colour augmentation (the fields of ``config.colour``).
 
-    ``brightness``, ``contrast`` and ``saturation`` x draw a factor from U[max(0, 1-x), 1+x];
-    ``hue`` x a shift from U[-x, x] of a turn. ``blur_sigma`` is in pixels; ``mean`` and ``std``
-    are for values in [0, 1].
+    ``brightness``, ``contrast`` and ``saturation`` x draw a factor from U[max(0, 1-x), 1+x], and
+    ``hue`` x draws a shift from U[-x, x] of a turn. ``blur_sigma`` is in pixels; ``mean`` and
+    ``std`` are for values in [0, 1].
     """
 
     jitter_probability: float = 0.8
@@ -83,7 +83,7 @@ def augment_batch(
     """Augments and normalises all crops of a batch, each with its own draws.
 
     Draws depend on the key and on (image, view) only, so the result is the same on any sharding of
-    the image axis. 64 pictures with 2x32 + 8x16 px crops take 5.5 ms of CPU time.
+    the image axis.
 
     Args:
       key: one PRNG key, used up here.
@@ -123,14 +123,13 @@ def augment_crops(
 ) -> jax.Array:
     """Augments the crops of one kind of view, in the reference's order of operations.
 
-    An operation of probability 0 is left out of the program.
+    An operation with probability 0 is not compiled.
 
     Args:
       uniforms: ``[B, V, DRAWS]`` from U[0, 1), the only randomness.
       crops: uint8 ``[B, V, H, W, C]``.
-      spec: strengths and the probabilities that all kinds share.
-      blur_probability: the share of these crops to blur.
-      solarize_probability: the share of these crops to solarize.
+      spec: strengths, and the probabilities that all kinds share.
+      blur_probability, solarize_probability: of these crops.
 
     Returns:
       float32 ``[B, V, H, W, C]``, normalised.
@@ -187,9 +186,9 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Ar
     """Applies brightness, contrast, saturation and hue to ``[..., 3, H, W]`` in the order given.
 
     Brightness, contrast and saturation are one operation, a clamped blend with black, the mean grey
-    or the grey picture (torchvision's definition). So each of the four places costs one blend and
-    one hue rotation, of which a select keeps the right one, instead of four operations. Planes of
-    any other number than 3 keep their values at the places of saturation and hue.
+    or the grey picture (torchvision's definition). So each of the four places costs one blend, one
+    hue rotation and a select instead of four operations. With any number of planes but 3,
+    saturation and hue change nothing.
     """
     in_colour = planes.shape[-3] == 3
     # By operation; at the place of hue the blend is discarded.
@@ -203,8 +202,8 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Ar
             return jnp.where(_spread(operation == HUE), rotate_hue(planes, turn), blended)
         return jnp.where(_spread(operation < SATURATION), blended, planes)
 
-    # A loop, because XLA fuses nothing into or out of one. Written out, all four places were
-    # computed again for each tap of a blur: 60 ms a crop of 224 px on a CPU core, now 0.8.
+    # A loop, because XLA fuses nothing into or out of one. Unrolled, XLA computes all four places
+    # again for each tap of a blur.
     return jax.lax.fori_loop(0, order.shape[-1], apply_place, planes)
 
 
@@ -234,8 +233,8 @@ def rotate_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
     red, green, blue = planes[..., 0:1, :, :], planes[..., 1:2, :, :], planes[..., 2:3, :, :]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
-    # Sectors by >=, not by `value == red`: fusions may round the same colour differently, equality
-    # then fails now and then, and a pixel jumps to a far hue (seen between device counts).
+    # Sectors by >=, not by `value == red`: two fusions may round the same colour differently, and a
+    # failed equality moves a pixel to a far hue.
     not_red = jnp.where(green >= blue, 2 * chroma + blue - red, 4 * chroma + red - green)
     is_red = (red >= green) & (red >= blue)
     hue = jnp.where(is_red, green - blue, not_red) + 6 * _spread(turn) * chroma
@@ -273,7 +272,7 @@ def blur(planes: jax.Array, taps: jax.Array) -> jax.Array:
 
 
 def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
-    """Sums of shifted planes: 9 products a pixel, where a banded matrix has as many as the side."""
+    """Sums shifted planes: 9 products a pixel, where a banded matrix has one for each row."""
     count, side_px = taps.shape[-1], planes.shape[axis]
     half = count // 2
     if side_px <= half:
@@ -303,7 +302,7 @@ def solarize(planes: jax.Array, threshold: float) -> jax.Array:
 
 
 def _spread(per_crop: jax.Array) -> jax.Array:
-    """One number a crop, given the axes [C, H, W] of its planes."""
+    """One number a crop -> [..., 1, 1, 1], to broadcast over its planes [C, H, W]."""
     return per_crop[..., None, None, None]
 
 

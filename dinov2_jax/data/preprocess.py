@@ -1,4 +1,4 @@
-"""What a backbone expects of a picture; it travels with the weights."""
+"""The size and normalisation that a backbone expects of a picture."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Travels with the weights.
+    """Size and normalisation of pictures; stored with the weights.
 
     Attributes:
-      resize_px: of the shorter side, before the crop.
-      image_px: side of the square.
-      mean, std: of RGB values in 0..1.
+      resize_px: the shorter side before the crop.
+      image_px: the side of the square.
+      mean, std: for RGB values in 0..1.
     """
 
     resize_px: int = 256
@@ -24,7 +24,7 @@ class Preprocessing:
 
     @classmethod
     def from_huggingface(cls, path: Path) -> Preprocessing:
-        """Of preprocessor_config.json beside the weights, else the reference's evaluation."""
+        """From preprocessor_config.json next to the weights, else the reference's evaluation."""
         file = path / "preprocessor_config.json" if path.is_dir() else None
         if file is None or not file.is_file():
             return cls()
@@ -38,7 +38,7 @@ class Preprocessing:
         )
 
     def to_huggingface(self) -> dict[str, object]:
-        """preprocessor_config.json as transformers reads it."""
+        """The content of preprocessor_config.json, as transformers reads it."""
         return {
             "crop_size": {"height": self.image_px, "width": self.image_px},
             "do_center_crop": True,

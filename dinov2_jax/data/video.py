@@ -1,7 +1,7 @@
-"""Frames of videos as pictures, and their features as one row a video (paper section 7.2).
+"""Frames of videos as pictures, and one row of features a video (paper section 7.2).
 
-Eight evenly spaced frames of every video go through the backbone like any pictures; a linear probe
-then sees their mean (UCF-101, Kinetics-400) or all of them side by side (Something-Something v2).
+Eight evenly spaced frames of every video go through the backbone like pictures. A linear probe then
+uses their mean (UCF-101, Kinetics-400) or their concatenation (Something-Something v2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POOLINGS = ("mean", "concat")
 
 
 class Videos(Protocol):
-    """Video files with their classes; `dinov2_jax.datasets.video` gives them."""
+    """Video files with their classes, such as those of `dinov2_jax.datasets.video`."""
 
     class_names: tuple[str, ...] | None
     labels: np.ndarray | None
@@ -33,15 +33,15 @@ class Videos(Protocol):
 class VideoFrames:
     """A source whose record v * frames + i is frame i of video v: uint8 [H, W, 3].
 
-    A video is decoded once if its frames are asked for one after another by one thread, as
-    `dinov2_jax.data.stream` does. Frames are as stored: a mark to turn them is not followed.
+    A video is decoded once if one thread reads its frames in order, as `dinov2_jax.data.stream`
+    does. Frames are as stored: a rotation mark is ignored.
 
     Attributes:
       labels: of the videos, repeated for every frame; or None.
 
     Args:
       videos: see `dinov2_jax.datasets.video`.
-      frames: a video.
+      frames: number of frames a video.
 
     Raises:
       ImportError: without PyAV.
@@ -68,10 +68,10 @@ class VideoFrames:
     def __getitem__(self, index: int) -> np.ndarray:
         video, frame = divmod(index, self.frames)
         if getattr(self._last, "video", None) != video:
-            self._last.video, self._last.found = video, self._decode(video)
-        if isinstance(self._last.found, str):
-            raise OSError(self._last.found)
-        return self._last.found[frame]
+            self._last.video, self._last.frames = video, self._decode(video)
+        if isinstance(self._last.frames, str):
+            raise OSError(self._last.frames)
+        return self._last.frames[frame]
 
     def name(self, index: int) -> str:
         """`path of the video[frame]`."""
@@ -79,7 +79,7 @@ class VideoFrames:
         return f"{self._videos.name(video)}[{frame}]"
 
     def _decode(self, video: int) -> list[np.ndarray] | str:
-        """The frames, or why there are none: kept too, so that it is tried once, not 8 times."""
+        """The frames, or why there are none; both are kept, so that decoding is tried once."""
         try:
             return read_frames(self._videos.path(video), self.frames)
         except OSError as error:
@@ -87,35 +87,35 @@ class VideoFrames:
 
 
 def read_frames(path: str, frames: int = FRAMES) -> list[np.ndarray]:
-    """Evenly spaced frames: the middle ones of as many equal parts of the video.
+    """Evenly spaced frames: the middle frame of each of `frames` equal parts of the video.
 
-    The video is decoded from its start, because seeking lands beside the wanted frame in many
-    files, and the number of frames in the header is often missing or wrong.
+    The video is decoded from its start: in many files seeking misses the wanted frame, and the
+    number of frames in the header is often missing or wrong.
 
     Args:
       path: of the video.
-      frames: how many; a shorter video repeats some.
+      frames: number of frames; a shorter video repeats some.
 
     Returns:
       uint8 [H, W, 3] each, in order.
 
     Raises:
-      OSError: no video, or damaged before its first frame.
+      OSError: the file is no video, or damaged before its first frame.
       ImportError: without PyAV.
     """
     length = _count(path)
-    found, decoded = _pick(path, middles(length, frames))
+    images, decoded = _pick(path, middles(length, frames))
     if decoded <= middles(length, frames)[-1]:  # fewer frames than packets: the end is damaged
-        found, _ = _pick(path, middles(decoded, frames)) if decoded else ({}, 0)
+        images, _ = _pick(path, middles(decoded, frames)) if decoded else ({}, 0)
         length = decoded
-    if not found:
+    if not images:
         raise OSError(f"{path} holds no frame that can be decoded")
-    return [found[place] for place in middles(length, frames)]
+    return [images[place] for place in middles(length, frames)]
 
 
 def middles(length: int, parts: int) -> list[int]:
     """The middle of each of `parts` equal parts of 0 ... length - 1."""
-    # DINOv2: the paper says "evenly spaced" only; where the first and the last lie is not known.
+    # DINOv2: the paper only says "evenly spaced"; the places of first and last frame are unknown.
     return [(2 * part + 1) * length // (2 * parts) for part in range(parts)]
 
 
@@ -124,22 +124,22 @@ def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean
 
     Args:
       features: [videos * frames, D] in the order of `VideoFrames`.
-      frames: a video.
+      frames: number of frames a video.
       pooling: "mean" or "concat".
 
     Returns:
-      [videos, D], or [videos, frames * D] with frame 0 first; nan where one of its frames is nan
-      (or, of "concat", in the place of that frame).
+      [videos, D], or [videos, frames * D] with frame 0 first. A frame of nan makes the mean of its
+      video nan; with "concat" only its own columns.
 
     Raises:
-      EvaluationError: another pooling, or rows that are no whole videos.
+      EvaluationError: another pooling, or rows that are no whole number of videos.
     """
     if pooling not in POOLINGS:
         raise EvaluationError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")
     if len(features) % frames:
         raise EvaluationError(
-            f"{len(features)} rows are no whole videos of {frames} frames; give all rows of a "
-            "VideoFrames of as many frames"
+            f"{len(features)} rows are no whole number of videos of {frames} frames; give all rows "
+            f"of a VideoFrames with frames={frames}"
         )
     videos = features.reshape(-1, frames, features.shape[1])
     return videos.mean(axis=1) if pooling == "mean" else videos.reshape(len(videos), -1)
@@ -156,7 +156,7 @@ def _av() -> Any:
 
 
 def _count(path: str) -> int:
-    """The packets of the first video stream, each of which holds a frame; nothing is decoded."""
+    """The number of packets of the first video stream, one a frame; nothing is decoded."""
     av = _av()
     try:
         with av.open(path) as container:
@@ -175,18 +175,18 @@ def _stream(container: Any, path: str) -> Any:
 
 
 def _pick(path: str, wanted: list[int]) -> tuple[dict[int, np.ndarray], int]:
-    """The frames at some places, and how many were decoded up to the last of them."""
+    """The frames at the wanted places, and the number decoded up to the last of them."""
     av = _av()
-    found, decoded = {}, 0
+    images, decoded = {}, 0
     try:
         with av.open(path) as container:
             for frame in container.decode(_stream(container, path)):
                 if decoded in wanted:
-                    found[decoded] = frame.to_ndarray(format="rgb24")
+                    images[decoded] = frame.to_ndarray(format="rgb24")
                 decoded += 1
                 if decoded > wanted[-1]:
                     break
     except av.FFmpegError as error:
         if not decoded:
             raise OSError(f"{path} is no readable video: {error.strerror or error}") from error
-    return found, decoded
+    return images, decoded

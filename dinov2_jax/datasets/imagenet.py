@@ -1,9 +1,8 @@
-"""ImageNet-1k in the layouts that people have.
+"""ImageNet-1k in its usual layouts.
 
-There is one order of classes: the 1000 WordNet ids ("n01440764") sorted, which is that of the
-folders of train/, of synset_words.txt, of LOC_synset_mapping.txt, of TFDS and of every released
-classifier. The devkit counts otherwise (its ILSVRC2012_ID 1 is n02119789); its validation labels
-are brought to the sorted order by meta.mat.
+The order of classes is always that of the 1000 sorted WordNet ids ("n01440764"), as in the folders
+of train/, synset_words.txt, LOC_synset_mapping.txt, TFDS and every released classifier. The devkit
+counts differently (its ILSVRC2012_ID 1 is n02119789); meta.mat converts its validation labels.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _VAL_LABELS = (
     "val.txt",
     "ILSVRC2012_validation_ground_truth.txt",
 )
-_KAGGLE = "/ILSVRC/Data/CLS-LOC"  # its lists lie above all of this
+_KAGGLE = "/ILSVRC/Data/CLS-LOC"  # Kaggle's lists lie above these folders
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
 
 
@@ -42,19 +41,19 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
     """ILSVRC 2012 as folders.
 
     Training pictures lie in train/<WordNet id>/. Validation pictures lie in val/<WordNet id>/, or
-    all in val/ with their labels in one of: LOC_val_solution.csv (Kaggle), a text file with a
-    WordNet id a line (imagenet_2012_validation_synset_labels.txt), one with "name number" a line
-    where numbers count the sorted ids from 0 (Caffe's val.txt), or the devkit's
-    ILSVRC2012_validation_ground_truth.txt with its meta.mat beside it, which needs scipy.
+    directly in val/ with a label file: LOC_val_solution.csv (Kaggle); a text file with a WordNet id
+    a line (imagenet_2012_validation_synset_labels.txt); one with "name number" a line, where 0 is
+    the first sorted id (Caffe's val.txt); or the devkit's ILSVRC2012_validation_ground_truth.txt
+    with its meta.mat in the same folder, which needs scipy.
 
     Args:
-      root: the folder of train/ and val/, of Kaggle's archive ILSVRC/Data/CLS-LOC. Lists are looked
-        for in it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and beside ILSVRC.
+      root: the folder of train/ and val/; in Kaggle's archive ILSVRC/Data/CLS-LOC. Lists may lie in
+        it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and next to ILSVRC.
       split: "train" or "val".
       val_labels: the file of validation labels, if it lies elsewhere.
 
     Raises:
-      SourceError: a class, picture or list that is missing; lists of another length.
+      SourceError: a class, picture or list is missing, or a list has another length.
       ImportError: the devkit's labels without scipy.
     """
     check_name("split", split, ("train", "val"))
@@ -83,7 +82,7 @@ def imagenet_tfds(path: str, split: str) -> Source:
       split: "train" or "val".
 
     Raises:
-      SourceError: not prepared, or of classes in another order.
+      SourceError: it is not prepared, or its classes have another order.
     """
     check_name("split", split, ("train", "val"))
     source = open_source("tfds", path, {"train": "train", "val": "validation"}[split])
@@ -97,13 +96,13 @@ def imagenet_tfds(path: str, split: str) -> Source:
 
 
 def known_wnids(root: str) -> list[str]:
-    """The sorted WordNet ids, of a list file in or above `root`, else of the folders of train/.
+    """The sorted WordNet ids, from a list file in or above `root`, else from the folders of train/.
 
     Returns:
-      Nothing where there is neither.
+      An empty list where there is neither.
 
     Raises:
-      SourceError: for a list in another order.
+      SourceError: the list has another order.
     """
     path = _find(root, _SYNSETS)
     if path:
@@ -119,7 +118,7 @@ def known_wnids(root: str) -> list[str]:
 
 
 def _find(root: str, names: Sequence[str]) -> str:
-    """The first of the files in `root`, the folder above, or a devkit in them; or ""."""
+    """The first of the files in `root`, the folder above, or a devkit in them; else ""."""
     whole = os.path.abspath(root)
     bases = [whole, os.path.dirname(whole), whole.removesuffix(_KAGGLE)]
     places = [place for base in bases for place in (base, os.path.join(base, _DEVKIT))]
@@ -130,13 +129,13 @@ def _find(root: str, names: Sequence[str]) -> str:
 def _read_val_labels(
     path: str, pictures: Sequence[str], wnids: list[str]
 ) -> tuple[list[int], list[str]]:
-    """Class numbers of pictures in the order of their names, and the WordNet ids."""
+    """Class numbers of the pictures, in the order of their names, and the WordNet ids."""
     lines = read_lines(path)
     if lines[0].isdigit():  # the devkit
         by_id = _devkit_wnids(os.path.join(os.path.dirname(path), "meta.mat"))
         numbers = [as_number(line, path) for line in lines]
         if max(numbers) > len(by_id) or min(numbers) < 1:
-            raise SourceError(f"{path} holds an id that is none of 1 ... {len(by_id)}")
+            raise SourceError(f"{path} holds an id beyond 1 ... {len(by_id)}; unpack it again")
         order = sorted(by_id)
         if wnids and wnids != order:
             raise SourceError(
@@ -153,21 +152,21 @@ def _read_val_labels(
         with open(path, encoding="utf-8", newline="") as file:
             rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
         numbers = class_numbers([wnid for _, wnid in rows], wnids, path)
-        found = dict(zip((name for name, _ in rows), numbers, strict=True))
+        by_name = dict(zip((name for name, _ in rows), numbers, strict=True))
     elif len(lines[0].split()) == 1:
         return _of_length(class_numbers(lines, wnids, path), pictures, path), wnids
     else:
-        found = {
+        by_name = {
             os.path.splitext(name)[0]: as_number(label, path) for name, label in read_rows(path, 2)
         }
-    lost = [name for name in pictures if os.path.splitext(name)[0] not in found]
+    lost = [name for name in pictures if os.path.splitext(name)[0] not in by_name]
     if lost:
         raise SourceError(
             f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
             f"{lost[0]}; take the list of this release"
         )
-    _of_length(list(found), pictures, path)
-    return [found[os.path.splitext(name)[0]] for name in pictures], wnids
+    _of_length(list(by_name), pictures, path)
+    return [by_name[os.path.splitext(name)[0]] for name in pictures], wnids
 
 
 def _of_length(labels: list, pictures: Sequence[str], path: str) -> list:
@@ -185,7 +184,7 @@ def different_lengths(path: str, labels: int, pictures: int) -> str:
 
 
 def _devkit_wnids(path: str) -> list[str]:
-    """WordNet ids by ILSVRC2012_ID, from 1 on; those of groups of classes are left out."""
+    """WordNet ids by ILSVRC2012_ID, from 1 on, without the ids of groups of classes."""
     if not os.path.isfile(path):
         raise SourceError(
             f"the devkit's ids need {path}; put meta.mat of ILSVRC2012_devkit_t12 beside the labels"

@@ -1,4 +1,4 @@
-"""The variants of ImageNet that robustness is read from: V2, ReaL, A, R, Sketch and C.
+"""The variants of ImageNet that measure robustness: V2, ReaL, A, R, Sketch and C.
 
 All use the sorted WordNet ids of `dinov2_jax.datasets.imagenet.known_wnids`.
 """
@@ -24,21 +24,21 @@ from dinov2_jax.datasets.files import (
 from dinov2_jax.datasets.imagenet import different_lengths
 
 CORRUPTIONS = (
-    *("gaussian_noise", "shot_noise", "impulse_noise"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    *("snow", "frost", "fog", "brightness"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-)
+    "gaussian_noise", "shot_noise", "impulse_noise",
+    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+    "snow", "frost", "fog", "brightness",
+    "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Subset(NamedTuple):
-    """A set of some of the 1000 classes.
+    """A set with some of the 1000 classes.
 
     Attributes:
-      pictures: labels 0 ... len(classes) - 1.
-      classes: int64; label i is the class number classes[i] of the 1000, so `scores[:, classes]`
-        of a classifier of 1000 are the scores of this set.
+      pictures: with labels 0 ... len(classes) - 1.
+      classes: int64; label i is number classes[i] of the 1000 classes, so a classifier of 1000
+        classes scores this set with `scores[:, classes]`.
     """
 
     pictures: Files
@@ -75,7 +75,7 @@ def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subs
     Args:
       root: the folder of the class folders, such as imagenet-a.
       wnids: the 1000 WordNet ids in sorted order.
-      classes: how many there must be.
+      classes: the number of classes that the set must have.
     """
     root = os.path.expanduser(root)
     title = f"ImageNet subset {os.path.basename(os.path.normpath(root))}"
@@ -92,8 +92,8 @@ def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subs
 def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) -> Files:
     """ImageNet-C: <corruption>/<severity 1 ... 5>/<WordNet id>/*.
 
-    Its tar files may be unpacked side by side or each into its own folder (noise/, blur/,
-    weather/, digital/, extra/).
+    Its tar files may be unpacked into one folder or each into its own (noise/, blur/, weather/,
+    digital/, extra/).
 
     Args:
       corruption: usually one of CORRUPTIONS, the 15 of mCE.
@@ -107,19 +107,19 @@ def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) 
 def real_labels(path: str, pictures: Source) -> np.ndarray:
     """The reassessed labels (ReaL, Beyer et al. 2020) of the validation pictures.
 
-    Row i of the file belongs to ILSVRC2012_val_<i + 1 in 8 digits>.JPEG, whatever the order in
-    which the pictures are read.
+    Row i of the file belongs to ILSVRC2012_val_<i + 1 in 8 digits>.JPEG, in whatever order the
+    pictures are read.
 
     Args:
       path: real.json.
-      pictures: the validation set by its official file names, from `imagenet`.
+      pictures: the validation set with its official file names, from `imagenet`.
 
     Returns:
-      int64 [len(pictures), m], each row filled up with -1; a row without label is all -1.
+      int64 [len(pictures), m], each row padded with -1; a row without labels is all -1.
 
     Raises:
-      SourceError: no list of lists of class numbers, of another length, or pictures under other
-        names, as of TFDS.
+      SourceError: the file is no list of lists of class numbers or has another length, or the
+        pictures have other names, as those of TFDS.
     """
     lists = read_json(os.path.expanduser(path))
     if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):
@@ -128,17 +128,17 @@ def real_labels(path: str, pictures: Source) -> np.ndarray:
     if len(lists) != len(names):
         raise SourceError(different_lengths(path, len(lists), len(names)))
     numbers = [re.search(r"ILSVRC2012_val_(\d{8})\.", name) for name in names]
-    found = [int(match[1]) if match else 0 for match in numbers]
-    if sorted(found) != list(range(1, len(lists) + 1)):
+    order = [int(match[1]) if match else 0 for match in numbers]
+    if sorted(order) != list(range(1, len(lists) + 1)):
         odd = next(
-            (name for name, number in zip(names, found, strict=True) if not number), names[0]
+            (name for name, number in zip(names, order, strict=True) if not number), names[0]
         )
         raise SourceError(
             f"{path} belongs to pictures ILSVRC2012_val_00000001.JPEG, ..., each of them once, but "
             f"one is called {odd}; take the validation set under its official names"
         )
     labels = np.full((len(lists), max(1, *map(len, lists))), -1, np.int64)
-    for row, number in enumerate(found):
+    for row, number in enumerate(order):
         values = lists[number - 1]
         labels[row, : len(values)] = values
     return labels

@@ -21,12 +21,12 @@ _KINDS = ("easy", "hard", "junk")
 class Cropped:
     """The queries of the revisited sets: uint8 [h, w, 3] within the box of the landmark.
 
-    The box belongs to the picture as it is shown, that is, after EXIF rotation, which the published
-    code does not apply; it makes no difference to pictures without such a mark.
+    The box refers to the displayed picture, after EXIF rotation. The published code does not
+    rotate; pictures without an EXIF orientation are the same in both.
 
     Args:
       files: the whole pictures.
-      boxes: px [n, 4] left, top, right, bottom; rounded, black where beyond the picture.
+      boxes: px [n, 4] left, top, right, bottom; rounded, black outside of the picture.
     """
 
     labels: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Python pickles and MATLAB files as published data sets use them, read without running code."""
+"""Reads the Python pickles and MATLAB files of published data sets without running code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _from_buffer(
     return np.frombuffer(data, dtype).reshape(shape, order=order)  # type: ignore
 
 
-# What the pickles of arrays and bytes name besides plain containers, by old and new names.
+# The names that pickles of arrays and bytes use besides plain containers, old and new ones.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -53,10 +53,10 @@ def read_pickle(path: str, encoding: str = "bytes") -> Any:
     """A pickle of numpy arrays, bytes, strings, numbers, lists and dicts; nothing else is loaded.
 
     Args:
-      encoding: of the strings of Python 2; "bytes" leaves them.
+      encoding: of Python 2 strings; "bytes" keeps them as bytes.
 
     Raises:
-      SourceError: when it asks for anything else, or is damaged.
+      SourceError: it asks for anything else, or is damaged.
     """
     with open(path, "rb") as file:
         data = file.read()
@@ -69,11 +69,11 @@ def read_pickle(path: str, encoding: str = "bytes") -> Any:
 
 
 def read_mat(path: str) -> dict[str, Any]:
-    """The variables of a MATLAB file, single elements taken out of their arrays.
+    """The variables of a MATLAB file; arrays of one element become that element.
 
     Raises:
       ImportError: without scipy.
-      SourceError: when the file is damaged.
+      SourceError: the file is damaged.
     """
     try:
         from scipy.io import loadmat

@@ -8,7 +8,6 @@ unreadable.txt   row, name, reason of each picture that could not be read
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from dinov2_jax.config.files import diff_configs
 from dinov2_jax.data.fingerprint import printable
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.features.shards import Layout, ShardsError, Writer
+from dinov2_jax.run.files import replacing
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone
 
@@ -157,10 +157,8 @@ class Ledger:
         self._write("manifest.json", [json.dumps(self._manifest, indent=2), "\n"])
 
     def _write(self, name: str, parts: Iterable[str]) -> None:
-        path = self.folder / name
-        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(new, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            replacing(self.folder / name) as new,
+            open(new, "w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)

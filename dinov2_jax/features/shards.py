@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dinov2_jax.errors import UserError
+from dinov2_jax.run.files import replacing
 
 Columns = dict[str, np.ndarray]
 # Shape of one row and dtype, by column.
@@ -65,9 +66,8 @@ class NpyWriter:
                     f"{path} has gone, and with it the rows of an earlier start; remove "
                     f"{self._folder}, or name another --workdir"
                 )
-            new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            np.lib.format.open_memmap(new, "w+", dtype, (self._rows, *shape)).flush()
-            os.replace(new, path)
+            with replacing(path) as new:
+                np.lib.format.open_memmap(new, "w+", dtype, (self._rows, *shape)).flush()
 
     def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
         for name, values in columns.items():
@@ -121,18 +121,14 @@ class ParquetWriter:
         table |= {name: self._column(values) for name, values in columns.items()}
         shapes = {name: list(shape) for name, (shape, _) in self._layout.items()}
         metadata = {"shapes": json.dumps(shapes)}
-        new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(new, "wb") as file:
+        with replacing(path) as new:
             pa.parquet.write_table(
                 pa.table(table).replace_schema_metadata(metadata),
-                file,
+                new,
                 compression="zstd",
                 use_dictionary=["name"],
                 row_group_size=max(1, min(1024, len(names))),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
 
     def has(self, number: int) -> bool:
         return (self._folder / self._name(number)).exists()

@@ -18,6 +18,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # the content is on disk before the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

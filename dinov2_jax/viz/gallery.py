@@ -2,13 +2,13 @@
 
 import html
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dinov2_jax.run.files import write_bytes
 from dinov2_jax.viz.page import document, folded, picture, section, table
 from dinov2_jax.viz.sheet import png_bytes
 
@@ -57,7 +57,7 @@ def write_gallery(
     folder.mkdir(parents=True, exist_ok=True)
     files = {figure.file: png_bytes(figure.image) for figure in figures}
     for name, content in files.items():
-        _write(folder / name, content)
+        write_bytes(folder / name, content)
     lines = "\n".join(html.escape(fact) for fact in facts)
     parts = [f'<h1>{html.escape(title)}</h1>\n<p class="quiet lines">{lines}</p>', _notes(notes)]
     for (heading, lead), group in itertools.groupby(figures, key=lambda f: (f.heading, f.lead)):
@@ -65,7 +65,7 @@ def write_gallery(
         parts.append(section(heading, f'<div class="plates">{shown}</div>', lead))
     parts.append(folded("Configuration", table(settings)))
     page = folder / PAGE_FILE
-    _write(page, document(title, parts).encode())
+    write_bytes(page, document(title, parts).encode())
     return page
 
 
@@ -83,9 +83,3 @@ def _notes(notes: Sequence[str]) -> str:
     marks = [' class="warning"' if note.startswith("warning") else "" for note in notes]
     items = (f"<li{m}>{html.escape(note)}</li>" for m, note in zip(marks, notes, strict=True))
     return section("Notes", f"<ul>{''.join(items)}</ul>" if notes else "")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

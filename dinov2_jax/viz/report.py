@@ -1,7 +1,6 @@
 """report.html: one file that tells how a run went, readable without a network or a server."""
 
 import html
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.run.files import write_text
 from dinov2_jax.run.metrics import read_metrics
 from dinov2_jax.viz.curves import curve, number, series
 from dinov2_jax.viz.page import document, folded, numbers, picture, section, table
@@ -60,9 +60,7 @@ def write_report(
         ],
     )
     path = Path(workdir) / REPORT_FILE
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
 
 
 def headline(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -165,7 +165,7 @@ def test_features_of_frames_become_features_of_videos(tmp_path: Path) -> None:
 
 
 def test_pooling_refuses_what_is_no_whole_video() -> None:
-    with pytest.raises(ValueError, match="7 rows are no whole videos of 8 frames"):
+    with pytest.raises(ValueError, match="7 rows are no whole number of videos of 8 frames"):
         pool_frames(np.zeros((7, 3)))
     with pytest.raises(ValueError, match="pooling='max' is none of 'mean', 'concat'"):
         pool_frames(np.zeros((8, 3)), pooling="max")

@@ -321,7 +321,7 @@ def test_a_missing_picture_is_told_before_anything_is_read(name: str, tmp_path: 
     if name == "caltech101":  # which has no list: the others are then drawn anew
         for row in range(1, 3):
             os.remove(found.test.path(row))
-        with pytest.raises(SourceError, match="has 30 pictures, of which 30 are for training"):
+        with pytest.raises(SourceError, match="has 30 pictures, but 30 are for training"):
             transfer_set(name, str(tmp_path))
         return
     with pytest.raises(SourceError, match=r"1 of \d files are missing, such as /"):
