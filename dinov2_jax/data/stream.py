@@ -38,13 +38,9 @@ def stream_pictures(
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
     dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, decoding))
     with contextlib.closing(Reader(dataset, workers)) as reader:
-        for chunk in _copied(reader):
+        # map gives grain's own arrays no name, under which they would outlive close().
+        for chunk in map(lambda chunk: join([chunk]), reader):
             yield from _split(chunk, decoding.channels)
-
-
-def _copied(reader: Reader) -> Iterator[Batch]:
-    """Copies, while grain's own arrays get no name under which they would outlive close()."""
-    return map(lambda batch: join([batch]), reader)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_features_of_frames_become_features_of_videos(tmp_path: Path) -> None:
     (tmp_path / "3.mkv").write_text("no video")
     frames = VideoFrames(files(tmp_path), frames=2)
     one = {"batch_size": 4, "devices": jax.devices()[:1]}
-    found = extract(backbone(), frames, **one)
+    found = extract(backbone(), frames, on_error="nan", **one)
     pictures = [frames[row] for row in range(6)]
     expected = extract(backbone(), pictures, **one)["cls"].reshape(3, 2, -1)
     mean, both = (pool_frames(found["cls"], 2, pooling) for pooling in ("mean", "concat"))
