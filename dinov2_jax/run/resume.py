@@ -126,11 +126,18 @@ def run_steps(
         state, losses = step(state, range(first, done))
         in_flight.append(losses)
         if len(in_flight) > allowed:
-            jax.block_until_ready(in_flight.popleft())
+            losses = jax.block_until_ready(in_flight.popleft())
         if done in (next_save, iterations.stop):
             file.save(state, done)
         if progress is not None:
-            progress.update(done)
+            ready = losses.is_ready() and losses.is_fully_replicated
+            progress.update(done, **({"loss": _least(losses)} if ready else {}))
     if progress is not None:
         progress.close()
     return state
+
+
+def _least(losses: Array) -> float:
+    """The least finite loss: several heads are trained together, and some may diverge."""
+    found = np.asarray(losses)
+    return float(np.min(found, where=np.isfinite(found), initial=np.inf))

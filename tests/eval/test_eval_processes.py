@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2_jax.weights.load import load
 from tests.eval.found import values
 from tests.features.tiny import write_weights
 
@@ -70,6 +71,19 @@ def start(line, devices, before=""):
     )
 
 
+def start_two(line):
+    """Two processes that find each other, with two devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for number in range(2):
+        where = {"coordinator": place, "processes": 2, "process_id": number}
+        flags = [f"--config.distributed.{name}={value}" for name, value in where.items()]
+        started.append(start([*line, *flags], 2))
+    return started
+
+
 def figures(folder):
     """Values of every metric, accuracy of all 52 classifiers, values of all trials."""
     stored = json.loads((folder / "results.json").read_text())["results"]
@@ -86,14 +100,7 @@ def test_two_processes_and_a_kill_change_nothing(command, tmp_path):
     again = start([*command, f"--workdir={tmp_path / 'alone'}"], 1)
     said = again.communicate()[0]
     assert again.returncode == 0 and "features of" not in said, said
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
-    for number in range(2):
-        where = {"coordinator": place, "processes": 2, "process_id": number}
-        flags = [f"--config.distributed.{name}={value}" for name, value in where.items()]
-        started.append(start([*command, *flags, f"--workdir={tmp_path / 'two'}"], 2))
+    started = start_two([*command, f"--workdir={tmp_path / 'two'}"])
     said = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert "top-1" in said[0] and "top-1" not in said[1]
@@ -101,3 +108,20 @@ def test_two_processes_and_a_kill_change_nothing(command, tmp_path):
     assert one[0]["knn"] == two[0]["knn"] and one[0]["logreg"] == two[0]["logreg"]
     assert one[1] == two[1]  # all 52 classifiers answer the same
     assert [t["value"] for t in one[2]] == [t["value"] for t in two[2]]
+
+
+def test_fine_tuning_by_two_processes_ends(command, tmp_path):
+    fields = {
+        "protocols": "finetune",
+        "finetune.iterations": 2,
+        "finetune.warmup_iterations": 1,
+        "finetune.batch_size": 16,
+        "finetune.group_size": 4,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    started = start_two([*command, *flags, f"--workdir={tmp_path}"])
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["results"]["finetune"][DATA]["complete"]
+    assert load(tmp_path / "finetune" / DATA / "weights").heads["classifier"]
