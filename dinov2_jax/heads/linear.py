@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,26 @@ import numpy as np
 from jax import Array
 
 from dinov2_jax.errors import EvaluationError
+from dinov2_jax.features.extract import extract
 from dinov2_jax.weights.heads import Head, read_head, write_head
+from dinov2_jax.weights.load import Backbone
 
 # cls tokens [n, D] of the last blocks, the last one last, then its mean patch [n, D] if used.
 HeadColumns = Sequence[Any]
+
+
+class Prediction(NamedTuple):
+    """What a classifier says of n pictures; with on_error="nan" some may be unreadable.
+
+    Attributes:
+      labels: int64 [n], numbers of the classes; -1 for an unreadable picture.
+      names: n names of these classes, "" where they are unknown.
+      probabilities: fp32 [n, K], the softmax of the logits; NaN for an unreadable picture.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
+    probabilities: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +101,30 @@ class LinearHead:
             x = head_input(block, self.blocks, self.avgpool, cls_columns)
             found.append(np.asarray(_one_head(x, weight, bias))[:count])
         return np.concatenate(found)
+
+    def predict(self, backbone: Backbone, pictures: Any, **options: Any) -> Prediction:
+        """Predicts the classes of pictures.
+
+        Args:
+          backbone: the one that the head was trained on.
+          pictures, options: as `features.extract.extract` takes them.
+
+        Raises:
+          ConfigError, SourceError, FileNotFoundError: see `extract`.
+          EvaluationError: the head does not fit the backbone.
+        """
+        kinds = ("cls", "mean_patch") if self.avgpool else ("cls",)
+        depth, layers = backbone.model.depth, tuple(range(-self.blocks, 0))
+        found = extract(backbone, pictures, features=kinds, layers=layers, **options)
+        several = self.blocks > 1
+        names = [f"cls_block_{depth + layer}" if several else "cls" for layer in layers]
+        if self.avgpool:
+            names.append(f"mean_patch_block_{depth - 1}" if several else "mean_patch")
+        logits = self.logits([found[name] for name in names])
+        readable = ~np.isnan(logits).any(axis=1)  # a class that was never seen has -inf
+        labels = np.where(readable, logits.argmax(axis=1), -1)
+        names = tuple(self.class_names[n] if self.class_names and n >= 0 else "" for n in labels)
+        return Prediction(labels, names, np.asarray(jax.nn.softmax(logits)))
 
     def _count_cls(self, columns: HeadColumns) -> int:
         alone = not self.avgpool and len(columns) == self.blocks

@@ -27,7 +27,12 @@ _KEY = "linear_head"  # of the safetensors metadata
 
 def linear_heads(heads: Mapping[str, Any]) -> dict[str, Head]:
     """Picks the linear classifiers among the heads of a backbone, without projection heads."""
-    return {name: head for name, head in heads.items() if "metadata" in head}
+    return {name: head for name, head in heads.items() if is_linear(head)}
+
+
+def is_linear(head: Any) -> bool:
+    """Whether a head that came with a backbone is a linear classifier."""
+    return isinstance(head, Mapping) and head.keys() == {"weight", "bias", "metadata"}
 
 
 def write_head(path: Path, head: Head) -> None:

@@ -5,14 +5,17 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from dinov2_jax.errors import EvaluationError
+from dinov2_jax.features.extract import extract
 from dinov2_jax.heads.linear import LinearHead, from_stored, load_head
 from dinov2_jax.models.vit import intermediate_layers
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import load
+from tests.features.tiny import backbone
 from tests.weights.tiny import noise, tiny_backbone
 
 
@@ -120,6 +123,30 @@ def test_columns_beyond_its_own_are_passed_over():
     want = np.concatenate(columns[2:4], axis=1) @ pair.weight.T + pair.bias
     np.testing.assert_allclose(pair.logits(columns), want, atol=1e-4)
     np.testing.assert_allclose(pair.logits(columns[2:4]), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(("blocks", "avgpool"), [(1, False), (1, True), (2, True)])
+def test_predicts_classes_of_pictures(blocks, avgpool):
+    weights, rng = backbone(), np.random.default_rng(3)
+    pictures = list(rng.integers(0, 256, (4, 20, 24, 3), dtype=np.uint8))
+    head = some_head(blocks, avgpool)
+    found = head.predict(weights, pictures, batch_size=2)
+    given = extract(weights, pictures, features=("cls", "mean_patch"), layers=(-2, -1))
+    columns = [given[f"cls_block_{b}"] for b in (1, 2)] + [given["mean_patch_block_2"]]
+    logits = head.logits(columns)
+    np.testing.assert_array_equal(found.labels, logits.argmax(axis=1))
+    assert found.names == tuple(head.class_names[n] for n in found.labels)
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(found.probabilities, exp / exp.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_an_unreadable_picture_has_no_class(tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    paths = [tmp_path / "bad.png", tmp_path / "good.png"]
+    found = some_head().predict(backbone(), paths, on_error="nan")
+    assert found.labels[0] == -1 and found.names[0] == "" and found.names[1].startswith("class")
+    assert np.isnan(found.probabilities[0]).all() and np.isfinite(found.probabilities[1]).all()
 
 
 def test_what_does_not_fit_is_one_sentence(tmp_path):
