@@ -1,17 +1,17 @@
-"""Features of whole splits on disk: made once for all protocols, kept for the next evaluation.
+"""Features for evaluation: stored on disk for all protocols and later evaluations, or streamed.
 
-<folder>/<split>-<key>/<columns>/   a folder as configs/embed.py makes it, with .npy memory maps
+<folder>/<title>-<key>/<columns>/   a folder as the task "embed" makes it, with .npy files
 
-The key is of weights, preprocessing, the names of all pictures and the content of 64 of them, so
-other weights or pictures do not meet a wrong feature; a single picture that was changed under the
-same name may go unnoticed.
+The key depends on weights, preprocessing, the names of all pictures and the content of 64 of them,
+so features of other weights or pictures are never reused. A single picture that changes under the
+same name may go unnoticed. Several jobs may share the folder.
 """
 
 import dataclasses
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.decode import DecodeSpec, why_unreadable
+from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.fingerprint import content_fingerprint, names_fingerprint, truth_of
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.features.embed import embed_pictures
 from dinov2_jax.features.extractor import Extractor
-from dinov2_jax.features.manifest import weights_fingerprint
+from dinov2_jax.features.repair import find_repaired, repair
 from dinov2_jax.features.request import Request
 from dinov2_jax.features.rows import Column, RowView
+from dinov2_jax.features.store import FEATURES_VERSION, weights_fingerprint
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.mesh import make_mesh
-from dinov2_jax.parallel.processes import is_main, main_first
+from dinov2_jax.parallel.processes import from_main, is_main, main_first
+from dinov2_jax.run.lock import locked
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone
 
@@ -41,9 +43,10 @@ class Wanted:
     """Normed features that a protocol reads.
 
     Attributes:
-      cls_blocks: cls tokens of so many last blocks.
-      mean_patch: also the mean patch token of the last block.
-      resize_px, image_px: shorter side, then the central square.
+      resize_px: length of the shorter side after resizing.
+      image_px: side of the central square.
+      cls_blocks: how many last blocks give their cls token.
+      mean_patch: whether the last block also gives its mean patch token.
     """
 
     resize_px: int
@@ -52,7 +55,7 @@ class Wanted:
     mean_patch: bool = False
 
     def __or__(self, other: "Wanted") -> "Wanted":
-        """Both, of one preprocessing."""
+        """What serves both; their preprocessing must be the same."""
         blocks = max(self.cls_blocks, other.cls_blocks)
         both = self.mean_patch or other.mean_patch
         return dataclasses.replace(self, cls_blocks=blocks, mean_patch=both)
@@ -63,11 +66,11 @@ class Labelled:
     """Features and labels of the readable pictures of a split.
 
     Attributes:
-      cls: [n, D] each of the wanted last blocks, the last block last.
+      cls: [n, D] for each wanted block, the last block last; on disk, see `RowView`.
       mean_patch: [n, D] of the last block, or None.
-      labels: int64 [n], or of sets with several classes a picture [n, classes]; [n] of -1 where
-        there are none.
-      unreadable: pictures that are left out.
+      labels: int64 [n]; [n, classes] for data sets with several classes a picture; -1 where labels
+        are unknown.
+      unreadable: how many pictures cannot be read.
     """
 
     cls: tuple[Column, ...]
@@ -77,10 +80,10 @@ class Labelled:
 
 
 class FeatureCache:
-    """The features of a backbone.
+    """Features of one backbone.
 
     Args:
-      folder: where they are kept.
+      folder: where stored features lie.
       backbone: from `load`.
       config: batch_size, compute_dtype and data of configs/eval/default.py.
 
@@ -94,36 +97,37 @@ class FeatureCache:
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
 
     def features(
-        self, source: Source, split: str, wanted: Wanted, *, keep_unreadable: bool = False
+        self, source: Source, title: str, wanted: Wanted, *, keep_unreadable: bool = False
     ) -> Labelled:
-        """Computes what is missing, or reads what is there.
+        """Opens stored features, or computes and stores them.
+
+        Rows of pictures that were unreadable and now can be read are computed in place.
 
         Args:
-          source, split: pictures, and the name of their folder.
+          source: pictures.
+          title: a name for them, such as "train"; part of the folder's name.
           wanted: which features.
-          keep_unreadable: rows of NaN for unreadable pictures, where rows belong together.
+          keep_unreadable: keep unreadable pictures as rows of NaN instead of leaving them out.
 
         Raises:
           SourceError: more pictures are unreadable than `config.data.max_bad`.
         """
         request = self._request(wanted)
-        home = self._folder / f"{split}-{self._key(source, request)}"
+        home = self._folder / f"{title}-{self._key(source, request)}"
         names = {name for name, *_ in request.columns}
-        with main_first():  # one process decides, before the others look
-            folder = _complete_with(home, names)
-            if folder is not None and is_main() and self._repaired(folder, source, request):
-                shutil.rmtree(folder)
-                folder = None
-        if folder is None:
-            folder = home / "-".join(sorted(names))
+        complete = from_main(_complete_with(home, names))  # one process decides for all
+        folder = home / (complete or "-".join(sorted(names)))
+        if complete:
+            self._repair(folder, source, request)
+        else:
             if is_main():
-                print(f"features of {split}: {len(source):,} pictures", flush=True)
-            origin = {"weights": self._backbone.source, "split": split}
-            how, extractor = self._embed_config(), self._extractor(request, len(source))
-            embed_pictures(how, folder, self._backbone, request, source, origin, extractor)
+                print(f"features of {title}: {len(source):,} pictures", flush=True)
+            origin = {"weights": self._backbone.source, "split": title}
+            how = self._embed_config(len(source))
+            embed_pictures(how, folder, self._backbone, request, source, origin)
         columns = self._read(folder, request)
         labels, readable = truth_of(source), np.load(folder / "readable.npy")
-        self._require_readable(source, readable, f" of {split}", folder)
+        self._require_readable(source, readable, f" of {title}", folder)
         lost = int((~readable).sum())
         if lost and not keep_unreadable:
             rows = np.flatnonzero(readable)
@@ -158,10 +162,10 @@ class FeatureCache:
             yield computed.rows, computed.columns
         self._require_readable(source, readable)
 
-    def holds(self, source: Source, split: str, wanted: Wanted) -> bool:
+    def holds(self, source: Source, title: str, wanted: Wanted) -> bool:
         """Whether all these features are stored already."""
         request = self._request(wanted)
-        home = self._folder / f"{split}-{self._key(source, request)}"
+        home = self._folder / f"{title}-{self._key(source, request)}"
         return _complete_with(home, {name for name, *_ in request.columns}) is not None
 
     def _request(self, wanted: Wanted) -> Request:
@@ -187,7 +191,7 @@ class FeatureCache:
         )
 
     def _key(self, source: Source, request: Request) -> str:
-        parts: Mapping[str, Any] = {
+        parts: dict[str, Any] = {
             "weights": self.weights,
             "names": names_fingerprint(source),
             "content": content_fingerprint(source),
@@ -196,15 +200,17 @@ class FeatureCache:
             "dtype": self._dtype,
             "max_pixels": self._config.data.max_pixels,
         }
+        if FEATURES_VERSION > 1:  # version 1 is written without a number
+            parts["version"] = FEATURES_VERSION
         text = json.dumps(parts, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _embed_config(self) -> ConfigDict:
+    def _embed_config(self, pictures: int) -> ConfigDict:
         """The fields that `embed_pictures` reads."""
         data = self._config.data
         return ConfigDict(
             {
-                "batch_size": self._config.batch_size,
+                "batch_size": min(self._config.batch_size, pictures),
                 "compute_dtype": self._config.compute_dtype,
                 "store": {"format": "npy", "dtype": "float32", "shard_rows": 0},
                 "data": {"workers": data.workers, "max_pixels": data.max_pixels},
@@ -212,14 +218,21 @@ class FeatureCache:
             }
         )
 
-    def _repaired(self, folder: Path, source: Source, request: Request) -> bool:
-        """Whether a picture that could not be read now can."""
-        lost = np.flatnonzero(~np.load(folder / "readable.npy"))
+    def _repair(self, folder: Path, source: Source, request: Request) -> None:
+        """Computes the rows of pictures that were unreadable and now can be read."""
+        lost = from_main(int((~np.load(folder / "readable.npy")).sum()))
+        if not lost or not from_main(os.access(folder, os.W_OK)):
+            return
         decoding = DecodeSpec(self._config.data.max_pixels, request.channels)
-        return any(why_unreadable(source, int(row), decoding) is None for row in lost[:1000])
+        with locked(folder), main_first():
+            rows = find_repaired(folder, source, decoding) if is_main() else ()
+            if len(rows):
+                print(f"{len(rows):,} pictures were unreadable and now can be read", flush=True)
+                extractor = self._extractor(_all_columns(request, folder), len(rows))
+                repair(folder, source, rows, extractor, decoding)
 
     def _read(self, folder: Path, request: Request) -> list[Any]:
-        """Memory maps, in the order of the request."""
+        """Memory maps in the order of the request."""
         return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
 
     def _require_readable(
@@ -236,10 +249,18 @@ class FeatureCache:
         )
 
 
-def _complete_with(home: Path, names: set[str]) -> Path | None:
-    """A finished folder that holds at least these columns."""
+def _complete_with(home: Path, names: set[str]) -> str | None:
+    """The name of a finished folder that holds at least these columns."""
     for manifest in sorted(home.glob("*/manifest.json")):
         stored = json.loads(manifest.read_text(encoding="utf-8"))
         if stored["complete"] and names <= stored["columns"].keys():
-            return manifest.parent
+            return manifest.parent.name
     return None
+
+
+def _all_columns(request: Request, folder: Path) -> Request:
+    """The request for every column that a folder holds."""
+    stored = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["columns"]
+    parts = [(name, *name.split("_block_")) for name in stored if name != "readable"]
+    columns = sorted(((name, kind, int(block)) for name, kind, block in parts), key=lambda c: c[2])
+    return dataclasses.replace(request, columns=tuple(columns))

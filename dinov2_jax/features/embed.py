@@ -1,8 +1,9 @@
-"""Task "embed": features of any number of pictures into a folder that a kill does not harm.
+"""Task "embed": features of any number of pictures, in a folder that survives kills.
 
 Rows are divided into shards, and each process takes a run of them. A shard that is on disk and
-marked is never computed again; any other is. So neither kills nor other batch sizes, devices or
-numbers of processes lose or double a row.
+marked is never computed again; all others are. So no row is lost or doubled, whatever was killed
+and with whatever batch size, devices and processes the work continues. One job works in a folder at
+a time; a second one waits, and then finds the features.
 """
 
 import contextlib
@@ -26,26 +27,32 @@ from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import Picture, stream_pictures
 from dinov2_jax.features.extractor import Columns, Extractor, with_progress
-from dinov2_jax.features.manifest import Ledger, weights_fingerprint
 from dinov2_jax.features.request import Request, make_request
-from dinov2_jax.features.shards import (
+from dinov2_jax.features.store import (
     Layout,
+    Ledger,
     NpyWriter,
     ParquetWriter,
     ShardsError,
     Writer,
     rows_of_shards,
+    weights_fingerprint,
 )
 from dinov2_jax.models.layers import compute_dtype
-from dinov2_jax.parallel.processes import is_main, main_first, require_same
+from dinov2_jax.parallel.processes import from_main, is_main, main_first, require_same
+from dinov2_jax.run.lock import locked
 from dinov2_jax.weights.load import Backbone, load
 
 
 def embed(config: ConfigDict, workdir: str) -> None:
-    """Writes features of all pictures of `config.data` to `workdir`, or continues to.
+    """Writes features of all pictures of `config.data` to `workdir`, or continues there.
 
     Raises:
-      ConfigError, SourceError, WeightsError, ShardsError, ImportError: in one sentence.
+      ConfigError: a setting is missing or cannot be used.
+      SourceError: no pictures.
+      WeightsError: weights that cannot be read.
+      ShardsError: the folder's features were made otherwise.
+      ImportError: a package for the format is missing.
     """
     if not workdir:
         raise ConfigError("embedding needs a place for the features; add --workdir=features/<name>")
@@ -73,15 +80,17 @@ def embed_pictures(
     request: Request,
     source: Source,
     origin: Mapping[str, str],
-    extractor: Extractor | None = None,
 ) -> bool:
-    """Writes the wanted features of a source to a folder, or continues to.
+    """Writes the wanted features of a source to a folder, or continues there.
 
     Args:
-      config: of configs/embed.py batch_size, compute_dtype, store, data.workers, data.max_pixels.
-      folder: manifest.json, names.txt and the features go there.
-      origin: where weights and pictures came from, for the manifest's reader.
-      extractor: of this backbone and request, if there is one that is compiled already.
+      config: fields of configs/embed.py: batch_size, compute_dtype, store, data.workers,
+        data.max_pixels.
+      folder: where manifest.json, names.txt and the features go.
+      backbone: from `load`.
+      request: the wanted features.
+      source: pictures.
+      origin: where weights and pictures came from; for the reader of the manifest.
 
     Returns:
       Whether anything was left to do.
@@ -89,23 +98,25 @@ def embed_pictures(
     Raises:
       ShardsError: the folder's features were made otherwise.
     """
-    if extractor is None:
-        dtype = compute_dtype(config.compute_dtype)
-        extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
+    dtype = compute_dtype(config.compute_dtype)
+    extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
     layout = _layout(extractor, config.store.dtype)
     ledger = _ledger(config, folder, backbone, request, source, layout, origin)
-    if ledger.is_complete():
+    if from_main(ledger.is_complete()):
         return False
     writer = _writer(config.store.format, ledger, len(source), layout)
-    with main_first():
-        if is_main():
-            ledger.open(writer)
-    _Work(config, extractor, request, source, layout, ledger, writer).run()
+    with locked(folder):
+        if from_main(ledger.is_complete()):  # another job has completed it in the meantime
+            return False
+        with main_first():
+            if is_main():
+                ledger.open(writer)
+        _Work(config, extractor, request, source, layout, ledger, writer).run()
     return True
 
 
 def share(shards: int, process: int, processes: int) -> range:
-    """The shards of one process: a run, as long as the others' or one longer."""
+    """The shards of one process: a run; runs of two processes differ by one shard at most."""
     return range(shards * process // processes, shards * (process + 1) // processes)
 
 
@@ -151,7 +162,7 @@ def _ledger(
 
 
 def _common(config: ConfigDict) -> str:
-    """The configuration without what says which process this is."""
+    """The configuration without the fields that differ between processes."""
     copied = ConfigDict(config.to_dict())
     del copied.distributed
     return to_json(copied)
@@ -164,7 +175,7 @@ def _writer(kind: str, ledger: Ledger, rows: int, layout: Layout) -> Writer:
 
 
 class _Work:
-    """This process's shards, from pictures to files."""
+    """Takes this process's shards from pictures to files."""
 
     def __init__(
         self,
@@ -215,7 +226,7 @@ class _Work:
             for shard in todo:
                 columns, unreadable = self._features(shard, pictures)
                 if written is not None:
-                    written.result()  # one shard waits in memory, not all
+                    written.result()  # at most one shard waits in memory
                 written = background.submit(self._write, shard, columns, unreadable)
             if written is not None:
                 written.result()
@@ -242,9 +253,9 @@ class _Work:
         self._ledger.mark_done(shard, unreadable)
 
     def _wait_for_others(self) -> None:
-        """Process 0 until all shards are done, the others until it has completed the folder.
+        """Process 0 waits for all shards, the others until it has completed the folder.
 
-        A process that leaves early would end the others, or read what is not there yet.
+        A process that left early would end the others, or read files that are not there yet.
         """
         if is_main():
             while len(self._ledger.done()) < self._ledger.shards:

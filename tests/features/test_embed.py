@@ -16,7 +16,7 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.features import embed as task
 from dinov2_jax.features.embed import embed, share
 from dinov2_jax.features.extract import extract
-from dinov2_jax.features.shards import NpyWriter, ShardsError, rows_of_shards
+from dinov2_jax.features.store import NpyWriter, ShardsError, rows_of_shards
 from dinov2_jax.main import main
 from tests.features.tiny import write_pictures, write_weights
 
@@ -291,7 +291,7 @@ def test_killed_twice(tmp_path, form):
     pictures = write_pictures(tmp_path / "pictures", 300, broken)
     given, folder = (write_weights(tmp_path / "bundle"), pictures), tmp_path / "out"
     line = command(given, folder, **{"store.format": form, "store.shard_rows": 40})
-    manifest = "dinov2_jax.features.manifest"
+    manifest = "dinov2_jax.features.store"
     # Of every shard, the columns (npy: 2) or the file (parquet: 1) are synced, and the mark.
     synced = {"npy": 3, "parquet": 2}[form]
     for module, name, nth in ((manifest, "Ledger.mark_done", 3), ("os", "fsync", 3 * synced)):
@@ -320,3 +320,17 @@ def test_two_processes_take_a_share_each(given, expected, tmp_path):
     assert [process.returncode for process in started] == [0, 0], said
     assert "written to" in said[0] and "written to" not in said[1]
     check_all(folder, expected)
+
+
+def test_two_commands_in_one_folder_do_not_harm_each_other(given, expected, tmp_path):
+    """The second waits for the first, then finds everything done."""
+    slow = """
+import time, dinov2_jax.features.embed as module
+write = module._Work._write
+module._Work._write = lambda *rest: (time.sleep(0.5), write(*rest))
+"""
+    both = [start(command(given, tmp_path), slow) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted("is complete" in text for text in said) == [False, True], said
+    check_all(tmp_path, expected)
