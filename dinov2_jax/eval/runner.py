@@ -110,13 +110,14 @@ def _chosen(names: Any) -> tuple[str, ...]:
 
 # -------------------------------------------------------------------------------------- opening
 def _context(config: ConfigDict, workdir: str, backbone: Backbone | None) -> Context:
-    backbone = _resized(config, backbone or _loaded(config))
+    backbone = _resized(config, backbone or load_backbone(config))
     place = config.feature_cache or _root(workdir, backbone) / "features"
     cache = FeatureCache(Path(place).expanduser(), backbone, config)
     return Context(backbone, config, cache)
 
 
-def _loaded(config: ConfigDict) -> Backbone:
+def load_backbone(config: ConfigDict) -> Backbone:
+    """Loads `config.checkpoint`; raises ConfigError if there is none, or see `weights.load`."""
     if not config.checkpoint:
         raise ConfigError(
             "no checkpoint given; add --config.checkpoint=<run, bundle, released name or file>"

@@ -57,6 +57,12 @@ def list_models() -> list[str]:
     return list(RELEASED)
 
 
+def released_name(name: str) -> str:
+    """The name in RELEASED of a released model or of its Hugging Face repository, else ""."""
+    repositories = {released.huggingface: key for key, released in RELEASED.items()}
+    return name if name in RELEASED else repositories.get(name, "")
+
+
 def find(name: str) -> Path:
     """The directory of a released model in the Hugging Face cache, downloaded if need be.
 

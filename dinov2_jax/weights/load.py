@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dinov2_jax.config.files import nearest
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
 from dinov2_jax.run.checkpoint import read_config, restore_params
@@ -22,7 +23,7 @@ from dinov2_jax.weights.bundle import as_preprocessing, is_bundle, read_bundle
 from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
 from dinov2_jax.weights.files import EXPORTED, Tensors, WeightsError, read_tensors
 from dinov2_jax.weights.heads import read_heads, released_head
-from dinov2_jax.weights.hub import RELEASED, find
+from dinov2_jax.weights.hub import RELEASED, find, released_name
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
 
 # What training programs wrap a module in.
@@ -68,9 +69,9 @@ def load(
     """Loads a DINOv2 backbone: `model, params = load("dinov2_vitb14_reg")`.
 
     Args:
-      name_or_path: a name of `list_models()`; or the path of a .pth of the original (released or a
-        training checkpoint), a Hugging Face directory, timm's safetensors, one of our runs,
-        checkpoints or bundles.
+      name_or_path: a name of `list_models()` or its Hugging Face repository; or the path of a .pth
+        of the original (released or a training checkpoint), a Hugging Face directory, timm's
+        safetensors, one of our runs, checkpoints or bundles.
       which: "teacher" or "student" of a training checkpoint.
       architecture: a name of `list_models()` that the file must be of.
       heads: of the attention, for files that do not say it and widths that do not tell.
@@ -83,9 +84,10 @@ def load(
       CheckpointError: one of our checkpoints that cannot be read.
     """
     path = Path(name_or_path).expanduser()
-    if str(name_or_path) in RELEASED and not path.exists():
-        architecture = architecture or str(name_or_path)
-        path = find(str(name_or_path))
+    released = released_name(str(name_or_path))
+    if released and not path.exists():
+        architecture = architecture or released
+        path = find(released)
     if is_bundle(path):
         found = _from_bundle(path, dtype)
     elif _is_run(path):
@@ -93,7 +95,8 @@ def load(
     else:
         if not path.exists() and path.suffix == "" and "/" not in str(name_or_path):
             raise WeightsError(
-                f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}"
+                f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}; did you "
+                f"mean {nearest(str(name_or_path), list(RELEASED))!r}?"
             )
         found = _from_tensors(read_tensors(path, which), heads, tuple(allow), dtype)
     if architecture:
