@@ -120,6 +120,8 @@ def _transfer() -> ml_collections.ConfigDict:
 def _linear() -> ml_collections.ConfigDict:
     linear = ml_collections.ConfigDict()
     linear.rates = "code"  # code | paper: the reference's two lists of 13 learning rates
+    linear.blocks = (1, 4)  # heads that read cls of so many last blocks; (1,) for finetune.head
+    linear.avgpool = (False, True)  # heads without and with the mean patch of the last block
     linear.iterations = 12_500  # Reference: 10 times 1250
     linear.batch_size = 1024  # Reference: 8 GPUs of 128
     linear.seed = 0

@@ -35,6 +35,7 @@ RULES: Rules = DISTRIBUTED | {
     "logreg.count": COUNT,
     "logreg.max_iterations": COUNT,
     "linear.rates": tuple(RATES),
+    "linear.blocks": COUNT,
     "linear.iterations": COUNT,
     "linear.batch_size": COUNT,
     "linear.seed": COUNT_OR_NONE,

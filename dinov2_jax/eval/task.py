@@ -202,9 +202,9 @@ class Context:
 
     @property
     def probe_features(self) -> Wanted:
-        """What linear classifiers read: cls of the last 4 blocks, mean patch."""
-        how = self.backbone.preprocessing
-        return Wanted(how.resize_px, how.image_px, cls_blocks=4, mean_patch=True)
+        """What linear classifiers read: cls of the last 4 blocks or more, mean patch."""
+        how, blocks = self.backbone.preprocessing, max(4, *self.config.linear.blocks)
+        return Wanted(how.resize_px, how.image_px, cls_blocks=blocks, mean_patch=True)
 
 
 def _digest(*parts: Any) -> str:

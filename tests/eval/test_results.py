@@ -419,12 +419,14 @@ def paper(monkeypatch, protocol, metric, data="imagenet", sizes=(256, 224), **se
 
 def test_the_papers_figure_needs_the_papers_settings(monkeypatch):
     linear = {"on_pictures": True, "iterations": 12500, "batch_size": 1024, "rates": "code"}
+    linear |= {"blocks": (1, 4), "avgpool": (False, True)}
     linear |= {"max_bad": 0}
     assert paper(monkeypatch, "linear", "top-1", **linear) == 81.1
     for name, value in {
         "on_pictures": False,
         "iterations": 10,
         "rates": "paper",
+        "blocks": (1,),
         "max_bad": 5,
     }.items():
         assert paper(monkeypatch, "linear", "top-1", **linear | {name: value}) is None

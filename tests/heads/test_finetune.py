@@ -20,7 +20,9 @@ from dinov2_jax.heads.finetune.train import (
     finetune,
     first_params,
 )
+from dinov2_jax.heads.grid import Grid, best
 from dinov2_jax.heads.linear import LinearHead
+from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.run import resume
@@ -157,7 +159,15 @@ def test_begins_with_a_head_of_the_probe(weights):
     np.testing.assert_array_equal(found["head"]["kernel"], weight.T)
     np.testing.assert_array_equal(found["head"]["bias"], bias)
     both = dataclasses.replace(SHORT, avgpool=True)
-    with pytest.raises(ValueError, match="read 1 block with avgpool=True and have 3 classes"):
+    settings = ProbeSettings(Grid((0.1,), (1,), (True,)), batch_size=8, iterations=2)
+    columns, labels = [rng.normal(size=(9, 24)).astype(np.float32) for _ in range(2)], np.arange(9)
+    probed = best(train_cached(columns, labels % 3, 3, settings), columns, labels % 3)
+    found = first_params(weights.model, weights.params, 3, both, probed)
+    np.testing.assert_array_equal(found["head"]["kernel"], probed.weight.T)
+    with pytest.raises(
+        ValueError,
+        match=r"read 1 block with avgpool=True and have 3 classes; train one .*avgpool=\(True,\)",
+    ):
         run(weights, both, head=head)
 
 

@@ -50,6 +50,12 @@ def check_classifiers(context: Context) -> np.ndarray:
       ConfigError, EvaluationError: several classes a picture, or a class without pictures.
     """
     check_one_class(context.data, "a linear classifier")
+    for field in ("blocks", "avgpool"):
+        if not context.config.linear[field]:
+            raise ConfigError(
+                f"config.linear.{field} is (), so there is nothing to train; give one value or "
+                "more, such as (1,) blocks with avgpool (False,)"
+            )
     labels = context.data.splits["train"].labels
     assert labels is not None
     check_classes(labels, len(context.data.class_names))
@@ -109,9 +115,9 @@ def _train_on_pictures(
 def probe_settings(context: Context) -> ProbeSettings:
     """`config.linear`, for a backbone of at least as many blocks."""
     given, depth = context.config.linear, context.backbone.model.depth
-    blocks = tuple(sorted({1, min(4, depth)}))  # fewer than 4 only in toys
+    blocks = tuple(sorted({min(blocks, depth) for blocks in given.blocks}))
     return ProbeSettings(
-        grid=Grid(RATES[given.rates], blocks),
+        grid=Grid(RATES[given.rates], blocks, tuple(sorted(set(given.avgpool)))),
         batch_size=given.batch_size,
         iterations=given.iterations,
         seed=given.seed,

@@ -179,8 +179,9 @@ def first_params(
         if (head.blocks, head.avgpool) != (1, settings.avgpool) or kernel.shape != (width, classes):
             raise EvaluationError(
                 f"the linear head {head.name} of {kernel.shape[1]} classes does not fit: it must "
-                f"read 1 block with avgpool={settings.avgpool} and have {classes} classes; choose "
-                "the best of those heads, or begin without one"
+                f"read 1 block with avgpool={settings.avgpool} and have {classes} classes; train "
+                f"one with --config.linear.blocks=(1,) --config.linear.avgpool="
+                f"({settings.avgpool},), or begin without one"
             )
     found: dict[str, Any] = {"head": {"kernel": kernel, "bias": bias}}
     if settings.lora is None:
