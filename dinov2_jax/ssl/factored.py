@@ -46,10 +46,47 @@ class FactoredScores:
         return jnp.einsum("d,kd->k", mean, self.prototypes, precision="highest")
 
     def softmax_center(self, center: Array, temp: Array | float) -> "FactoredTargets":
-        return _softmax_center(self, center, temp)
+        # One pass computes the log-sum-exp of each row.
+        def step(carry: Any, blocks: Any) -> Any:
+            block, column = blocks
+            shifted = _logits(self.features, block) / temp + column
+            return _logsumexp_step(*carry, shifted), None
+
+        rows, column = self.features.shape[:-1], -center / temp
+        start = jnp.full(rows, -jnp.inf), jnp.zeros(rows)
+        (peak, total), _ = _fold(step, start, self, column)
+        return _one_target(self, column, -peak - jnp.log(total), temp)
 
     def sinkhorn_knopp(self, temp: Array | float, valid: Array | None = None) -> "FactoredTargets":
-        return _sinkhorn_knopp(self, temp, valid)
+        # The shifts and scaling vectors of `centering.sinkhorn_knopp`, a block at a time.
+        features, prototypes = self.features, len(self.prototypes)
+        rows = jnp.ones(features.shape[:-1], bool) if valid is None else valid
+        count, tiny = rows.sum(), jnp.finfo(jnp.float32).tiny
+
+        def shift(highest: Array, blocks: Any) -> tuple[Array, Array]:
+            scaled = _logits(features, blocks[0]) / temp
+            column = max_over_rows(jnp.where(rows[..., None], scaled, -jnp.inf))
+            return jnp.maximum(highest, (scaled - column).max(-1)), column
+
+        row_shift, shifts = _fold(shift, jnp.full(rows.shape, -jnp.inf), self)
+        shifts = _join_blocks(shifts)
+
+        def scale(v: Array) -> tuple[Array, Array]:
+            def step(row_sums: Array, blocks: Any) -> tuple[Array, Array]:
+                block, column = blocks
+                matrix = jnp.exp(_logits(features, block) / temp - column - row_shift[..., None])
+                sums = jnp.einsum("...,...k->k", v, matrix, precision="highest")
+                u = 1.0 / (prototypes * jnp.maximum(sums, tiny))
+                return row_sums + jnp.einsum("...k,k->...", matrix, u, precision="highest"), u
+
+            row_sums, u = _fold(step, jnp.zeros(rows.shape), self, shifts)
+            next_v = jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0)
+            return next_v, _join_blocks(u)
+
+        v, u = jnp.where(rows, jnp.exp(row_shift), 0.0), jnp.ones((prototypes,))
+        for _ in range(SINKHORN_ITERATIONS):
+            v, u = scale(v)
+        return _one_target(self, jnp.log(u) - shifts, jnp.log(v * count) - row_shift, temp)
 
     def cross_entropy(self, targets: "FactoredTargets", temp: float = STUDENT_TEMP) -> Array:
         return _cross_entropy(self, targets, temp)
@@ -85,7 +122,22 @@ class FactoredTargets:
         return self.replace(scores=scores, row=jnp.swapaxes(self.row, -2, -1))
 
     def entropy_and_choice(self) -> tuple[Array, Array]:
-        return _entropy_and_choice(self)
+        def step(carry: Any, blocks: Any) -> Any:
+            block, column, number = blocks
+            entropy, best, choice = carry
+            exponent = _logits(self.scores.features[..., 0, :], block) / self.temp
+            exponent += column + self.row
+            target = jnp.exp(exponent)
+            entropy -= jnp.sum(jnp.where(target > 0, target * exponent, 0.0), axis=-1)
+            top = exponent.max(-1)
+            choice = jnp.where(top > best, number[jnp.argmax(exponent, axis=-1)], choice)
+            return (entropy, jnp.maximum(best, top), choice), None
+
+        rows = self.row.shape[:-1]
+        start = jnp.zeros(rows), jnp.full(rows, -jnp.inf), jnp.zeros(rows, jnp.int32)
+        numbers = jnp.arange(self.column.shape[0], dtype=jnp.int32)
+        (entropy, _, choice), _ = _fold(step, start, self.scores, self.column, numbers)
+        return entropy, choice
 
 
 def _blocks(x: Array, block: int) -> Array:
@@ -130,59 +182,12 @@ def _logsumexp_step(peak: Array, total: Array, scores: Array) -> tuple[Array, Ar
     return higher, total
 
 
-def _softmax_center(scores: FactoredScores, center: Array, temp: Array | float) -> FactoredTargets:
-    """As `centering.softmax_center`: one pass for the log-sum-exp of each row."""
-
-    def step(carry: Any, blocks: Any) -> Any:
-        block, column = blocks
-        shifted = _logits(scores.features, block) / temp + column
-        return _logsumexp_step(*carry, shifted), None
-
-    rows, column = scores.features.shape[:-1], -center / temp
-    start = jnp.full(rows, -jnp.inf), jnp.zeros(rows)
-    (peak, total), _ = _fold(step, start, scores, column)
-    return _one_target(scores, column, -peak - jnp.log(total), temp)
-
-
 def _one_target(
     scores: FactoredScores, column: Array, row: Array, temp: Array | float
 ) -> FactoredTargets:
     """Targets with T = 1."""
     scores = scores.map_rows(lambda x: x[..., None, :])
     return FactoredTargets(scores, column, row[..., None], jnp.asarray(temp, jnp.float32))
-
-
-def _sinkhorn_knopp(
-    scores: FactoredScores, temp: Array | float, valid: Array | None
-) -> FactoredTargets:
-    """As `centering.sinkhorn_knopp`: the same shifts and scaling vectors, a block at a time."""
-    features, prototypes = scores.features, len(scores.prototypes)
-    rows = jnp.ones(features.shape[:-1], bool) if valid is None else valid
-    count, tiny = rows.sum(), jnp.finfo(jnp.float32).tiny
-
-    def shift(highest: Array, blocks: Any) -> tuple[Array, Array]:
-        scaled = _logits(features, blocks[0]) / temp
-        column = max_over_rows(jnp.where(rows[..., None], scaled, -jnp.inf))
-        return jnp.maximum(highest, (scaled - column).max(-1)), column
-
-    row_shift, shifts = _fold(shift, jnp.full(rows.shape, -jnp.inf), scores)
-    shifts = _join_blocks(shifts)
-
-    def scale(v: Array) -> tuple[Array, Array]:
-        def step(row_sums: Array, blocks: Any) -> tuple[Array, Array]:
-            block, column = blocks
-            matrix = jnp.exp(_logits(features, block) / temp - column - row_shift[..., None])
-            sums = jnp.einsum("...,...k->k", v, matrix, precision="highest")
-            u = 1.0 / (prototypes * jnp.maximum(sums, tiny))
-            return row_sums + jnp.einsum("...k,k->...", matrix, u, precision="highest"), u
-
-        row_sums, u = _fold(step, jnp.zeros(rows.shape), scores, shifts)
-        return jnp.where(rows, 1.0 / (count * jnp.maximum(row_sums, tiny)), 0.0), _join_blocks(u)
-
-    v, u = jnp.where(rows, jnp.exp(row_shift), 0.0), jnp.ones((prototypes,))
-    for _ in range(SINKHORN_ITERATIONS):
-        v, u = scale(v)
-    return _one_target(scores, jnp.log(u) - shifts, jnp.log(v * count) - row_shift, temp)
 
 
 def _target_block(targets: FactoredTargets, block: Array, column: Array) -> Array:
@@ -252,24 +257,3 @@ def _cross_entropy_backward(residuals: Any, cotangent: Array) -> tuple[FactoredS
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
-def _entropy_and_choice(targets: FactoredTargets) -> tuple[Array, Array]:
-    """Entropy (nats) and most probable prototype of each target [..., 1], both [...]."""
-
-    def step(carry: Any, blocks: Any) -> Any:
-        block, column, number = blocks
-        entropy, best, choice = carry
-        exponent = _logits(targets.scores.features[..., 0, :], block) / targets.temp
-        exponent += column + targets.row
-        target = jnp.exp(exponent)
-        entropy -= jnp.sum(jnp.where(target > 0, target * exponent, 0.0), axis=-1)
-        top = exponent.max(-1)
-        choice = jnp.where(top > best, number[jnp.argmax(exponent, axis=-1)], choice)
-        return (entropy, jnp.maximum(best, top), choice), None
-
-    rows = targets.row.shape[:-1]
-    start = jnp.zeros(rows), jnp.full(rows, -jnp.inf), jnp.zeros(rows, jnp.int32)
-    numbers = jnp.arange(targets.column.shape[0], dtype=jnp.int32)
-    (entropy, _, choice), _ = _fold(step, start, targets.scores, targets.column, numbers)
-    return entropy, choice

@@ -91,8 +91,7 @@ def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: 
         exchange.send(**records, signal=np.array([stop.number]))
         if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
-        hyper = run.schedules.at(step - 1)
-        state, metrics = run.step(state, put_batch(batch, mesh), hyper)
+        state, metrics = run.step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
         meter.step()
         out.warn(nonfinite.add(step, batch, metrics))
         if step % config.log_every_steps == 0 or last:
