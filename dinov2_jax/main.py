@@ -160,6 +160,8 @@ def explain(error: Exception) -> int:
 
     text = "" if "DINOV2_JAX_TRACEBACK" in os.environ else sentence(error)
     lost = lost_process(error)
+    if lost:  # its signs may have another cause
+        traceback.print_exception(error)
     if lost or text:
         print(f"error: {lost or text}", file=sys.stderr)
         return LOST if lost else 2

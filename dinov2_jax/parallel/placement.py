@@ -53,14 +53,14 @@ def _groups_of(mesh: Mesh, groups: int, process: int) -> list[int]:
     cells = math.lcm(shards, groups)
     of_shard, of_group = cells // shards, cells // groups
     held = [s * of_shard + i for s in _shards_of(mesh, process) for i in range(of_shard)]
-    found = sorted({cell // of_group for cell in held})
-    if len(found) * of_group != len(held):
+    mine = sorted({cell // of_group for cell in held})
+    if len(mine) * of_group != len(held):
         raise MeshError(
             f"{groups} statistical groups do not divide over the {jax.process_count()} processes: "
             f"process {process} would load a part of one; change config.batch_size or "
             "config.group_size so that their quotient is a multiple of the number of processes"
         )
-    return found
+    return mine
 
 
 def _shards(mesh: Mesh) -> int:

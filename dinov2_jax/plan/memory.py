@@ -84,10 +84,10 @@ def missing_memory(arguments: Memory, error: BaseException) -> Memory | None:
       None when the error is another one or names no size.
     """
     text = str(error)
-    found = _OUT_OF_MEMORY.search(text) if "RESOURCE_EXHAUSTED" in text else None
-    if found is None:
+    sizes = _OUT_OF_MEMORY.search(text) if "RESOURCE_EXHAUSTED" in text else None
+    if sizes is None:
         return None
-    total, unit, _, _, temporaries, temporaries_unit = found.groups()
+    total, unit, _, _, temporaries, temporaries_unit = sizes.groups()
     if total is None:
         return arguments._replace(temporaries=int(float(temporaries) * _UNITS[temporaries_unit]))
     needed = int(float(total) * _UNITS[unit])

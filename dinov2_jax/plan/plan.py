@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.config.files import to_dict
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
-from dinov2_jax.plan.text import describe, describe_search, outcome, summary
+from dinov2_jax.plan.text import describe, outcome, summary, tried_line
 from dinov2_jax.plan.topology import Target, open_target
 from dinov2_jax.plan.trial import Trial, try_setting
 from dinov2_jax.run.files import write_json
@@ -52,7 +52,7 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
     if first.fits is False:
         for trial in search(config, target, first, config.plan.trials):
             others.append(trial)
-            print("\n".join(describe_search(target, trial)), flush=True)
+            print(tried_line(target, trial), flush=True)
         print("\n".join(outcome(config, target, [first, *others], flops)), flush=True)
     results = {
         "jax": jax.__version__,

@@ -66,7 +66,6 @@ def _sharded_total(last: Trial, ways: int) -> float:
     return last.memory.total - last.memory.state * (1 - last.mesh[1] / ways)
 
 
-# -------------------------------------------------------------- the same recipe in smaller parts
 def fewer_at_a_time(config: ConfigDict, last: Trial, limit: float) -> Changes | None:
     """The first of `leaner_settings` that is expected to fit, else the last; None without any."""
     settings = leaner_settings(config, last)
@@ -119,7 +118,6 @@ def leaner_total(last: Trial, parts: int, block: int) -> float:
     return whole + part * last.micro_batches / parts
 
 
-# --------------------------------------------------------------------------- another recipe
 def images_that_fit(last: Trial, limit: float) -> float:
     """Images a device that fit beside the state, by the last trial's bytes an image."""
     memory, images = last.memory, last.batch_size / (last.shards * last.micro_batches)

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.plan.chips import GIB, GPU_DEFAULT_USABLE, GPU_USABLE
 from dinov2_jax.plan.search import images_that_fit
-from dinov2_jax.plan.topology import Target
+from dinov2_jax.plan.topology import GIB, GPU_DEFAULT_USABLE, GPU_USABLE, Target
 from dinov2_jax.plan.trial import Trial
 
 ROWS = {
@@ -45,10 +44,11 @@ def describe(
     config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
 ) -> list[str]:
     """The whole plan of one setting."""
-    lines = [setting_line(config, trial)]
-    lines += memory_lines(target, trial)
-    lines += flops_lines(flops)
-    return lines + rate_lines(config, target, trial, flops)
+    work = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
+    if flops["executed"] != flops["model"]:
+        work += f"; {flops['executed'] / 1e9:,.1f} with recomputation"
+    lines = [setting_line(config, trial), *memory_lines(target, trial), work]
+    return [*lines, rate_line(config, target, trial, flops)]
 
 
 def setting_line(config: ConfigDict, trial: Trial) -> str:
@@ -72,7 +72,6 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-# --------------------------------------------------------------------------------- memory
 def memory_lines(target: Target, trial: Trial) -> list[str]:
     if trial.memory is None:
         return ["the compiler ran out of memory and does not say what it needs: does not fit"]
@@ -97,41 +96,36 @@ def fit_words(target: Target, trial: Trial) -> str:
     return words
 
 
-# ------------------------------------------------------------------------------------ work
-def flops_lines(flops: dict[str, float]) -> list[str]:
-    line = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
-    if flops["executed"] != flops["model"]:
-        line += f"; {flops['executed'] / 1e9:,.1f} with what is computed again"
-    return [line]
-
-
-def rate_lines(
-    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
-) -> list[str]:
-    found = rate(config, target, trial, flops)
-    if found is None:
-        return ["rate: not known for this kind of device"]
-    return [
+def rate_line(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]) -> str:
+    speed = rate(config, target, trial, flops)
+    if speed is None:
+        return "rate: not known for this kind of device"
+    return (
         f"at {config.plan.mfu:.0%} of the peak (an assumption: --config.plan.mfu): "
-        f"{found.images_per_s:,.0f} images/s, {found.step_s:.2f} s a step; {config.total_steps:,} "
-        f"steps take {found.days:.2f} days = {found.chip_hours:,.0f} chip-hours"
-    ]
+        f"{speed.images_per_s:,.0f} images/s, {speed.step_s:.2f} s a step; {config.total_steps:,} "
+        f"steps take {speed.days:.2f} days = {speed.chip_hours:,.0f} chip-hours"
+    )
 
 
-# ---------------------------------------------------------------------------------- search
 def flags(changes: dict[str, Any]) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
 
-def describe_search(target: Target, trial: Trial) -> list[str]:
-    """One line a setting that was compiled because the configured one does not fit."""
+def tried_line(target: Target, trial: Trial) -> str:
+    """One line about a setting that was compiled because the configured one does not fit."""
     total = "more than there is" if trial.memory is None else size(trial.memory.total)
-    return [f"tried {flags(trial.changes)}: {total} {fit_words(target, trial)}"]
+    return f"tried {flags(trial.changes)}: {total} {fit_words(target, trial)}"
 
 
-_REPEATED = {
+# What a changed field costs, in the order of the advice.
+_COSTS = {
     "pointwise": "remat computes norms, activations and attention logits of the student twice",
     "blocks": "remat computes the student's blocks twice: about a quarter more time",
+    "micro_batches": "micro-batches, one after the other, make the same update; with fsdp each of "
+    "them gathers the weights",
+    "prototype_block": "in blocks of prototypes the losses are the same, scores computed again",
+    "batch_size": "a smaller batch is another recipe: base_lr scales by optimizer.lr_scaling, "
+    "total_steps does not",
 }
 
 
@@ -141,54 +135,36 @@ def outcome(
     """What to do after the search."""
     last = trials[-1]
     if last.fits:
-        lines = [f"fits with {flags(last.changes)}"]
-        if "model.remat" in last.changes:
-            lines.append(f"({_REPEATED[last.changes['model.remat']]})")
-        if "micro_batches" in last.changes:
-            lines.append(
-                f"({last.micro_batches} micro-batches, one after the other, make the same update; "
-                "with fsdp each of them gathers the weights)"
-            )
-        if "prototype_block" in last.changes:
-            lines.append("(in blocks of prototypes the losses are the same, scores computed again)")
-        if "batch_size" in last.changes:
-            lines.append(
-                "(a smaller batch is another recipe: base_lr scales by "
-                f"{config.optimizer.lr_scaling}, total_steps does not)"
-            )
-        return lines + rate_lines(config, target, last, flops)
+        changed = {*last.changes, last.changes.get("model.remat")}
+        lines = [f"({cost})" for name, cost in _COSTS.items() if name in changed]
+        lines.append(rate_line(config, target, last, flops))
+        return [f"fits with {flags(last.changes)}", *lines]
     if not config.plan.trials:
         return ["no other setting was tried: --config.plan.trials is 0"]
     assert target.chip is not None
     images = images_that_fit(last, target.chip.usable_bytes)
     if images < 1:
-        return ["none of these fits, and by their bytes an image not one image a chip would"]
-    groups = max(int(images // config.group_size) * config.group_size, 0)
+        return ["none of these fits; by its bytes an image, not one image a chip would fit"]
+    groups = int(images // config.group_size) * config.group_size
     chips = math.ceil(config.batch_size / (groups or images))
     return [
-        f"none of these fits; by the bytes an image of the last, {images:.1f} images a chip would "
-        f"(an estimate, not compiled): {chips:,} chips for a batch of {config.batch_size:,}, or "
-        f"groups smaller than --config.group_size={config.group_size}"
+        f"none of these fits; by the bytes an image of the last one, {images:.1f} images a chip "
+        f"would fit (an estimate, not compiled): use {chips:,} chips for a batch of "
+        f"{config.batch_size:,}, or groups smaller than --config.group_size={config.group_size}"
     ]
 
 
-# ------------------------------------------------------------------------------------ JSON
 def summary(
     config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
 ) -> dict[str, Any]:
     """One setting as plain values, for plan.json."""
-    found = rate(config, target, trial, flops)
-    return {
+    speed = rate(config, target, trial, flops)
+    same = ("changes", "batch_size", "micro_batches", "prototype_block", "fits", "compile_s")
+    return {name: getattr(trial, name) for name in same} | {
         "topology": target.name,
         "device_kind": target.devices[0].device_kind,
-        "changes": trial.changes,
-        "batch_size": trial.batch_size,
-        "micro_batches": trial.micro_batches,
-        "prototype_block": trial.prototype_block,
         "mesh": dict(zip(("data", "fsdp", "tensor"), trial.mesh, strict=True)),
         "memory_bytes": trial.memory and trial.memory._asdict() | {"total": trial.memory.total},
         "usable_bytes": target.chip and target.chip.usable_bytes,
-        "fits": trial.fits,
-        "at_mfu": found and {"mfu": config.plan.mfu} | found._asdict(),
-        "compile_s": trial.compile_s,
+        "at_mfu": speed and {"mfu": config.plan.mfu} | speed._asdict(),
     }

@@ -16,7 +16,55 @@ import jax
 from jax.experimental import topologies
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.plan.chips import CHIPS, GPU_USABLE, Chip, chip_of
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator as JAX sees it, a device.
+
+    Attributes:
+      name: as in `config.plan.topology`.
+      device_kind: what `jax.Device.device_kind` begins with.
+      usable_bytes: memory a program can have: on a TPU what its compiler says is available, on a
+        GPU the share of it that JAX can be given.
+      peak_flops: dense bf16 FLOP/s.
+      memory_bandwidth: bytes/s.
+    """
+
+    name: str
+    device_kind: str
+    usable_bytes: float
+    peak_flops: float
+    memory_bandwidth: float
+
+
+# A GPU's driver, CUDA context and NCCL take the rest. JAX itself takes 75 % unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+GPU_USABLE = 0.92
+GPU_DEFAULT_USABLE = 0.75
+
+# TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e. Memory is what libtpu's compiler lets a program
+# have of 16, 95 and 32 GB. H100 SXM, H200 SXM: NVIDIA's datasheets, without sparsity; their memory
+# is the size that the driver reports.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9),
+        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2765e9),
+        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1640e9),
+        Chip("h100", "NVIDIA H100", GPU_USABLE * 84_942_979_072, 989e12, 3352e9),
+        Chip("h200", "NVIDIA H200", GPU_USABLE * 151_397_597_184, 989e12, 4800e9),
+    )
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip with the longest kind that `device_kind` begins with; None if it is unknown."""
+    fitting = [chip for chip in CHIPS.values() if device_kind.startswith(chip.device_kind)]
+    return max(fitting, key=lambda chip: len(chip.device_kind), default=None)
+
 
 EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"
 
@@ -67,14 +115,10 @@ def open_target(topology: str) -> Target:
     """
     if not topology:
         devices = jax.devices()
-        return Target(f"the {len(devices)} devices at hand", devices, chip_of(_kind(devices)))
+        return Target(f"the {len(devices)} local devices", devices, chip_of(devices[0].device_kind))
     chip, shape = _parse(topology)
     devices = _tpu_devices(topology) if chip.name.startswith("v") else _gpu_devices(chip, shape)
     return Target(topology, devices, chip)
-
-
-def _kind(devices: Sequence[Any]) -> str:
-    return devices[0].device_kind
 
 
 def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
@@ -83,7 +127,7 @@ def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
         near = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.5) or ["v5e"]
         raise ConfigError(
             f"config.plan.topology {topology!r} names no known chip; did you mean {near[0]}? "
-            f"(such as {EXAMPLES}; empty: the devices at hand)"
+            f"(such as {EXAMPLES}; empty: the local devices)"
         )
     largest = LARGEST.get(name, ())
     axes = len(largest) or 2

@@ -12,10 +12,9 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
-from dinov2_jax.plan.chips import CHIPS, GIB, chip_of
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.text import fit_words, rate
-from dinov2_jax.plan.topology import Target, open_target
+from dinov2_jax.plan.topology import CHIPS, GIB, Target, chip_of, open_target
 from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import abstract_batch, make_run
 from tests.plan.collectives import read_collectives

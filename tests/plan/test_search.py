@@ -173,7 +173,8 @@ def test_what_the_arithmetic_expects_is_what_the_compiler_finds():
     assert found.changes == {"micro_batches": 2} and found.fits and found.memory is not None
     assert found.memory.total == pytest.approx(leaner_total(first, 2, 0), rel=0.2)
     assert "micro_batches 2, prototype_block 0, remat blocks" in setting_line(config, found)
-    assert "(2 micro-batches, " in "\n".join(outcome(config, target, [first, found], FLOPS))
+    advice = "\n".join(outcome(config, target, [first, found], FLOPS))
+    assert "fits with --config.micro_batches=2\n(micro-batches, one after the other" in advice
     assert summary(config, target, found, FLOPS)["micro_batches"] == 2
 
 

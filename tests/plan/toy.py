@@ -4,8 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.plan.chips import Chip
 from dinov2_jax.plan.memory import Memory
+from dinov2_jax.plan.topology import Chip
 from dinov2_jax.plan.trial import ScoreBytes, Trial
 from tests.train.tiny import tiny_config
 

@@ -59,8 +59,8 @@ class Tfds:
         """Class numbers of some records, int64; reads just these records."""
         if self._label is None:
             return np.full(len(rows), -1, np.int64)
-        found = (self._records[int(row)][self._label] for row in rows)
-        return np.fromiter(found, np.int64, len(rows))
+        labels = (self._records[int(row)][self._label] for row in rows)
+        return np.fromiter(labels, np.int64, len(rows))
 
     def name(self, index: int) -> str:
         """`name/split[index]`."""
@@ -84,5 +84,5 @@ def _tfds_builder(path: str) -> Any:
 
 
 def _feature(features: Any, preferred: str, kind: type) -> str | None:
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    return preferred if preferred in found else next(iter(found), None)
+    names = [name for name, feature in features.items() if isinstance(feature, kind)]
+    return preferred if preferred in names else next(iter(names), None)

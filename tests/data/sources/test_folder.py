@@ -1,0 +1,158 @@
+"""Folders and lists of paths."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dinov2_jax.data.decode import decode
+from dinov2_jax.data.sources.folder import Folder
+from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.data.sources.source import SourceError, check_same_classes
+
+
+def save(path: Path, value: int = 0) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 8), (value, 0, 0)).save(path, "PNG")
+    return path.read_bytes()
+
+
+def names(source: Folder) -> list[str]:
+    return [source.name(row) for row in range(len(source))]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    for number, name in enumerate(
+        ["b.png", "a/z.jpg", "a/deep/er/y.PNG", "c/no_extension", "c/ünïcødé 図.jpeg", "c/odd.xyz"]
+    ):
+        save(root / name, number)
+    for name in (".hidden.png", ".git/x.png", "notes.txt", "a/Thumbs.db", "a/read.ME.md"):
+        save(root / name)
+    return root
+
+
+def test_folder_is_recursive_and_sorted(pictures: Path) -> None:
+    source = Folder(str(pictures))
+    assert names(source) == sorted(names(source), key=os.fsencode)
+    assert set(names(source)) == {
+        *("b.png", "a/z.jpg", "a/deep/er/y.PNG", "c/no_extension", "c/ünïcødé 図.jpeg"),
+        "c/odd.xyz",
+    }
+    for row in range(len(source)):
+        assert decode(source[row]).shape == (8, 12, 3)
+    assert source[0] == (pictures / names(source)[0]).read_bytes()
+
+
+def test_folder_pickles_with_its_names(pictures: Path) -> None:
+    source = Folder(str(pictures))
+    again = pickle.loads(pickle.dumps(source))
+    assert names(again) == names(source)
+    assert again[2] == source[2]
+
+
+def test_loops_and_dead_links(pictures: Path) -> None:
+    expected = names(Folder(str(pictures)))
+    (pictures / "a" / "loop").symlink_to(pictures)
+    (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
+    (pictures / "itself.png").symlink_to(pictures / "itself.png")
+    assert names(Folder(str(pictures))) == expected
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    try:
+        Path(os.fsdecode(name)).write_bytes(save(tmp_path / "plain.png"))
+    except OSError:
+        pytest.skip("this file system demands UTF-8")
+    source = Folder(str(tmp_path))
+    assert len(source) == 2
+    assert source[0] == source[1]
+
+
+def test_a_folder_that_may_not_be_read_is_a_bad_record(pictures, monkeypatch) -> None:
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fsdecode(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source("folder", str(pictures))
+    assert "a/deep" in names(source) and "a/deep/er/y.PNG" not in names(source)
+    with pytest.raises(OSError):
+        source[names(source).index("a/deep")]
+
+
+def test_list_of_paths(pictures: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    absolute = pictures / "b.png"
+    listing.write_text(f"pictures/c/ünïcødé 図.jpeg\r\n\n{absolute}\npictures/a/z.jpg", "utf-8")
+    source = open_source("folder", str(listing))
+    assert names(source) == ["pictures/c/ünïcødé 図.jpeg", str(absolute), "pictures/a/z.jpg"]
+    assert source[2] == (pictures / "a/z.jpg").read_bytes()
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    for label in ("cat", "dog", "emu"):
+        for number in range(20):
+            save(tmp_path / label / "more" / f"{number}.png", number)
+    parts = {
+        split: open_source("folder", str(tmp_path), split, labels="folders")
+        for split in ("train", "test", "all")
+    }
+    found = {split: names(part) for split, part in parts.items()}
+    assert sorted(found["train"] + found["test"]) == sorted(found["all"])
+    assert 0.1 < len(found["test"]) / 60 < 0.3
+    for part in parts.values():
+        assert part.class_names == ("cat", "dog", "emu")
+        for row in range(len(part)):
+            assert part.name(row).startswith(part.class_names[part.labels[row]])
+    save(tmp_path / "cat" / "new.png")
+    again = names(open_source("folder", str(tmp_path), "test", labels="folders"))
+    assert set(found["test"]) <= set(again)  # a new file moves no other
+    assert open_source("folder", str(tmp_path), labels="auto").labels is not None
+    unlabelled = open_source("folder", str(tmp_path))
+    assert unlabelled.labels is None
+    assert len(unlabelled) == 61  # without labels a split is everything
+
+
+def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of torchvision's ImageNet, reached by a path that the shell left as it was."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            save(tmp_path / "sets" / split / label / "0.png")
+    save(tmp_path / "sets" / "train" / "dog" / "1.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train, validation = (
+        open_source("folder", "~/sets", split, labels="folders")
+        for split in ("train", "validation")
+    )
+    assert names(train) == ["cat/0.png", "dog/0.png", "dog/1.png"]
+    assert train.labels.tolist() == [0, 1, 1]
+    assert names(validation) == names(open_source("folder", "~/sets", "test"))
+    assert validation.class_names == ("cat", "dog")
+    check_same_classes(train, validation)
+    assert len(open_source("folder", "~/sets", "train")) == 3  # pretraining leaves val/ alone
+    assert len(open_source("folder", "~/sets", "all")) == 5
+    save(tmp_path / "sets" / "val" / "eel" / "0.png")
+    more = open_source("folder", "~/sets", "validation", labels="folders")
+    with pytest.raises(SourceError, match="1 of them on one side only, such as 'eel'"):
+        check_same_classes(train, more)
+
+
+@pytest.mark.parametrize("content", [Image.new("L", (9, 9)).tobytes(), "a.png\n".encode("utf-16")])
+def test_what_is_no_list(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(SourceError, match="neither a folder nor a list of paths in UTF-8"):
+        open_source("folder", str(tmp_path / "list"))
+
+
+def test_auto_labels_need_class_folders(pictures: Path) -> None:
+    assert open_source("folder", str(pictures), labels="auto").labels is None
+    with pytest.raises(SourceError, match=r"b\.png lies directly in"):
+        open_source("folder", str(pictures), labels="folders")
