@@ -31,9 +31,9 @@ def open(context: Context) -> list[Task]:
         train = work.features(needs["train"])
         test = train if alone else work.features(needs["test"])
         found = _leave_one_out(context, train) if alone else _judge(context, train, test)
-        for k, values in found.items():
-            for name, value in values.items():
-                yield Metric(f"{NAMES[name]}, k={k}", value, n=len(test.labels))
+        for name, read_as in NAMES.items():
+            for k, measured in found.items():
+                yield Metric(f"{read_as}, k={k}", measured[name], n=len(test.labels))
         top1 = [(float(k), values["top1"]) for k, values in sorted(found.items())]
         yield Curve("k-NN, top-1", "k", {"": top1}, log_x=True)
         yield _notes(context, len(train.labels))

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.data.sources.source import Source
 from dinov2_jax.eval.protocols.knn import check_one_class
 from dinov2_jax.eval.published import paper_value
-from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
+from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Task, Work
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.grid import RATES, Grid, Heads, best
 from dinov2_jax.heads.linear import LinearHead, load_head
@@ -144,7 +143,7 @@ def choose(
 
 
 def judge(
-    head: LinearHead, test: Labelled, chosen_on: str, paper: float | None, data: str = ""
+    head: LinearHead, test: Labelled, chosen_on: str, paper: float | None
 ) -> Iterator[Metric]:
     """Accuracies of a head on features."""
     logits, n = head.logits(columns_of(test)), len(test.labels)
@@ -232,8 +231,3 @@ def given_or_earlier(context: Context, path: str, work: Work) -> LinearHead:
     if path:
         return given_head(context, path)
     return load_head(next(iter(work.before.values())) / HEAD_FILE)
-
-
-def sources_of(needs: dict[str, Need]) -> dict[str, Source]:
-    """The pictures of needs, for `Context.settings`."""
-    return {name: need.source for name, need in needs.items()}
