@@ -202,8 +202,8 @@ class Context:
 
     @property
     def probe_features(self) -> Wanted:
-        """What linear classifiers read: cls of the last 4 blocks or more, mean patch."""
-        how, blocks = self.backbone.preprocessing, max(4, *self.config.linear.blocks)
+        """What linear classifiers read: cls of the last blocks (`linear.blocks`), mean patch."""
+        how, blocks = self.backbone.preprocessing, max(self.config.linear.blocks)
         return Wanted(how.resize_px, how.image_px, cls_blocks=blocks, mean_patch=True)
 
 

@@ -145,6 +145,21 @@ def test_a_released_head_has_as_many_classes_as_the_data(weights, data, tmp_path
     assert 0 <= values(found, "linear")["top-1"] <= 100
 
 
+def test_a_head_of_one_block_begins_a_fine_tuning(weights, data, tmp_path):
+    one = {"linear.blocks": (1,), "linear.avgpool": (False,)}
+    found = evaluate(ask(weights, data, ("linear_cached",), **one), str(tmp_path / "a"))
+    assert len(entry(found, "linear_cached")["notes"]["accuracy_by_classifier"]) == 13
+    path = tmp_path / "a/linear_cached/coloured/head.safetensors"
+    head = load_head(path)
+    assert head.blocks == 1 and not head.avgpool and head.class_names == CLASSES
+    settings = {"iterations": 1, "warmup_iterations": 1, "batch_size": 8, "group_size": 8}
+    settings |= {"lr": 0.0, "min_lr": 0.0, "head": str(path)}
+    begun = {f"finetune.{name}": value for name, value in settings.items()}
+    tuned = evaluate(ask(weights, data, ("finetune",), **begun), str(tmp_path / "b"))
+    given = evaluate(ask(weights, data, ("linear",), head=str(path)), str(tmp_path / "c"))
+    assert values(tuned, "finetune") == values(given, "linear")
+
+
 # ------------------------------------------------------------------------ what is computed again
 def test_data_is_known_by_its_content_wherever_it_lies(weights, data, tmp_path, runs):
     protocols, v2 = ("linear_cached", "robustness"), variants(tmp_path)
@@ -419,8 +434,7 @@ def paper(monkeypatch, protocol, metric, data="imagenet", sizes=(256, 224), **se
 
 def test_the_papers_figure_needs_the_papers_settings(monkeypatch):
     linear = {"on_pictures": True, "iterations": 12500, "batch_size": 1024, "rates": "code"}
-    linear |= {"blocks": (1, 4), "avgpool": (False, True)}
-    linear |= {"max_bad": 0}
+    linear |= {"max_bad": 0, "blocks": (1, 4), "avgpool": (False, True)}
     assert paper(monkeypatch, "linear", "top-1", **linear) == 81.1
     for name, value in {
         "on_pictures": False,

@@ -5,6 +5,7 @@
 classifier (ours, a released dinov2_*_linear_head.pth, or one of transformers) without training.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,7 +183,8 @@ def _given(context: Context) -> Task:
     """Evaluates `config.head`; the train split only tells the classes."""
     data, head = context.data, given_head(context, context.config.head)
     check_one_class(data, "a linear classifier")
-    test = context.need("test", context.probe_features)
+    wanted = dataclasses.replace(context.probe_features, cls_blocks=head.blocks)
+    test = context.need("test", wanted)
 
     def run(work: Work) -> Iterator[Finding]:
         yield from judge(head, work.features(test), "", None)

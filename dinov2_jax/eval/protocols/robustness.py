@@ -1,5 +1,6 @@
 """The chosen linear classifier on ImageNet's variants, without training again."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from dinov2_jax.eval.protocols.linear import (
 )
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
-from dinov2_jax.features.cache import Labelled
+from dinov2_jax.features.cache import Labelled, Wanted
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.metrics.classification import corruption_errors, real_accuracy, top_accuracy
 
@@ -50,9 +51,12 @@ def open(context: Context) -> list[Task]:
         )
     check_classifiers(context)
     head = given.head or context.config.head
+    wanted = context.probe_features
     if head:
-        given_head(context, head)
-    return [_task(context, name, _VARIANTS[name](context, given[name]), head) for name in names]
+        wanted = dataclasses.replace(wanted, cls_blocks=given_head(context, head).blocks)
+    return [
+        _task(context, name, _VARIANTS[name](context, given[name]), wanted, head) for name in names
+    ]
 
 
 class _Part(NamedTuple):
@@ -63,8 +67,8 @@ class _Part(NamedTuple):
     classes: np.ndarray | None = None
 
 
-def _task(context: Context, name: str, parts: list[_Part], path: str) -> Task:
-    needs = [Need(p.title, p.pictures, context.probe_features) for p in parts]
+def _task(context: Context, name: str, parts: list[_Part], wanted: Wanted, path: str) -> Task:
+    needs = [Need(p.title, p.pictures, wanted) for p in parts]
 
     def run(work: Work) -> Iterator[Finding]:
         head = given_or_earlier(context, path, work)
@@ -84,7 +88,7 @@ def _with_paper(context: Context, name: str, metric: Metric, work: Work) -> Metr
     how["on_pictures"] = next(iter(work.before), "") == "linear"
     of_imagenet = context.data.published == "imagenet"
     paper = paper_value(context, "linear", name if of_imagenet else "", metric.name, how)
-    return Metric(**{**vars(metric), "published": paper})
+    return dataclasses.replace(metric, published=paper)
 
 
 # ------------------------------------------------------------------------------------- variants
