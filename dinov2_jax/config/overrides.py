@@ -166,6 +166,9 @@ def _tuple_problem(value: tuple[Any, ...], default: tuple[Any, ...], any_length:
     if _holds_names(default):
         named = all(isinstance(item, str) and _NAME.fullmatch(item) for item in value)
         return "" if value and named else "names with commas between"
+    if default and all(isinstance(item, bool) for item in default):
+        both = all(isinstance(item, bool) for item in value)
+        return "" if value and both else "a tuple of True, False or both"
     whole = all(isinstance(item, int) for item in default)
     any_length = whole or any_length
     kind = "whole numbers" if whole else "numbers"

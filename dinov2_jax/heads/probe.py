@@ -1,8 +1,8 @@
 """Linear probe on frozen features: 52 classifiers trained together (reference-facts 8.3).
 
-Source: FB dinov2/eval/linear.py; paper App. B.3. SGD with momentum 0.9 and no weight decay, cosine
-to 0, the sum of all cross-entropies. All classifiers of one input are a single matrix product, and
-the gradient is written out: with a softmax it costs one more product and no stored logits.
+Source: FB dinov2/eval/linear.py; paper App. B.3. The loss is the sum of all cross-entropies; the
+optimizer is SGD with momentum 0.9, no weight decay, and a cosine to 0. All classifiers of one input
+share one matrix product. The gradient is written out, so that no logits need to be stored.
 """
 
 import contextlib
@@ -60,9 +60,9 @@ class ProbeSettings:
 
 # --------------------------------------------------------------------------------------- the step
 def initial_state(settings: ProbeSettings, dim: int, classes: int) -> dict[str, list[np.ndarray]]:
-    """Weights from N(0, 0.01^2), biases and momenta of 0.
+    """Draws weights from N(0, 0.01^2); biases and momenta are 0.
 
-    Every classifier has a draw of its own, whichever are trained beside it.
+    The draw of a classifier does not depend on which others are trained beside it.
     """
     grid = settings.grid
     weights = []
@@ -84,7 +84,7 @@ def initial_state(settings: ProbeSettings, dim: int, classes: int) -> dict[str, 
 
 
 def rates_at(settings: ProbeSettings, iteration: int) -> np.ndarray:
-    """Learning rates of the grid at an iteration: a half cosine from lr x batch / 256 to 0, [R]."""
+    """Learning rates [R] at an iteration: a half cosine from lr x batch / 256 to 0."""
     factor = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
     return np.asarray(
         [factor * scaled(rate, settings.batch_size) for rate in settings.grid.rates], np.float32
@@ -92,10 +92,10 @@ def rates_at(settings: ProbeSettings, iteration: int) -> np.ndarray:
 
 
 def _shard_logits(logits: Array) -> Array:
-    """Each device has its own classes, or where they do not divide its own images.
+    """Splits classes over the devices, or images where classes do not divide.
 
-    Classes first: then weights, momenta and gradients stay on their devices, and all that is sent
-    are the features of a batch and one sum a row and head.
+    With split classes, weights, momenta and gradients stay on their devices; only the features of
+    a batch and one sum for each row and head are sent.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -109,9 +109,9 @@ def _shard_logits(logits: Array) -> Array:
 
 
 def _gradient(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Gradient of the mean cross-entropy of each head by its logits [B, R, K], and that mean [R].
+    """Mean cross-entropy of each head [R], and its gradient with respect to the logits [B, R, K].
 
-    The softmax is taken apart so that no head's largest logit overflows.
+    Returns the gradient first. The largest logit of each head is subtracted against overflow.
     """
     right = labels[:, None, None] == jnp.arange(logits.shape[-1])
     shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -130,7 +130,7 @@ def _train_step(
     batch: ProbeBatch,
     rates: Array,
 ) -> tuple[State, Array]:
-    """The state after one step of SGD on the sum of all losses, and the loss of each head."""
+    """One step of SGD on the sum of all losses: the new state, and the loss of each head."""
     columns, labels = read(constants, batch)
     blocks, found, losses = max(kinds).blocks, {name: [] for name in state}, []
     parts = zip(kinds, *(state[name] for name in _STATE), strict=True)
@@ -153,7 +153,7 @@ _STATE = ("weights", "biases", "weight_momenta", "bias_momenta")
 
 
 def state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[NamedSharding]]:
-    """Classes, the last axis of all, split over the devices if they divide (`_shard_logits`)."""
+    """Splits classes, the last axis of all arrays, over the devices if they divide."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     split = ("data", "fsdp") if classes % shards == 0 else None
     weight, bias = (NamedSharding(mesh, P(*(None,) * n, split)) for n in (2, 1))
@@ -164,9 +164,9 @@ def state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[Name
 def compiled_step(
     read: ReadBatch, kinds: tuple[Kind, ...], momentum: float, mesh: Mesh, classes: int
 ) -> Callable[..., tuple[State, Array]]:
-    """(state, constants, batch, rates) -> state and losses.
+    """Compiles (state, constants, batch, rates) -> state and losses.
 
-    One program for all learning rates, and for all tries of few-shot.
+    One program serves all learning rates, and all tries of a few-shot evaluation.
     """
     return jax.jit(
         functools.partial(_train_step, read, kinds, momentum),
@@ -181,7 +181,7 @@ def compiled_steps(
 ) -> Callable[..., tuple[State, Array]]:
     """As `compiled_step`, for `count` steps on the first of the batches and rates given.
 
-    The loop stays on the device and updates the state in place: 10 % faster on two cores.
+    The loop stays on the device and updates the state in place, which is faster.
     """
     step = functools.partial(_train_step, read, kinds, momentum)
 
@@ -205,7 +205,7 @@ def compiled_steps(
 def _next(
     batches: Iterator[ProbeBatch], settings: ProbeSettings, now: range, stride: int
 ) -> tuple[Any, ...]:
-    """What the step of these iterations takes; shapes never change."""
+    """Collects the arguments of the step for these iterations; shapes never change."""
     rates = [rates_at(settings, iteration) for iteration in now]
     if stride == 1:
         return next(batches), rates[0]
@@ -228,16 +228,17 @@ def train(
     stride: int = 1,
     quiet: bool = False,
 ) -> Heads:
-    """All iterations, from where the file's state stands; `feed(i)` gives batches from i on.
+    """Runs all iterations, or those that are left after the stored state.
 
     Args:
+      feed: `feed(i)` gives batches from number i on.
       stride: iterations in one call of the device, for batches that are numpy arrays.
     """
     state, start = file.load(initial_state(settings, dim, classes))
     kinds = tuple(settings.grid.kinds)
     make = compiled_step if stride == 1 else compiled_steps
     step = make(read, kinds, settings.momentum, mesh, classes)
-    # A copy: the step's inputs are given away, and on CPU they could be numpy's own memory.
+    # A copy, because the step donates its inputs, which on CPU could be numpy's own memory.
     state = jax.device_put(state, state_shardings(mesh, len(kinds), classes), may_alias=False)
     with jax.set_mesh(mesh), feed(start) as batches:
         state = run_steps(
@@ -264,20 +265,20 @@ def train_cached(
     device_bytes: int = 2**31,
     quiet: bool = False,
 ) -> Heads:
-    """Trains on features of pictures that were seen once, without augmentation: minutes.
+    """Trains on stored features, without augmentation.
 
     Args:
       columns: arrays or memory maps [n, D]: normed cls of the last blocks, the last one last, then
-        the mean patch of the last (`Grid.columns` of them). Of several processes all give the same.
+        the mean patch of the last (`Grid.columns` of them). All processes pass the same.
       labels: [n] class numbers below `classes`.
       folder: where the state is stored; a killed run continues from there, bit for bit.
-      mesh: by default over all devices.
-      device_bytes: features up to this many are kept on the devices; larger ones stay on the host.
+      mesh: all devices by default.
+      device_bytes: features up to this size are kept on the devices; larger ones stay on the host.
       quiet: shows no progress.
 
     Raises:
       EvaluationError: wrong number of columns or labels, a class without pictures, features that
-        are not finite, or a folder with the state of other work.
+        are not finite, or a stored state of other work.
     """
     check_training(columns, labels, classes, settings.grid)
     check_finite(columns)
@@ -321,9 +322,9 @@ def read_given(constants: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
 
 
 def epochs(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless batches of row numbers, int32 [batch_size], from batch `start` on.
+    """Yields endless batches of row numbers, int32 [batch_size], from batch `start` on.
 
-    Permutations of all rows one behind the other; batches go on over their borders.
+    Each epoch is a permutation of all rows; a batch may span two epochs.
     """
     epoch, skip = divmod(start * batch_size, count)
     waiting = np.empty(0, np.int32)
@@ -339,7 +340,7 @@ def epochs(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[n
 def state_file(
     folder: Path | None, settings: ProbeSettings, classes: int, about: dict[str, str]
 ) -> StateFile:
-    """Where a run with these settings is stored."""
+    """The file of a run's state, which knows the settings that it depends on."""
     known = dataclasses.asdict(settings) | {"classes": classes} | about
     known.pop("save_every")
     return StateFile(None if folder is None else Path(folder) / STATE_FILE, known)

@@ -1,7 +1,7 @@
 """The linear probe trained on augmented pictures, as the reference does (reference-facts 8.3)."""
 
-# DINOv2: the backbone computes in its own dtype (bf16 on accelerators, fp32 on CPU); the reference
-# in fp16 autocast. Classifiers are fp32 in both.
+# DINOv2: the backbone computes in its own dtype (bf16 on accelerators, fp32 on CPU), in the
+# reference in fp16 autocast. Classifiers are fp32 in both.
 
 import functools
 from pathlib import Path
@@ -46,12 +46,12 @@ def train_images(
 
     Args:
       model, params: the backbone.
-      preprocessing: gives the side of the crop and the colours' mean and deviation.
+      preprocessing: size of the crop, mean and standard deviation of the colours.
       source, labels: pictures and their classes [len(source)]; -1 leaves a picture out.
       workers: loader processes.
       folder: as in `train_cached`.
-      identity: of weights and data, so that the state of others is refused.
-      mesh: by default over all devices; images and classes are split over it.
+      identity: of weights and data; a stored state of another identity is refused.
+      mesh: all devices by default; images and classes are split over it.
 
     Raises:
       EvaluationError: as in `train_cached`.
@@ -87,7 +87,7 @@ def train_images(
 
 
 def probe_columns(model: VisionTransformer, params: Any, images: Array, blocks: int) -> list[Array]:
-    """What the classifiers read: normed cls of the last `blocks` blocks, and the mean patch.
+    """Computes what the classifiers read: normed cls of the last `blocks` blocks, and mean patch.
 
     Args:
       params: of the backbone, with `unstack_blocks` (a scan would keep the tokens of all blocks).

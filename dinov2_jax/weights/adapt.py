@@ -13,10 +13,10 @@ Params = Mapping[str, Any]
 
 
 def with_image_size(params: Params, model: VisionTransformer, image_size: int) -> dict[str, Any]:
-    """A backbone's parameters with the position table of square images of `image_size` px.
+    """Resamples the position table for square images of `image_size` px.
 
-    The table is what the model itself computes at that size, so its features there stay the same.
-    At other sizes they change, as positions are then resampled from the new table.
+    The model itself computes this table at that size, so features of that size stay the same. At
+    other sizes they change, because positions are then resampled from the new table.
 
     Args:
       params: of `model`, whose interpolate_offset and interpolate_antialias are followed.
@@ -29,11 +29,10 @@ def with_image_size(params: Params, model: VisionTransformer, image_size: int) -
 
 
 def with_channels(params: Params, patch_size: int, channels: int) -> dict[str, Any]:
-    """A backbone's parameters for images of another number of channels.
+    """Changes the patch embedding for images of another number of channels.
 
-    Each of the new channels gets the sum of the old ones' kernels divided by `channels`: the mean
-    of the RGB kernels times 3 / channels. A picture whose (normalised) channels are all alike then
-    has the same patch embedding before and after, for any number of channels.
+    Each new channel gets the sum of the old kernels divided by `channels`. A picture whose
+    normalised channels are all equal then keeps its patch embedding.
 
     Args:
       params: with a patch embedding [patch * patch * C, D].

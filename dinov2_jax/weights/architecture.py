@@ -1,4 +1,4 @@
-"""Which ViT a state dict belongs to, read off its names and shapes."""
+"""Infers the ViT that a state dict belongs to from its names and shapes."""
 
 import math
 import re
@@ -21,16 +21,16 @@ HEAD_DIM = 64  # of all released models
 def vision_transformer(
     tensors: Flat, *, heads: int | None = None, dtype: Any = jnp.float32
 ) -> VisionTransformer:
-    """The model of a backbone's tensors, under the reference's names.
+    """Makes the model for a backbone's tensors, which have the reference's names.
 
-    Position tables are resampled as the released models do it: with registers to the exact size and
+    Position tables are resampled as in the released models: with registers to the exact size and
     antialiased, without them at the scale (n + 0.1) / M.
 
     Args:
-      heads: of the attention; None: those of a known width, or one a 64 channels.
+      heads: of the attention; None: those of a known width, otherwise one for each 64 channels.
 
     Raises:
-      WeightsError: a tensor that all ViTs have is missing, or the shapes are of no ViT known here.
+      WeightsError: a tensor that all ViTs have is missing, or no known ViT has these shapes.
     """
     dim = _shape(tensors, "cls_token")[-1]
     patch_size = _shape(tensors, "patch_embed.proj.weight")[-1]
@@ -62,14 +62,14 @@ def vision_transformer(
 
 
 def in_channels(params: Mapping[str, Any], patch_size: int) -> int:
-    """Channels of the images that a backbone's parameters take."""
+    """The number of channels of the images that a backbone takes."""
     return params["patch_embed"]["kernel"].shape[0] // patch_size**2
 
 
 def expected_shapes(model: VisionTransformer, channels: int) -> Any:
-    """The model's parameter tree, as shapes."""
+    """The shapes of the model's parameter tree."""
     images = jnp.zeros((1, model.patch_size, model.patch_size, channels))
-    plain = model.clone(attention="xla")  # no kernel is made for one patch
+    plain = model.clone(attention="xla")  # other kernels refuse a single patch
     return jax.eval_shape(plain.init, jax.random.key(0), images)["params"]
 
 
@@ -97,7 +97,7 @@ def _heads(dim: int) -> int:
 
 
 def _feed_forward(tensors: Flat, dim: int) -> tuple[str, float]:
-    """The kind and the ratio of its hidden width."""
+    """The kind of the feed-forward network, and its hidden width relative to `dim`."""
     packed = next((x for name, x in tensors.items() if name.endswith("0.mlp.w12.weight")), None)
     if packed is None:
         first = next((x for name, x in tensors.items() if name.endswith("0.mlp.fc1.weight")), None)

@@ -1,4 +1,4 @@
-"""Our parameter-only bundle: a directory with the weights and all that is needed to use them.
+"""Our bundle: a directory with weights and all that is needed to use them, but no optimizer state.
 
 <bundle>/params/                    the parameter tree
 <bundle>/heads/<name>.safetensors   linear classifiers, if there are any
@@ -25,7 +25,7 @@ from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.heads import Head, write_heads
 
 _CARD = "bundle.json"
-# What makes an architecture; the rest of the module's fields say how it is run.
+# These fields define the architecture; the other fields of the module say how it runs.
 FIELDS = (
     "dim",
     "depth",
@@ -50,7 +50,7 @@ def is_bundle(path: Path) -> bool:
 
 
 def architecture_fields(model: VisionTransformer) -> dict[str, Any]:
-    """The fields of `model` that a bundle stores."""
+    """The fields of `model` that define its architecture; bundles store them."""
     return {name: getattr(model, name) for name in FIELDS}
 
 
@@ -94,7 +94,7 @@ def write_bundle(
 
 
 def _lone_writer() -> ocp.StandardCheckpointer:
-    """Orbax waits for all processes unless it is told who takes part."""
+    """A writer for one process alone; by default Orbax waits for all processes."""
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=own, active_processes={own}, barrier_sync_key_prefix="bundle"
@@ -106,7 +106,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
     """Architecture fields, parameters as numpy arrays, and the preprocessing.
 
     Raises:
-      WeightsError: damaged, or of a later version.
+      WeightsError: the bundle is damaged, or a later version wrote it.
     """
     try:
         card = json.loads((path / _CARD).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Between the reference's flat state dicts and our parameter tree: one key table, both directions.
+"""Converts the reference's flat state dicts to our parameter tree and back, by one key table.
 
 Reference names are those of the released files (`blocks.0.attn.qkv.weight`, torch layouts: linear
 (out, in), convolution (out, in, h, w)); ours stack all blocks on a leading depth axis and keep
@@ -83,7 +83,7 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of parameters as {"blocks/attn/qkv/kernel": ...}."""
+    """Flattens a tree of parameters to {"blocks/attn/qkv/kernel": ...}."""
     flat = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
@@ -92,7 +92,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The way back of `flatten`."""
+    """Inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         _set(tree, path, value)
@@ -100,7 +100,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_names(state_dict: Flat) -> list[str]:
-    """Tensors of a reference state dict that have no counterpart here."""
+    """Names of a reference state dict that have no counterpart here."""
     return [name for name in state_dict if _our_path(name) is None]
 
 
@@ -110,10 +110,10 @@ def _our_path(key: str) -> str | None:
 
 
 def from_reference(state_dict: Flat) -> dict[str, Any]:
-    """A reference backbone or head state dict -> our parameters for it.
+    """Converts the state dict of a reference backbone or head to our parameters.
 
     Raises:
-      ValueError: for a key that has no place here, or blocks that miss some of their weights.
+      ValueError: a key has no counterpart here, or some blocks lack a weight.
     """
     params: dict[str, Any] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}
@@ -137,10 +137,10 @@ def from_reference(state_dict: Flat) -> dict[str, Any]:
 
 
 def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np.ndarray]:
-    """Our parameters of a backbone or head -> the reference's flat state dict.
+    """Converts our parameters of a backbone or head to the reference's flat state dict.
 
     Args:
-      patch_size: of the backbone, to fold the patch embedding back; unused for heads.
+      patch_size: of the backbone, for the shape of the patch embedding; unused for heads.
     """
     out = {}
     for path, value in flatten(params).items():
@@ -155,7 +155,7 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
 
 
 def _position(name: str) -> tuple[int, int, int]:
-    """Where a tensor stands in the released files: tokens and patches, blocks, final norm."""
+    """The place of a tensor in the released files: tokens and patches, blocks, final norm."""
     block = _BLOCK.match(name)
     if block:
         return 1, int(block[1]), _BLOCK_ORDER.index(block[2])

@@ -1,7 +1,7 @@
-"""Weights out: the formats other programs open, each re-opened and compared before it counts.
+"""Writes weights in formats that other programs open, and compares each export with its source.
 
-An export is a directory <workdir>/<format>/ with the files, and report.json, which says what was
-compared and what came of it. It appears under its name only when all comparisons have passed.
+An export is a directory <workdir>/<format>/ with the files and report.json, which lists what was
+compared and with which result. The directory appears only when all comparisons have passed.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ MAX_DIFFERENCE = 1e-5
 
 
 def run(config: ConfigDict, workdir: str) -> Path:
-    """Task "export", see configs/export.py; prints what was written and compared.
+    """Runs the task "export", see configs/export.py; prints what was written and compared.
 
     Raises:
-      ConfigError: without a checkpoint or a format.
+      ConfigError: no checkpoint or no format is given.
       WeightsError, CheckpointError: as `load` and `export`.
     """
     for field, example in (("checkpoint", "runs/quickstart"), ("format", "huggingface")):
@@ -93,8 +93,8 @@ def export(
       programs: of "stablehlo" and "onnx".
 
     Raises:
-      WeightsError: an unknown form, one that cannot hold this model, a place that is taken, or an
-        export that does not give the numbers of its source.
+      WeightsError: an unknown form, one that cannot hold this model, a folder that exists already,
+        or an export that differs from its source.
     """
     if form not in FORMATS:
         raise WeightsError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
@@ -113,7 +113,7 @@ def export(
 
 
 def _write(backbone: Backbone, form: str, folder: Path, programs: Programs) -> dict[str, float]:
-    """Writes the files; returns the greatest difference of everything that was compared."""
+    """Writes the files; returns the greatest difference of each comparison."""
     if form in ("stablehlo", "onnx"):
         module = stablehlo if form == "stablehlo" else onnx
         compared = module.write(backbone, folder, programs)
@@ -130,7 +130,7 @@ def _write(backbone: Backbone, form: str, folder: Path, programs: Programs) -> d
 
 
 def reference_tensors(backbone: Backbone) -> dict[str, np.ndarray]:
-    """The backbone's tensors in the layout and under the names of the released files."""
+    """The backbone's tensors with the layout and names of the released files."""
     flat = to_reference(backbone.params, backbone.model.patch_size)
     return {name: np.ascontiguousarray(x, np.float32) for name, x in flat.items()}
 
@@ -143,7 +143,7 @@ def _write_reference(backbone: Backbone, folder: Path) -> Path:
 
 
 def _exported(backbone: Backbone) -> dict[str, str]:
-    """What tensors do not tell, and `load` reads again."""
+    """What the tensors do not tell; `load` reads it again."""
     about = {"preprocessing": dataclasses.asdict(backbone.preprocessing)}
     return {EXPORTED: json.dumps(about)}
 
@@ -193,7 +193,7 @@ _WRITERS: Mapping[str, Callable[[Backbone, Path], Path]] = {
 
 
 def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
-    """Greatest difference of every tensor and of the features, after loading `path` again."""
+    """Loads `path` again; returns the greatest difference of each tensor, head and feature."""
     allow = ["mask_token"] if path.suffix == ".safetensors" else []
     again = load(path, heads=backbone.model.heads, allow=allow)
     if again.preprocessing != backbone.preprocessing:
@@ -210,7 +210,7 @@ def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
 
 
 def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
-    """timm's mask token and the split of cls token and position are lost, and not compared."""
+    """Compares all tensors but those that timm does not keep: mask token, cls token, position."""
     lost = set()
     if again.layout == "timm":
         lost = {"mask_token"} | ({"cls_token", "pos_embed"} if again.model.registers else set())
@@ -223,7 +223,7 @@ def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
 
 
 def _compare_heads(backbone: Backbone, again: Backbone) -> dict[str, float]:
-    """Compares the linear heads that the format keeps; `_notes` tells the others."""
+    """Compares the linear heads that the format keeps; `_notes` names the others."""
     kept = linear_heads(again.heads)
     if again.layout == "huggingface" and kept:
         name = huggingface.classifier_of(backbone)
@@ -253,7 +253,7 @@ def _notes(backbone: Backbone, form: str) -> list[str]:
 
 
 def _features(backbone: Backbone, again: Backbone) -> dict[str, tuple[Any, Any]]:
-    """Of noise, at the table's own size and at another one that is not square."""
+    """Features of noise by both, at the table's own size and at another one that is not square."""
     patch, own = backbone.model.patch_size, backbone.model.image_size
     channels, rng = in_channels(backbone.params, patch), np.random.default_rng(0)
     found = {}

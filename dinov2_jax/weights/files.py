@@ -1,7 +1,7 @@
-"""Tensors by name, from the files that people have: safetensors, .pth, Hugging Face directories.
+"""Reads tensors by name from safetensors, .pth files and Hugging Face directories.
 
 Nothing here knows what a tensor means. Safetensors are read without torch; a .pth needs torch (an
-optional extra) and is read with `weights_only`, so a pickle that would run code is refused.
+optional extra) and is read with `weights_only`, which refuses pickles that would run code.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from dinov2_jax.errors import UserError
 # beside a .pth.
 EXPORTED = "dinov2_jax"
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-# Index and single file of a Hugging Face directory, the safe format first.
+# Index and single file of a Hugging Face directory; the safe format comes first.
 _MODEL_FILES = (
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
@@ -32,13 +32,13 @@ class WeightsError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """What a file or directory holds.
+    """The content of a file or directory.
 
     Attributes:
       tensors: by the file's own names, in its order.
       settings: config.json of a directory, the metadata of a safetensors file, the JSON file
         beside a .pth, or {}.
-      path: where it was read.
+      path: of the file or directory.
     """
 
     tensors: dict[str, np.ndarray]
@@ -53,7 +53,8 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
       which: "teacher" or "student" of a training checkpoint in a .pth.
 
     Raises:
-      WeightsError: not there, not a format known here, truncated, or a pickle that would run code.
+      WeightsError: no such file, an unknown format, a damaged file, or a pickle that would run
+        code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -100,7 +101,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     _refuse_pages(path)
     try:
-        # numpy knows no bf16: jax's arrays do, and they stay on the host.
+        # numpy knows no bf16; jax's arrays do.
         with safe_open(path, framework="numpy") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
@@ -124,7 +125,7 @@ def _read_bf16(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def _refuse_pages(path: Path) -> None:
-    """A download that met a login or an error page saves that page under the file's name."""
+    """Refuses a login or error page that a download saved under the file's name."""
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -159,7 +160,7 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
 
 
 def _state_dict_of(stored: Any, path: Path, which: str) -> dict[str, Any]:
-    """The state dict in whatever a training program wrapped it in."""
+    """Finds the state dict inside what a training program wrapped around it."""
     for wrapper in (which, "model", "state_dict"):
         if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]

@@ -1,4 +1,4 @@
-"""The released models: names, architectures, and where their files are."""
+"""The released models: their names, architectures and files."""
 
 import dataclasses
 from pathlib import Path
@@ -53,7 +53,7 @@ RELEASED = {
 
 
 def list_models() -> list[str]:
-    """Names that `load` knows: the eight backbones released with DINOv2."""
+    """Lists the names that `load` knows: the eight backbones released with DINOv2."""
     return list(RELEASED)
 
 
@@ -64,11 +64,13 @@ def released_name(name: str) -> str:
 
 
 def find(name: str) -> Path:
-    """The directory of a released model in the Hugging Face cache, downloaded if need be.
+    """Finds a released model in the Hugging Face cache, or downloads it there.
+
+    Returns:
+      Its directory.
 
     Raises:
-      WeightsError: without huggingface-hub, or offline and not in the cache; says which file to
-        fetch and where to put it.
+      WeightsError: huggingface-hub is missing, or the download fails; names the file to fetch.
     """
     released = RELEASED[name]
     by_hand = (

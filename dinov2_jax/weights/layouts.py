@@ -1,4 +1,4 @@
-"""The names that other libraries give the same tensors, to the reference's names and back.
+"""Renames the tensors of other libraries to the reference's names, and back.
 
 "reference": the released .pth files and training checkpoints of the original.
 "huggingface": transformers' Dinov2 and Dinov2WithRegisters, as saved and as held in memory.
@@ -57,10 +57,10 @@ _HF_QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "valu
 
 
 def layout_of(names: set[str]) -> str:
-    """Which of LAYOUTS these tensor names are of.
+    """Tells which of LAYOUTS these tensor names follow.
 
     Raises:
-      WeightsError: none of them; names the first few.
+      WeightsError: none of them; the message lists the first few names.
     """
     if any("embeddings.cls_token" in name for name in names):
         return "huggingface"
@@ -74,10 +74,13 @@ def layout_of(names: set[str]) -> str:
 
 
 def to_reference_names(tensors: Flat, layout: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors under the reference's names, and notes on what had to be made up.
+    """Renames tensors to the reference's names.
+
+    Returns:
+      The tensors, and notes on those that the layout lacks.
 
     Raises:
-      WeightsError: a projection of which one part is missing.
+      WeightsError: one part of a projection is missing.
     """
     if layout == "huggingface":
         return _from_huggingface(tensors), []
@@ -87,14 +90,14 @@ def to_reference_names(tensors: Flat, layout: str) -> tuple[dict[str, np.ndarray
 
 
 def from_reference_names(tensors: Flat, layout: str) -> dict[str, np.ndarray]:
-    """The same backwards; a backbone's tensors only."""
+    """Renames a backbone's tensors from the reference's names."""
     if layout == "huggingface":
         return _to_huggingface(tensors)
     return _to_timm(tensors) if layout == "timm" else dict(tensors)
 
 
 def rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """`name` after all substitutions (pattern, replacement), in order."""
+    """Applies all substitutions (pattern, replacement) to `name`, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -1,7 +1,6 @@
-"""`load`: a backbone by name or path, from any of the formats it is published in.
+"""`load`: reads a backbone by name or path, from any of the formats in which it is published.
 
-Every tensor is accounted for: one that is missing, left over or of another shape is an error,
-unless it is named in `allow`.
+A tensor that is missing, left over or of another shape is an error, unless `allow` names it.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find, released_name
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
 
-# What training programs wrap a module in.
+# Prefixes of the modules that training programs wrap around a model.
 _WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
 
 
@@ -37,12 +36,12 @@ class Backbone:
     Attributes:
       model: the module; `model.apply({"params": params}, images)` gives features.
       params: fp32 parameters.
-      preprocessing: what the weights expect of a picture.
-      heads: what came along, by name: parameters of projection heads; linear classifiers such as
-        "classifier" as {"weight", "bias", "metadata"}, see weights/heads.py.
+      preprocessing: sizes, mean and standard deviation that the weights expect.
+      heads: heads by name: linear classifiers as {"weight", "bias", "metadata"} (see
+        weights/heads.py), and projection heads as trees of parameters.
       source: file, directory or run.
       layout: "reference", "huggingface", "timm", "bundle" or "run".
-      report: lines that account for the tensors.
+      report: lines that say which tensors were found, and what was assumed.
     """
 
     model: VisionTransformer
@@ -73,15 +72,15 @@ def load(
         of the original (released or a training checkpoint), a Hugging Face directory, timm's
         safetensors, one of our runs, checkpoints or bundles.
       which: "teacher" or "student" of a training checkpoint.
-      architecture: a name of `list_models()` that the file must be of.
-      heads: of the attention, for files that do not say it and widths that do not tell.
-      allow: names of tensors that may be left over, "mask_token" where it may be missing (only
+      architecture: a name of `list_models()`; a file of another architecture is refused.
+      heads: number of attention heads, where neither the file nor its width tells it.
+      allow: names of tensors that may be left over, "mask_token" if it may be missing (only
         pretraining needs it), and "float16" or "bfloat16" for files in half precision.
       dtype: of the matrix products; parameters are fp32.
 
     Raises:
-      WeightsError: in one sentence, what is wrong and what to do.
-      CheckpointError: one of our checkpoints that cannot be read.
+      WeightsError: the weights cannot be used; one sentence with the reason and a remedy.
+      CheckpointError: one of our checkpoints cannot be read.
     """
     path = Path(name_or_path).expanduser()
     released = released_name(str(name_or_path))
@@ -169,7 +168,7 @@ def _from_tensors(
 
 
 def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """{"backbone": ..., "dino_head": ...}: the modules of a training checkpoint or a classifier."""
+    """Splits a training checkpoint or a classifier: {"backbone": ..., "dino_head": ...}."""
     parts: dict[str, dict[str, np.ndarray]] = {"backbone": {}}
     for name, value in tensors.items():
         found = re.match(r"(backbone|dino_head|ibot_head|classifier)\.(.+)", name)
@@ -207,7 +206,7 @@ def _full_precision(
 
 
 def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> tuple[str, ...]:
-    """Checks names and shapes against the model's."""
+    """Compares names and shapes with the model's; returns the line of the report."""
     want = flatten(expected_shapes(model, in_channels(params, model.patch_size)))
     have = flatten(params)
     missing = [name for name in want if name not in have]

@@ -1,8 +1,8 @@
-"""A backbone as ONNX, by jax2onnx (an optional extra).
+"""Writes a backbone as ONNX with jax2onnx (an optional extra).
 
-Of the ways from JAX to ONNX it is the one that is kept up (tf2onnx goes through TensorFlow and is
-no longer developed). It replaces functions of JAX and Flax while it looks on, so it is given the
-traced program: of our modules it would try to draw the parameters anew.
+jax2onnx is the maintained way from JAX to ONNX (tf2onnx goes through TensorFlow and is no longer
+developed). It patches JAX and Flax while tracing and would initialise our modules again, so it gets
+a program that is traced already.
 """
 
 import importlib
@@ -22,10 +22,10 @@ OUTPUTS = ("cls", "patches")
 
 
 def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
-    """One file a size and number of images; returns the differences of onnxruntime from the model.
+    """Writes one file for each image and batch size; returns onnxruntime's differences.
 
     Raises:
-      WeightsError: without jax2onnx or onnxruntime, or for a batch size of 0 (any).
+      WeightsError: jax2onnx or onnxruntime is missing, or a batch size is 0 (any).
     """
     jax2onnx, onnx, runtime = (_require(name) for name in ("jax2onnx", "onnx", "onnxruntime"))
     if not all(programs.batch_sizes):
@@ -53,7 +53,7 @@ def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, flo
 
 
 def _traced(features: Any, weights: Any, images: np.ndarray) -> tuple[Any, list[np.ndarray]]:
-    """The program without a trace of the modules that made it, and its outputs for `images`."""
+    """Traces the program, free of the modules that made it; also returns its outputs."""
 
     def call(images: Any) -> list[Any]:
         found = features(weights, images)

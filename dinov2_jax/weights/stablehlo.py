@@ -1,4 +1,4 @@
-"""A backbone as StableHLO, which a process with nothing but JAX runs (`jax.export`).
+"""Writes a backbone as StableHLO (`jax.export`), which runs with nothing but JAX.
 
 <folder>/weights.npz             the weights, once for all programs
 <folder>/HEIGHTxWIDTH[_bN].bin   a program: (weights, normalised images) -> {"cls", "patches", ...}
@@ -37,12 +37,12 @@ print({{name: x.shape for name, x in features.items()}})
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What the formats that hold a program (stablehlo, onnx) are made for.
+    """The sizes for which stablehlo and onnx programs are made.
 
     Attributes:
       image_sizes: (height, width) in px, one program each.
-      batch_sizes: a program each; 0: one program for any number of images.
-      bake_positions: the table is resampled once and stored, instead of in every call.
+      batch_sizes: one program each; 0 makes one program for any number of images.
+      bake_positions: resample the position table once and store it, instead of in every call.
     """
 
     image_sizes: Sequence[tuple[int, int]] = ((224, 224),)
@@ -51,7 +51,7 @@ class Programs:
 
 
 def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
-    """Writes weights, programs and example; returns the differences from the model itself."""
+    """Writes weights, programs and an example; returns the differences from the model."""
     model = backbone.model.clone(attention="xla", scan_blocks=True)
     channels = in_channels(backbone.params, model.patch_size)
     weights = {name: np.asarray(x) for name, x in flatten(backbone.params).items()}
@@ -74,7 +74,10 @@ def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, flo
 def features_at(
     model: VisionTransformer, weights: dict[str, Any], size: tuple[int, int], bake: bool
 ) -> Any:
-    """(weights by path, images [B, *size, C]) -> features; with the table of `size`, if `bake`."""
+    """Makes a function (weights by path, images [B, *size, C]) -> features.
+
+    With `bake`, it holds the position table for `size`.
+    """
     grid = size[0] // model.patch_size, size[1] // model.patch_size
     table = None
     if bake:
@@ -100,7 +103,7 @@ def _program(
 
 
 def _difference(program: Path, weights: Path, backbone: Backbone, images: np.ndarray) -> float:
-    """Greatest difference of the re-opened files from the model."""
+    """Opens the files again; returns their greatest difference from the model."""
     call = export.deserialize(bytearray(program.read_bytes())).call
     got = call(dict(jnp.load(weights)), images)
     want = jax.jit(backbone.model.apply)({"params": backbone.params}, images)

@@ -1,8 +1,8 @@
 """Low-rank adaptation of a frozen backbone (Hu et al. 2021, arXiv 2106.09685).
 
 The weight W of every chosen projection becomes W + (alpha / rank) A B, where only A [in, rank] and
-B [rank, out] are trained. The sum is made functionally before the forward pass, so the model knows
-nothing of it: a step costs one product of A and B a projection, which is little beside a batch.
+B [rank, out] are trained. The sum is computed before the forward pass, so the model needs no
+change; it costs one small product for each projection and step.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ class Lora:
     Attributes:
       rank: columns of A.
       alpha: the update is scaled by alpha / rank.
-      targets: some of TARGETS; those of the other feed-forward network are passed over.
+      targets: some of TARGETS; those that the backbone's kind of feed-forward network lacks are
+        ignored.
     """
 
     rank: int = 8
@@ -43,7 +44,7 @@ class Lora:
 
 
 def _kernels(params: Any, lora: Lora) -> dict[str, Any]:
-    """Stacked kernels [L, in, out] of the targets that this backbone has."""
+    """The stacked kernels [L, in, out] of those targets that this backbone has."""
     found = {}
     for target in lora.targets:
         part, name = target.split("/")
@@ -58,7 +59,7 @@ def _kernels(params: Any, lora: Lora) -> dict[str, Any]:
 
 
 def init_factors(params: Any, lora: Lora, seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """{target: {"a" [L, in, rank], "b" [L, rank, out]}}; B is 0, so nothing changes at first.
+    """Draws {target: {"a" [L, in, rank], "b" [L, rank, out]}}; B is 0, so nothing changes at first.
 
     Args:
       params: of the backbone, blocks stacked, or their shapes.
@@ -69,14 +70,14 @@ def init_factors(params: Any, lora: Lora, seed: int) -> dict[str, dict[str, np.n
     rng, factors = np.random.default_rng(seed), {}
     for target, kernel in _kernels(params, lora).items():
         depth, wide, out = kernel.shape
-        bound = wide**-0.5  # as of a torch linear layer, which the paper's code takes for A
+        bound = wide**-0.5  # as a torch linear layer, which the paper's code uses for A
         a = rng.uniform(-bound, bound, (depth, wide, lora.rank)).astype(np.float32)
         factors[target] = {"a": a, "b": np.zeros((depth, lora.rank, out), np.float32)}
     return factors
 
 
 def merge(params: Any, factors: dict[str, dict[str, Array]], lora: Lora) -> Any:
-    """Parameters of the backbone with the updates added; for the forward pass and for export."""
+    """Adds the updates to the parameters of the backbone, for the forward pass and for export."""
     blocks = {part: dict(values) for part, values in params["blocks"].items()}
     for target, pair in factors.items():
         part, name = target.split("/")

@@ -1,8 +1,7 @@
 """Mixup, CutMix and label smoothing on the device, inside the step.
 
-Zhang et al. 2018 (arXiv 1710.09412); Yun et al. 2019 (arXiv 1905.04899). Own code because the
-augmentation libraries for JAX that are maintained (dm-pix, augmax) work on single pictures and have
-neither.
+Zhang et al. 2018 (arXiv 1710.09412); Yun et al. 2019 (arXiv 1905.04899). The maintained
+augmentation libraries for JAX (dm-pix, augmax) work on single pictures and have neither.
 """
 
 import jax
@@ -11,7 +10,7 @@ from jax import Array
 
 
 def smooth_targets(labels: Array, classes: int, smoothing: float) -> Array:
-    """int [...] -> fp32 [..., K]: 1 - smoothing, and the smoothing spread over all classes."""
+    """int [...] -> fp32 [..., K]: one-hot times 1 - smoothing, plus smoothing over all classes."""
     return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
 
 
@@ -24,15 +23,15 @@ def mix(
     cutmix: float,
     switch_probability: float = 0.5,
 ) -> tuple[Array, Array]:
-    """Each picture with the one opposite in its group, one share and one box for a whole group.
+    """Mixes each picture with the opposite one of its group; a group shares one draw.
 
     A group is what one GPU mixes in DeiT's pipeline, so nothing crosses devices.
 
     Args:
       keys: [G], one a group.
       images [G, b, H, W, C], targets [G, b, K].
-      mixup, cutmix: both parameters of the Beta law of the share; 0 turns one off. If both are on,
-        a group uses CutMix with `switch_probability`.
+      mixup, cutmix: alpha of the Beta(alpha, alpha) distribution of the share; 0 turns one off.
+        If both are on, a group uses CutMix with `switch_probability`.
     """
     if not mixup and not cutmix:
         return images, targets
@@ -53,7 +52,7 @@ def mix(
 
 
 def cut_box(key: Array, share: Array, size: tuple[int, int]) -> Array:
-    """fp32 [H, W]: 1 in a box of sides sqrt(1 - share), centred anywhere, cut at the borders."""
+    """fp32 [H, W], 1 inside a box: sides sqrt(1 - share), random centre, cut at the borders."""
     edges = []
     for side, place in zip(size, jax.random.uniform(key, (2,)), strict=True):
         half = jnp.floor(side * jnp.sqrt(1 - share)) // 2

@@ -1,4 +1,4 @@
-"""AdamW whose learning rate falls from block to block, for fine-tuning."""
+"""AdamW for fine-tuning, with a smaller learning rate for earlier blocks."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def lr_multipliers(params: Any, depth: int, decay: float) -> Any:
     """decay^(depth + 1 - layer): layer 0 is the embedding, i + 1 block i, depth + 1 the rest.
 
     Args:
-      params: {"backbone": ..., ...}; factors of LoRA count as their blocks.
+      params: {"backbone": ..., ...}; LoRA's factors are treated as their blocks.
     """
 
     def leaf(path: tuple[Any, ...], value: Any) -> np.ndarray | float:
@@ -33,7 +33,7 @@ def lr_multipliers(params: Any, depth: int, decay: float) -> Any:
 
 
 def is_decayed(params: Any) -> Any:
-    """True where weight decay acts: kernels, also of the patch embedding, and LoRA's factors."""
+    """True for what weight decay acts on: all kernels and LoRA's factors."""
 
     def leaf(path: tuple[Any, ...], _: Any) -> bool:
         names = path_name(path).split("/")
@@ -54,7 +54,7 @@ def layerwise_adamw(
     layerwise_decay: float,
     weight_decay: float,
 ) -> optax.GradientTransformation:
-    """AdamW with lr by layer: a linear warm-up from 1e-6 to `lr`, then a cosine to `min_lr`."""
+    """AdamW with a learning rate a layer: linear warm-up from 1e-6 to `lr`, cosine to `min_lr`."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=min(1e-6, lr),
         peak_value=lr,

@@ -51,7 +51,7 @@ class FinetuneSettings:
       iterations: 20 epochs of ImageNet are 50,000 at this batch size.
       batch_size: images over all devices; lr is for this size, it is not scaled.
       group_size: images that share a draw of mixing and of stochastic depth; divides the batch.
-      lr, min_lr: peak and end of a cosine behind a linear warm-up of `warmup_iterations`.
+      lr, min_lr: peak and end of a cosine after a linear warm-up of `warmup_iterations`.
       layerwise_decay: factor on lr from one block to the one below; 1 for none.
       weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
       drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
@@ -85,7 +85,7 @@ class FinetuneSettings:
 def at_resolution(
     model: VisionTransformer, params: Any, image_px: int
 ) -> tuple[VisionTransformer, Any]:
-    """The model with a position table for pictures of `image_px`, resampled as in its forward pass.
+    """Gives the model a position table for `image_px`, resampled as its forward pass does.
 
     Raises:
       EvaluationError: when that is not whole patches.
@@ -136,7 +136,7 @@ def _train_step(
     batch: dict[str, Array],
     iteration: Array,
 ) -> tuple[dict[str, Any], Array]:
-    """{"params", "ema", "optimizer"} after one step, and the loss."""
+    """One step: the new {"params", "ema", "optimizer"} and the loss."""
     groups = settings.batch_size // settings.group_size
     classes = state["params"]["head"]["bias"].shape[0]
     key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
@@ -161,11 +161,10 @@ def first_params(
     settings: FinetuneSettings,
     head: LinearHead | None = None,
 ) -> dict[str, Any]:
-    """What is trained, as it begins: the backbone or LoRA's factors, and the head.
+    """Makes the parameters that training begins with: backbone or LoRA's factors, and head.
 
     Args:
-      head: a linear head of the probe to begin with, on the same input; None draws one from
-        N(0, 0.01^2).
+      head: a linear head to begin with, on the same input; None draws one from N(0, 0.01^2).
 
     Raises:
       EvaluationError: when the head has another input or other classes.
@@ -190,7 +189,7 @@ def first_params(
 
 
 def check_settings(settings: FinetuneSettings) -> None:
-    """Raises EvaluationError for a group or a warm-up that does not fit."""
+    """Refuses a group or a warm-up that does not fit, by an EvaluationError."""
     if settings.batch_size % settings.group_size:
         raise EvaluationError(
             f"batch_size {settings.batch_size} is no multiple of group_size "
@@ -220,21 +219,23 @@ def finetune(
     identity: str = "",
     mesh: Mesh | None = None,
 ) -> Finetuned:
-    """Trains on random resized crops of `preprocessing.image_px`, whatever the model's own size.
+    """Trains on random resized crops of `preprocessing.image_px` px.
 
     Args:
-      model, params: the backbone; its table of positions is resampled first.
+      model, params: the backbone; its position table is resampled to that size first.
       source, labels: pictures and their classes [len(source)]; -1 leaves a picture out.
       head: see `first_params`.
       class_names: kept with the classifier.
       workers: loader processes.
       folder: where the state is stored; a killed run continues from there.
-      identity: of weights and data, so that the state of others is refused.
-      mesh: by default over all devices.
+      identity: of weights and data; a stored state of another identity is refused.
+      mesh: all devices by default.
+
+    Returns:
+      The averaged weights, the same on all processes.
 
     Raises:
-      EvaluationError: labels, sizes or a head that do not fit, or a folder with the state of other
-        work.
+      EvaluationError: labels, sizes or a head that do not fit, or a stored state of other work.
     """
     check_labels(source, labels, classes)
     check_settings(settings)
@@ -247,7 +248,7 @@ def finetune(
         "identity": identity,
         "size": preprocessing.image_px,
         "labels": checksum([np.asarray(labels, np.int32)]),
-        "head": "" if head is None else head.name,
+        "head": "" if head is None else f"{head.name} {checksum([head.weight, head.bias])}",
     }
     file = StateFile(None if folder is None else Path(folder) / STATE_FILE, known)
     begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
@@ -307,7 +308,7 @@ def _optimizer(
 
 
 def _settings_of_state(settings: FinetuneSettings) -> dict[str, Any]:
-    """What must not change when a stored state is continued: all but how often it is stored."""
+    """All settings that a stored state depends on: all but `save_every`."""
     known = dataclasses.asdict(settings)
     known.pop("save_every")
     return known
