@@ -25,9 +25,9 @@ from dinov2_jax.errors import EvaluationError
 GROUP = 50
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    """L2-normalises features [..., D], fp32; zeros stay zeros."""
-    features = np.asarray(features, np.float32)
+def unit(features: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """L2-normalises features [..., D] in `dtype`; zeros stay zeros."""
+    features = np.asarray(features, dtype)
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 

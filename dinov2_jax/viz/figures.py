@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax.features.search import unit
 from dinov2_jax.viz.canvas import beside, centre, framed, resize, titled, under, within
 from dinov2_jax.viz.gallery import Figure
 from dinov2_jax.viz.heat import head_sheet
 from dinov2_jax.viz.look import Album, Picture, Seen
-from dinov2_jax.viz.matching import draw_matches, mutual_matches, unit
+from dinov2_jax.viz.matching import draw_matches, mutual_matches
 from dinov2_jax.viz.neighbours import nearest, neighbour_sheet, plane, scatter_sheet
 from dinov2_jax.viz.pca import PcaPictures
 
@@ -158,7 +159,7 @@ def alike(features: Sequence[np.ndarray], pairs: int) -> list[tuple[int, int]]:
 
     A second round begins where all have had their turn, so that one picture does not fill the page.
     """
-    values = unit(np.stack(features))
+    values = unit(np.stack(features), np.float64)
     cosine = values @ values.T
     ranked = sorted(itertools.combinations(range(len(values)), 2), key=lambda pair: -cosine[pair])
     chosen: list[tuple[int, int]] = []

@@ -2,14 +2,14 @@
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dinov2_jax.run.files import write_bytes
-from dinov2_jax.viz.page import document, folded, picture, section, table
+from dinov2_jax.viz.page import document, folded, note_list, picture, section, settings_table
 from dinov2_jax.viz.sheet import png_bytes
 
 PAGE_FILE = "pictures.html"
@@ -39,7 +39,7 @@ def write_gallery(
     facts: Sequence[str],
     figures: Sequence[Figure],
     notes: Sequence[str] = (),
-    settings: Sequence[tuple[str, str]] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a PNG a figure and the page around them, each whole or not at all.
 
@@ -49,7 +49,7 @@ def write_gallery(
       facts: a line each under the title.
       figures: in the order of the page.
       notes: sentences for the reader; those that begin with "warning" stand out.
-      settings: names and values, folded away at the end.
+      settings: the configuration, nested; folded away at the end.
 
     Returns:
       the page's path.
@@ -59,11 +59,11 @@ def write_gallery(
     for name, content in files.items():
         write_bytes(folder / name, content)
     lines = "\n".join(html.escape(fact) for fact in facts)
-    parts = [f'<h1>{html.escape(title)}</h1>\n<p class="quiet lines">{lines}</p>', _notes(notes)]
+    parts = [f'<h1>{html.escape(title)}</h1>\n<p class="quiet lines">{lines}</p>', note_list(notes)]
     for (heading, lead), group in itertools.groupby(figures, key=lambda f: (f.heading, f.lead)):
         shown = "\n".join(_figure(figure, files[figure.file]) for figure in group)
         parts.append(section(heading, f'<div class="plates">{shown}</div>', lead))
-    parts.append(folded("Configuration", table(settings)))
+    parts.append(folded("Configuration", settings_table(settings or {})))
     page = folder / PAGE_FILE
     write_bytes(page, document(title, parts).encode())
     return page
@@ -76,10 +76,3 @@ def _figure(figure: Figure, png: bytes) -> str:
         f'<figure class="plate" style="max-width: {width}px">'
         f"{picture(png, figure.caption)}{caption}</figure>"
     )
-
-
-def _notes(notes: Sequence[str]) -> str:
-    """A list; nothing without notes."""
-    marks = [' class="warning"' if note.startswith("warning") else "" for note in notes]
-    items = (f"<li{m}>{html.escape(note)}</li>" for m, note in zip(marks, notes, strict=True))
-    return section("Notes", f"<ul>{''.join(items)}</ul>" if notes else "")

@@ -1,10 +1,11 @@
-"""Patches of two pictures that are each other's nearest neighbour, and lines between them."""
+"""Patches of two pictures that are mutual nearest neighbours, and lines between them."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from dinov2_jax.features.search import unit
 from dinov2_jax.viz.canvas import WHITE, wheel
 
 LINE_GAP_PX = 24  # between the two pictures
@@ -15,7 +16,7 @@ class Matches(NamedTuple):
     """Matching patches, the most similar first.
 
     Attributes:
-      first, second: int [M], numbers of the patches, row-major over their picture's grid.
+      first, second: int [M], patch numbers, row-major over the picture's grid.
       similarity: float [M], cosine of their features.
     """
 
@@ -31,17 +32,17 @@ def mutual_matches(
     most: int | None = None,
     spacing: int = 1,
 ) -> Matches:
-    """Pairs of patches, each the other's nearest by cosine among all that are asked for.
+    """Finds pairs of patches that are each other's nearest by cosine.
 
     Args:
       first, second: features [h, w, D] of two pictures; grids may differ.
       masks: bool [h, w] of each; only patches that are True take part.
-      most: so many of the most similar pairs are kept; None: all.
-      spacing: pairs are left out, the most similar kept, that lie less than so many patches beside
-        and above a kept one in either picture (the paper's non-maximum suppression); 1: none are.
+      most: how many of the most similar pairs are kept; None: all.
+      spacing: a pair is dropped if a more similar kept pair lies fewer patches away in either
+        picture (the paper's non-maximum suppression); 1 drops none.
 
     Raises:
-      ValueError: features or masks whose shapes do not fit each other.
+      ValueError: the shapes of features or masks do not fit each other.
     """
     _check(first, second, masks)
     kept = [np.flatnonzero(np.ones(first.shape[:2], bool) if masks is None else masks[0])]
@@ -49,7 +50,7 @@ def mutual_matches(
     if not (len(kept[0]) and len(kept[1])):
         return Matches(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     flat = [x.reshape(-1, x.shape[-1])[k] for x, k in zip((first, second), kept, strict=True)]
-    cosine = unit(flat[0]) @ unit(flat[1]).T
+    cosine = unit(flat[0], np.float64) @ unit(flat[1], np.float64).T
     there, back = cosine.argmax(axis=1), cosine.argmax(axis=0)
     rows = np.flatnonzero(back[there] == np.arange(len(there)))
     rows = rows[np.argsort(-cosine[rows, there[rows]], kind="stable")]
@@ -58,20 +59,13 @@ def mutual_matches(
     return Matches(*(values[chosen] for values in found))
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    """[..., D] -> float64 of length 1; zeros stay zeros."""
-    values = np.nan_to_num(np.asarray(features, np.float64), posinf=0.0, neginf=0.0)
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    return values / np.where(length > 0, length, 1.0)
-
-
 def draw_matches(
     first: np.ndarray,
     second: np.ndarray,
     matches: Matches,
     grids: tuple[tuple[int, int], tuple[int, int]],
 ) -> np.ndarray:
-    """Two pictures side by side, a line of its own colour between every two matching patches.
+    """Draws two pictures side by side, with a line in its own colour for every match.
 
     Colours follow the place in the first picture, so that neighbours there look alike.
 
@@ -118,7 +112,7 @@ def _check(
 
 
 def _spread(found: Matches, columns: tuple[int, int], most: int | None, spacing: int) -> list[int]:
-    """Numbers of the pairs to keep, greedily from the most similar."""
+    """Chooses the pairs to keep, greedily from the most similar."""
     places = [
         np.stack(np.divmod(side, width), axis=1)
         for side, width in zip((found.first, found.second), columns, strict=True)
@@ -142,7 +136,7 @@ def _centres(patches: np.ndarray, grid: tuple[int, int], size_px: tuple[int, ...
 
 
 def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: list[int]) -> None:
-    """On a dark rim that shows on any ground."""
+    """Draws a line with a dark rim that shows on any ground."""
     for width, shade in ((3, [0, 0, 0]), (1, colour)):
         cv2.line(canvas, _fixed(start), _fixed(end), shade, width, cv2.LINE_AA, _FINE)
 

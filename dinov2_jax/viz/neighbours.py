@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinov2_jax.features.search import search, unit
 from dinov2_jax.viz.canvas import (
     INK,
     WHITE,
@@ -15,7 +16,6 @@ from dinov2_jax.viz.canvas import (
     titled,
     under,
 )
-from dinov2_jax.viz.matching import unit
 from dinov2_jax.viz.pca import principal_directions, project, scale_robust
 
 THUMB_PX = 128
@@ -23,7 +23,7 @@ WIDE_GAP_PX = 28  # between a query and its neighbours
 
 
 class Neighbours(NamedTuple):
-    """Of each query the most similar of a bank: rows int [Q, k], similarity float [Q, k]."""
+    """The most similar rows of a bank for each query: rows int [Q, k], similarity [Q, k]."""
 
     rows: np.ndarray
     similarity: np.ndarray
@@ -39,30 +39,31 @@ class Plane(NamedTuple):
 def nearest(
     queries: np.ndarray, bank: np.ndarray, k: int, own: Sequence[int] | None = None
 ) -> Neighbours:
-    """The k rows of `bank` most like each query, by cosine, the most similar first.
+    """Finds the k rows of `bank` that are most similar to each query by cosine, best first.
 
     Args:
       queries: [Q, D].
       bank: [N, D].
       k: fewer where the bank is smaller.
-      own: the query's own row in the bank, which is passed over; -1 where there is none.
+      own: each query's own row in the bank, which is left out; -1 if it has none.
 
     Raises:
-      ValueError: nothing to compare, or features of other widths.
+      ValueError: k is below 1, or the widths differ.
     """
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1] or k < 1:
         raise ValueError(
             f"{k} neighbours of queries {queries.shape} in a bank {bank.shape} cannot be found; "
             "pass k of 1 or more and features [n, D] of one width"
         )
-    cosine = unit(queries) @ unit(bank).T
-    given = [-1] * len(queries) if own is None else list(own)
-    for query, row in enumerate(given):
-        if row >= 0:
-            cosine[query, row] = -np.inf
-    k = min(k, len(bank) - (1 if any(row >= 0 for row in given) else 0))
-    rows = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
-    return Neighbours(rows, np.take_along_axis(cosine, rows, axis=1))
+    given = np.full(len(queries), -1) if own is None else np.asarray(own)
+    spare = int((given >= 0).any())
+    k = min(k, len(bank) - spare)
+    similarity, rows = search(bank, queries, k + spare)
+    places = [np.flatnonzero(row != mine)[:k] for row, mine in zip(rows, given, strict=True)]
+    chosen = np.array(places, int).reshape(len(queries), k)
+    return Neighbours(
+        np.take_along_axis(rows, chosen, axis=1), np.take_along_axis(similarity, chosen, axis=1)
+    )
 
 
 def neighbour_sheet(
@@ -71,13 +72,14 @@ def neighbour_sheet(
     bank: Sequence[np.ndarray],
     found: Neighbours,
 ) -> np.ndarray:
-    """A row a query: at the left itself, at the right its neighbours under their similarity.
+    """One row for each query: the query at the left, its neighbours under their similarity at the
+    right.
 
     Args:
       queries: uint8 [H, W, 3] each.
-      names: of the queries.
-      bank: uint8 [H, W, 3] each; only those that are neighbours are looked at.
-      found: of `nearest`.
+      names: one for each query.
+      bank: uint8 [H, W, 3] each; only neighbours are read.
+      found: from `nearest`.
 
     Returns:
       uint8 [H, W, 3].
@@ -96,9 +98,9 @@ def neighbour_sheet(
 def plane(features: np.ndarray) -> Plane:
     """Places pictures by the two leading principal components of their unit features [N, D].
 
-    Each axis runs from the 1st to the 99th percentile; what lies beyond is at its end.
+    Each axis runs from the 1st to the 99th percentile; values beyond lie at its end.
     """
-    values = unit(features)
+    values = unit(features, np.float64)
     scores = project(values, principal_directions(values, 2))
     if scores.shape[1] < 2:
         scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
@@ -109,11 +111,11 @@ def plane(features: np.ndarray) -> Plane:
 def scatter_sheet(
     thumbs: Sequence[np.ndarray], found: Plane, size_px: tuple[int, int] = (760, 1000)
 ) -> np.ndarray:
-    """Every picture as a thumbnail at its place, first component to the right, second up.
+    """Draws every picture as a thumbnail at its place: first component right, second up.
 
     Args:
       thumbs: uint8 [H, W, 3] each, in the order of `found.places`.
-      size_px: (height, width) of the plane.
+      size_px: height and width of the plane.
 
     Returns:
       uint8 [H, W, 3].

@@ -1,8 +1,11 @@
-"""The look of a report: one style sheet and the few pieces of HTML that every section uses."""
+"""The look of a page: one style sheet and the pieces of HTML that every section uses."""
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dinov2_jax.config.files import leaves
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c1f23; --quiet: #646b75;
@@ -59,7 +62,7 @@ th { color: var(--quiet); }
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """A whole page around sections that are already HTML; `title` is escaped here."""
+    """Puts sections, which are HTML already, into a whole page; `title` is escaped here."""
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -106,3 +109,19 @@ def table(entries: Sequence[tuple[str, str]]) -> str:
         for name, value in entries
     )
     return f"<table>{''.join(rows)}</table>" if entries else ""
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """A table of nested settings by dotted name, in their order."""
+    return table([(name, str(value)) for name, value in leaves(settings).items()])
+
+
+def note_list(notes: Sequence[str]) -> str:
+    """A section of sentences, each once; those that begin with "warning" stand out."""
+
+    def item(note: str) -> str:
+        mark = ' class="warning"' if note.lower().startswith("warning") else ""
+        return f"<li{mark}>{html.escape(note)}</li>"
+
+    items = map(item, dict.fromkeys(notes))
+    return section("Notes", f"<ul>{''.join(items)}</ul>" if notes else "")

@@ -11,7 +11,15 @@ import numpy as np
 from dinov2_jax.run.files import write_text
 from dinov2_jax.run.metrics import read_metrics
 from dinov2_jax.viz.curves import curve, number, series
-from dinov2_jax.viz.page import document, folded, numbers, picture, section, table
+from dinov2_jax.viz.page import (
+    document,
+    folded,
+    note_list,
+    numbers,
+    picture,
+    section,
+    settings_table,
+)
 from dinov2_jax.viz.sheet import png_bytes
 
 REPORT_FILE = "report.html"
@@ -50,12 +58,12 @@ def write_report(
         [
             _heading(Path(workdir), config),
             numbers(headline(rows, config)),
-            _notes(notes),
+            note_list(notes),
             _curves(rows),
             _crops(crops_png),
             _pca(pca_pairs),
             _health(rows),
-            folded("Configuration", table(flatten(config))),
+            folded("Configuration", settings_table(config)),
             section("Pictures", _lines(attribution)),
         ],
     )
@@ -76,17 +84,6 @@ def headline(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> li
         entries.append(("Images a second", number(statistics.median(rates))))
     if skipped := _known(rows, "skipped_pictures"):
         entries.append(("Pictures skipped", f"{skipped[-1]:,.0f}"))
-    return entries
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings -> ("model.patch_size", "8"), in their order."""
-    entries = []
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            entries += flatten(value, f"{prefix}{name}.")
-        else:
-            entries.append((f"{prefix}{name}", str(value)))
     return entries
 
 
@@ -113,15 +110,6 @@ def _heading(workdir: Path, config: Mapping[str, Any]) -> str:
         f"<h1>{html.escape(workdir.resolve().name)}</h1>\n"
         f'<p class="quiet">dinov2_jax: {html.escape(line or "training run")}</p>'
     )
-
-
-def _notes(notes: Sequence[str]) -> str:
-    items = (f"<li{_warning_class(note)}>{html.escape(note)}</li>" for note in dict.fromkeys(notes))
-    return section("Notes", f"<ul>{''.join(items)}</ul>" if notes else "")
-
-
-def _warning_class(note: str) -> str:
-    return ' class="warning"' if note.lower().startswith("warning") else ""
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> str:

@@ -70,7 +70,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
         _facts(config, backbone, pictures),
         figures + whole,
         [*notes, *more, *others],
-        [(name, str(value)) for name, value in leaves(config).items()],
+        config.to_dict(),
     )
     print(f"{len(figures + whole)} pictures in {time.monotonic() - started:.0f} s: {page}")
     return page

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.features import extractor as extractor_module
 from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.train import probe as probe_module
 from dinov2_jax.train.probe import linear_top1, make_probe
 from dinov2_jax.train.setup import make_networks
 from tests.train.tiny import tiny_config
@@ -72,3 +74,69 @@ def test_why_there_is_none(tmp_path):
     assert "split='dev'" in probe_of(tmp_path / "sets", **wrong)[1]
     with pytest.raises(SourceError, match="split='dev'"):
         probe_of(tmp_path / "sets", **wrong, **{"eval.labels": "folders"})
+
+
+class Costly:
+    """A source whose labels cost the read of their records, as those of TFDS do."""
+
+    class_names = ("cat", "dog")
+
+    def __init__(self, count: int, unknown: tuple[int, ...] = ()) -> None:
+        self.count, self.unknown = count, unknown
+        self.asked: list[int] = []
+
+    @property
+    def labels(self):
+        raise AssertionError("reads every record")
+
+    def labels_of(self, rows):
+        self.asked += list(rows)
+        return np.array([-1 if row in self.unknown else row % 2 for row in rows], np.int64)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return np.full((8, 8, 3), 50 + 100 * (index % 2), np.uint8)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+def test_labels_of_the_chosen_records_alone_are_read(tmp_path, monkeypatch):
+    sources = {"train": Costly(1000, unknown=(0,)), "test": Costly(600)}
+    monkeypatch.setattr(probe_module, "open_source", lambda *rest, split, **named: sources[split])
+    probe, why = probe_of(tmp_path, **{"eval.max_pictures": 20})
+    assert "20 pictures of test among 20 of train" in why
+    assert all(len(source.asked) <= 8 for source in sources.values())  # is there any label?
+    config = tiny_config()
+    model = make_networks(config, drop_path=False).backbone
+    params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))["params"]
+    with jax.set_mesh(make_mesh()):
+        found = probe({"backbone": params})
+        probe({"backbone": params})
+    assert all(len(source.asked) <= 28 for source in sources.values())  # once, not every time
+    assert 0 <= found["knn_top1"] <= 100
+    rows, labels = probe._splits[0].labelled()
+    assert len(rows) == len(labels) == 19 and 0 not in rows
+
+
+def test_devices_share_the_pictures(tmp_path, monkeypatch):
+    """Before, every device computed every picture."""
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            fill(tmp_path / split / label, 8)
+    probe, _ = probe_of(tmp_path, **{"eval.batch_size": 16})
+    config, seen = tiny_config(), []
+    model = make_networks(config, drop_path=False).backbone
+    params = model.init(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))["params"]
+    forward = extractor_module.forward
+
+    def looking(params, images, readable, **rest):
+        seen.append({shard.data.shape[0] for shard in images.addressable_shards})
+        return forward(params, images, readable, **rest)
+
+    monkeypatch.setattr(extractor_module, "forward", looking)
+    with jax.set_mesh(make_mesh()):
+        probe({"backbone": params})
+    assert len(jax.devices()) == 8 and seen == [{2}, {2}]

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.viz.curves import curve, series, thin, ticks
-from dinov2_jax.viz.report import flatten, headline, write_report
+from dinov2_jax.viz.page import settings_table
+from dinov2_jax.viz.report import headline, write_report
 from dinov2_jax.viz.sheet import crop_sheet
 
 CONFIG = {"batch_size": 64, "model": {"variant": "vit_tiny"}, "data": {"path": "<b>a&b</b>"}}
@@ -177,9 +178,10 @@ def test_ticks_are_round_and_enclose(low: float, high: float, expected: list | N
     assert expected is None or found == expected
 
 
-def test_flatten_keeps_the_order_of_settings() -> None:
+def test_the_table_keeps_the_order_of_settings() -> None:
     nested = {"b": 1, "a": {"z": (0.1, 0.5), "y": {"x": None}}}
-    assert flatten(nested) == [("b", "1"), ("a.z", "(0.1, 0.5)"), ("a.y.x", "None")]
+    cells = re.findall(r"<th[^>]*>([^<]+)</th><td>([^<]+)</td>", settings_table(nested))
+    assert cells == [("b", "1"), ("a.z", "(0.1, 0.5)"), ("a.y.x", "None")]
 
 
 def test_the_chosen_point_is_the_headline() -> None:
