@@ -50,7 +50,7 @@ FAST = {
         "--config.few_shot.linear_iterations=4",
         "--config.knn.ks=(2,)",
     ],
-    "visualize": ["--config.image_px=64"],
+    "visualize": ["--config.image_px=64", "--config.folder_pictures=20"],
 }
 
 
