@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinov2_jax.config.overrides import parse_arguments
+from dinov2_jax import main as entry
+from dinov2_jax.config.overrides import override, parse_arguments
 from dinov2_jax.main import main, resolve_config
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 
@@ -22,36 +23,36 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]
 PYTHON_PAGES = [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))]
 
-_MODEL = [
-    "--config.model.dim=16",
-    "--config.model.depth=1",
-    "--config.model.heads=2",
-    "--config.dino.head_prototypes=16",
-    "--config.dino.head_bottleneck_dim=8",
-    "--config.dino.head_hidden_dim=16",
-    "--config.batch_size=16",
-    "--config.group_size=2",
-]
+_MODEL = {
+    "model.dim": "16",
+    "model.depth": "1",
+    "model.heads": "2",
+    "dino.head_prototypes": "16",
+    "dino.head_bottleneck_dim": "8",
+    "dino.head_hidden_dim": "16",
+    "batch_size": "16",
+    "group_size": "2",
+}
 # What makes a task quick, without changing what the page says.
 FAST = {
-    "train": [
-        *_MODEL,
-        "--config.total_steps=2",
-        "--config.data.workers=0",
-        "--config.eval.every_steps=0",
-    ],
-    "plan": [*_MODEL, "--config.plan.trials=0"],
-    "eval": [
-        "--config.linear.iterations=4",
-        "--config.linear.batch_size=4",
-        "--config.logreg.count=3",
-        "--config.few_shot.per_class=(1,2)",
-        "--config.few_shot.tries=2",
-        "--config.few_shot.linear_iterations=4",
-        "--config.knn.ks=(2,)",
-    ],
-    "visualize": ["--config.image_px=64", "--config.folder_pictures=20"],
+    "train": _MODEL | {"total_steps": "2", "data.workers": "0", "eval.every_steps": "0"},
+    "plan": _MODEL | {"plan.trials": "0"},
+    "eval": {
+        "linear.iterations": "4",
+        "linear.batch_size": "4",
+        "logreg.count": "3",
+        "few_shot.per_class": "(1,2)",
+        "few_shot.tries": "2",
+        "few_shot.linear_iterations": "4",
+        "knn.ks": "(2,)",
+    },
+    "visualize": {"image_px": "64", "folder_pictures": "20"},
 }
+
+
+def fast(task):
+    """The same as overrides of the command line."""
+    return [f"--config.{name}={value}" for name, value in FAST.get(task, {}).items()]
 
 
 def write_pictures(folder, count, seed):
@@ -77,7 +78,7 @@ def desk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         data = ["--config.data.source=folder", f"--config.data.path={folder / 'labelled'}"]
-        words = ["--config=configs/quickstart.py", "--workdir=runs/quickstart", *FAST["train"]]
+        words = ["--config=configs/quickstart.py", "--workdir=runs/quickstart", *fast("train")]
         assert main(["main", *words, *data, "--config.eval.labels=folders"]) == 0
     return folder
 
@@ -115,7 +116,7 @@ def check_command(words, block, monkeypatch):
 def check_main(arguments, run):
     config = resolve_config(parse_arguments([a for a in arguments if a != "--help"]))
     if run:
-        assert main(["main", *arguments, *FAST.get(config.task, [])]) == 0
+        assert main(["main", *arguments, *fast(config.task)]) == 0
 
 
 class Accepted(Exception):
@@ -165,6 +166,13 @@ def test_python(page, desk, monkeypatch):
     """Blocks of one page share their names, as in a notebook."""
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(str(ROOT))
+    train = entry.train
+
+    def train_quickly(config, workdir):
+        override(config, FAST["train"])
+        train(config, workdir)
+
+    monkeypatch.setattr(entry, "train", train_quickly)
     names = {}
     for block in blocks_of(page):
         if block.language == "python":
