@@ -247,9 +247,9 @@ def _x_axis(axes: _Axes) -> str:
     for value in axes.x_ticks:
         x = axes.x(value)
         parts.append(_line("axis", x, base, x, base + 4))
-        parts.append(
-            f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{number(value)}</text>'
-        )
+        text = number(value)
+        place = min(x, WIDTH - 3.6 * len(text))  # a long one at the end stays inside
+        parts.append(f'<text x="{place:.1f}" y="{base + 18}" text-anchor="middle">{text}</text>')
     middle, label = (LEFT + WIDTH - RIGHT) / 2, html.escape(axes.x_name)
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{label}</text>')
     return "".join(parts)
