@@ -5,9 +5,9 @@ database rows from nearest to farthest.
 """
 
 # DINOv2: no code for retrieval was published, and the paper states neither resolution nor scales.
-# Of Met it only names the scores (Ypsilantis et al. 2021). The vote and its grid are those of Met's
-# published code. That code also whitens features by a PCA of the training set (unless told not to),
-# which is not done here, and leaves the order of confidences that round to 1 to chance.
+# For Met it only names the scores (Ypsilantis et al. 2021). The vote and its grid are those of
+# Met's published code. That code also whitens features by a PCA of the training set (unless told
+# not to), which is not done here, and leaves the order of confidences that round to 1 to chance.
 
 from collections.abc import Mapping, Sequence
 

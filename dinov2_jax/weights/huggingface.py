@@ -18,7 +18,7 @@ from dinov2_jax.weights.load import Backbone
 def classifier_of(backbone: Backbone) -> str | None:
     """Names the head that transformers can hold: cls and mean patch of the last block.
 
-    Of several, "classifier" comes first, then the first in order.
+    With several such heads, "classifier" comes first, then the first in order.
     """
     fits = [
         name

@@ -292,7 +292,7 @@ def test_killed_twice(tmp_path, form):
     given, folder = (write_weights(tmp_path / "bundle"), pictures), tmp_path / "out"
     line = command(given, folder, **{"store.format": form, "store.shard_rows": 40})
     manifest = "dinov2_jax.features.store"
-    # Of every shard, the columns (npy: 2) or the file (parquet: 1) are synced, and the mark.
+    # Every shard syncs its columns (npy: 2) or its file (parquet: 1), and the mark.
     synced = {"npy": 3, "parquet": 2}[form]
     for module, name, nth in ((manifest, "Ledger.mark_done", 3), ("os", "fsync", 3 * synced)):
         process = start(line, DIES.format(module=module, name=name, nth=nth))

@@ -20,8 +20,8 @@ KERNELS = {
     "triton": functools.partial(triton_attention, interpret=True),
 }
 HEAD_DIM = 64
-# Of the greatest element. The fused kernels rebuild the softmax weights from a logarithm of about
-# 25 in fp32, which alone costs 2e-6.
+# Relative to the largest element. The fused kernels rebuild the softmax weights from a logarithm of
+# about 25 in fp32, which alone costs 2e-6.
 TOLERANCE = 1e-5
 
 

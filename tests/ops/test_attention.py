@@ -175,7 +175,7 @@ def tiny_params():
 
 
 def loss_and_gradient(**options):
-    """Of one packed pass over two crop sizes, 17 and 5 tokens."""
+    """One packed pass over two crop sizes, 17 and 5 tokens."""
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(2, 3, side, side, 3)).astype(np.float32) for side in (28, 14)]
 

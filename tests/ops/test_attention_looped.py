@@ -51,7 +51,7 @@ def test_any_number_of_turns_is_the_formula(product, turn, want, keep, monkeypat
 
 
 def test_the_backward_pass_keeps_no_logits(monkeypatch):
-    """Of 12 blocks in a scan: 12 x 2 x 2 x 128^2 logits are 3 MiB, all that is kept otherwise 1."""
+    """A scan of 12 blocks: 12 x 2 x 2 x 128^2 logits are 3 MiB, everything else that is kept 1."""
 
     def temporaries(keep: int) -> int:
         monkeypatch.setattr(attention_looped, "LOGITS_TO_KEEP", keep)

@@ -112,7 +112,7 @@ def _each_once(program: Program) -> Program:
 
 
 def _channel(instruction: Instruction | None) -> str | None:
-    """Of a collective."""
+    """The channel of a collective, None for others."""
     if instruction is None or instruction.opcode.removesuffix("-start") not in KINDS:
         return None
     found = _CHANNEL.search(instruction.rest)

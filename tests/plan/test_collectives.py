@@ -62,7 +62,7 @@ def test_an_all_reduce_of_own_shares_is_a_gather():
     def place(share, weights):
         own = jax.lax.axis_index("data") * len(share)
         whole = jax.lax.dynamic_update_slice(jnp.zeros((16, 4)), share, (own, 0))
-        # Of the gradient each device has a sum of its own, not a share of the whole.
+        # Each device has its own sum of the gradient, not a share of the whole.
         return jax.lax.psum((whole, weights * share.sum()), "data")
 
     def both(x, weights):
