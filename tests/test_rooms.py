@@ -1,6 +1,7 @@
 """Who may import whom: the layers of the package, read from the syntax tree."""
 
 import ast
+import statistics
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,51 @@ def test_the_method_never_sees_the_configuration() -> None:
     for room in ("models", "ops", "ssl", "data", "datasets", "heads", "metrics"):
         for file in (ROOT / room).rglob("*.py"):
             assert "ml_collections" not in outside(imports(parse(file))), file
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def lines_of(node: ast.AST) -> int:
+    return node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_and_functions_stay_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 350
+    too_long = [f.name for f in functions(ast.parse(text)) if lines_of(f) > 80]
+    assert not too_long
+
+
+def test_rooms_and_typical_functions_stay_small() -> None:
+    package = [file for file in FILES if room_of(file) != "bench"]
+    sizes = [lines_of(f) for file in package for f in functions(parse(file))]
+    assert statistics.median(sizes) <= 9
+    lines: dict[str, int] = {}
+    for file in package:
+        length = len(file.read_text(encoding="utf-8").splitlines())
+        lines[room_of(file)] = lines.get(room_of(file), 0) + length
+    total = sum(lines.values())
+    assert max(lines.values()) < 0.15 * total, max(lines, key=lines.__getitem__)
+
+
+def test_no_circle_of_imports() -> None:
+    names = {file: ".".join(file.relative_to(ROOT.parent).with_suffix("").parts) for file in FILES}
+    modules = {name.removesuffix(".__init__") for name in names.values()}
+    imported = {
+        name.removesuffix(".__init__"): (imports(parse(file)) & modules) - {"dinov2_jax"}
+        for file, name in names.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in imported[module]:
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in modules:
+        walk(module, ())

@@ -85,6 +85,7 @@ def _from_tensors(stored: Tensors, dim: int | None) -> Head:
     parts = {name.removeprefix("classifier."): tensors[name] for name in tensors}
     if {"classifier.weight", "classifier.bias"} <= tensors.keys():
         parts = {name: parts[name] for name in ("weight", "bias")}
+        dim = dim or settings.get("hidden_size")
     return released_head(parts, dim, source, settings)
 
 

@@ -32,6 +32,8 @@ def overridden(recipe: str, name: str, value: Any) -> Any:
         ("eval/default", "protocols", ["knn"], ("knn",)),
         # Several scales are averaged, although the default is one.
         ("eval/default", "retrieval.scales", "(1.0,0.7071,1.4142)", (1.0, 0.7071, 1.4142)),
+        ("eval/default", "linear.avgpool", "(False,)", (False,)),
+        ("eval/default", "linear.avgpool", "True", (True,)),
         ("embed", "size", "224", (224,)),
         ("embed", "size", "()", ()),
         ("default", "data.path", "/my pictures", "/my pictures"),

@@ -152,7 +152,7 @@ def test_a_head_of_one_block_begins_a_fine_tuning(weights, data, tmp_path):
     path = tmp_path / "a/linear_cached/coloured/head.safetensors"
     head = load_head(path)
     assert head.blocks == 1 and not head.avgpool and head.class_names == CLASSES
-    settings = {"iterations": 1, "warmup_iterations": 1, "batch_size": 8, "group_size": 8}
+    settings = {"iterations": 1, "warmup_iterations": 0, "batch_size": 8, "group_size": 8}
     settings |= {"lr": 0.0, "min_lr": 0.0, "head": str(path)}
     begun = {f"finetune.{name}": value for name, value in settings.items()}
     tuned = evaluate(ask(weights, data, ("finetune",), **begun), str(tmp_path / "b"))

@@ -53,8 +53,10 @@ def decoded(pictures, row):
     return decode(source[row])
 
 
-def test_public_name():
-    assert dinov2_jax.extract is extract
+def test_public_name(tiny, pictures):
+    paths = [str(path) for path in sorted(pictures.iterdir())[:2]]
+    public = dinov2_jax.extract(tiny, paths)
+    np.testing.assert_array_equal(public["cls"], extract(tiny, paths)["cls"])
 
 
 def test_every_kind_equals_the_model_on_one_picture(tiny, pictures):

@@ -171,6 +171,20 @@ def test_begins_with_a_head_of_the_probe(weights):
         run(weights, both, head=head)
 
 
+@pytest.mark.usefixtures("one_device")
+def test_a_state_that_began_with_another_head_is_refused(weights, tmp_path):
+    """Also one of the same name: probes on other data name their heads alike."""
+    weight, bias = np.eye(3, 24, dtype=np.float32), np.ones(3, np.float32)
+    head, other = (
+        LinearHead(factor * weight, bias, blocks=1, avgpool=False, metadata={"name": "probe"})
+        for factor in (1, 2)
+    )
+    short = dataclasses.replace(SHORT, iterations=1)
+    run(weights, short, head=head, folder=tmp_path)
+    with pytest.raises(ValueError, match="written with head probe"):
+        run(weights, short, head=other, folder=tmp_path)
+
+
 def test_layerwise_multipliers_by_hand(weights):
     params = {
         "backbone": weights.params,

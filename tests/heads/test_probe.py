@@ -229,9 +229,9 @@ def test_a_state_of_other_settings_is_refused(tmp_path, change, named):
 def test_a_state_of_other_features_is_refused(tmp_path):
     columns, labels = make_columns()
     train_cached(columns, labels, 5, SETTINGS, folder=tmp_path)
-    with pytest.raises(ValueError, match="its features is"):
+    with pytest.raises(ValueError, match="was written with features"):
         train_cached(make_columns(seed=1)[0], labels, 5, SETTINGS, folder=tmp_path)
-    with pytest.raises(ValueError, match="its labels is"):
+    with pytest.raises(ValueError, match="was written with labels"):
         train_cached(columns, np.roll(labels, 1), 5, SETTINGS, folder=tmp_path)
 
 

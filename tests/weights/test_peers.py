@@ -6,10 +6,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import dinov2_jax
+from dinov2_jax.heads.linear import from_stored, load_head
 from dinov2_jax.weights.export import export
 from dinov2_jax.weights.files import WeightsError
 from tests.weights import peers
-from tests.weights.tiny import reference_tensors, tiny_backbone
+from tests.weights.tiny import features, reference_tensors, tiny_backbone
 
 pytestmark = pytest.mark.parity
 
@@ -49,18 +50,22 @@ def test_transformers_in_and_out(size, registers, tmp_path):
 def test_classifier_of_transformers(registers, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    options = peers.SIZES["large"] | {"image_size": 126, "patch_size": 14, "num_labels": 7}
+    names = tuple(f"class {n}" for n in range(7))
+    options = peers.SIZES["large"] | {"image_size": 126, "patch_size": 14}
+    options |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     if registers:
         config = transformers.Dinov2WithRegistersConfig(num_register_tokens=registers, **options)
         theirs = transformers.Dinov2WithRegistersForImageClassification(config)
     else:
         theirs = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**options))
     peers.randomize(theirs, 3).save_pretrained(tmp_path)
-    loaded = dinov2_jax.load(tmp_path)
+    loaded, head = dinov2_jax.load(tmp_path), load_head(tmp_path)
+    assert from_stored(loaded.heads["classifier"]).class_names == head.class_names == names
     (images,) = peers.random_images((126, 126))
     with torch.no_grad():
         want = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).logits.numpy()
-    got = loaded.heads["classifier"].logits(*loaded, images)
+    found = features(loaded, images)
+    got = head.logits([found["cls"], found["patches"].mean(axis=1)])
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 

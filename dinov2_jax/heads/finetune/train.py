@@ -280,16 +280,22 @@ def finetune(
         )
         backbone = jax.jit(functools.partial(_backbone, settings))(state["ema"], frozen)
     values = jax.tree.map(to_host, state["ema"]["head"])
-    classifier = LinearHead(
+    classifier = _classifier(values, settings.avgpool, class_names, identity)
+    return Finetuned(model, jax.tree.map(to_host, backbone), classifier)
+
+
+def _classifier(
+    values: dict[str, np.ndarray], avgpool: bool, class_names: Sequence[str], identity: str
+) -> LinearHead:
+    return LinearHead(
         np.ascontiguousarray(values["kernel"].T),
         values["bias"],
         blocks=1,
-        avgpool=settings.avgpool,
+        avgpool=avgpool,
         class_names=tuple(class_names),
         identity=identity,
         metadata={"name": "fine-tuned"},
     )
-    return Finetuned(model, jax.tree.map(to_host, backbone), classifier)
 
 
 def _optimizer(
