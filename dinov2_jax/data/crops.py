@@ -1,7 +1,5 @@
 """Random resized crops and flips in uint8: torchvision's boxes, Pillow's bicubic kernel."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -92,11 +90,7 @@ def _resize_with_pillow(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def sample_crops(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    number: int,
-    size: int,
-    scale: tuple[float, float],
+    rng: np.random.Generator, image: np.ndarray, number: int, size: int, scale: tuple[float, float]
 ) -> np.ndarray:
     """`number` random resized crops, each flipped with probability 1/2, uint8 [V, S, S, C]."""
     height, width, channels = image.shape

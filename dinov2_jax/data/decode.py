@@ -1,7 +1,5 @@
 """From a record of a source to pixels: uint8 RGB, gray or more channels."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import threading
@@ -26,10 +24,7 @@ _WANTED = (
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 _NPY = b"\x93NUMPY"
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_HEADERS = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
 # Held while Pillow's guards are off, so that threads restore what they found.
 _GUARDS = threading.Lock()
 
@@ -40,17 +35,11 @@ class BadImage(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """How records become pixels.
+    """How records become pixels."""
 
-    Attributes:
-      max_pixels: larger pictures are bad records.
-      channels: 3 is RGB, 1 is luma; any other number needs .npy files of uint8 [H, W, channels].
-      min_side_px: shorter side that the crops need; a JPEG that is much larger is decoded smaller.
-        None: every JPEG is decoded whole.
-    """
-
-    max_pixels: int = MAX_PIXELS
-    channels: int = 3
+    max_pixels: int = MAX_PIXELS  # larger pictures are bad records
+    channels: int = 3  # RGB; 1 is luma; any other number needs .npy files of uint8 [H, W, channels]
+    # Shorter side that the crops need: a JPEG that is much larger is decoded smaller, None: whole.
     min_side_px: int | None = None
 
 
@@ -95,9 +84,9 @@ def decode(raw: bytes, spec: DecodeSpec = WHOLE_RGB) -> np.ndarray:
     if not raw:
         raise BadImage("the file is empty")
     try:
-        if raw.startswith(_NPY):
-            return to_channels(_decode_npy(raw, spec.max_pixels), spec.channels)
-        return to_channels(_decode_picture(raw, spec), spec.channels)
+        is_array = raw.startswith(_NPY)
+        pixels = _decode_npy(raw, spec.max_pixels) if is_array else _decode_picture(raw, spec)
+        return to_channels(pixels, spec.channels)
     except BadImage:
         raise
     except MemoryError as error:
@@ -128,27 +117,25 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
     """[H, W, C] without a copy; a header that promises more bytes than there are fails."""
     stream = BytesIO(raw)
-    version = np.lib.format.read_magic(stream)
-    shape, fortran, dtype = _NPY_HEADERS[version](stream)
+    major, _ = np.lib.format.read_magic(stream)
+    shape, fortran, dtype = _HEADERS[major](stream)
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or 0 in shape:
         raise BadImage(f"an array {dtype} {shape} is no picture: save uint8 [H, W, C] in C order")
     if shape[0] * shape[1] > max_pixels:
         raise BadImage(f"{shape[1]} x {shape[0]} px are more than max_pixels={max_pixels}")
-    height, width, *channels = shape
-    return np.frombuffer(raw, np.uint8, offset=stream.tell()).reshape(
-        height, width, *channels or [1]
-    )
+    return np.frombuffer(raw, np.uint8, offset=stream.tell()).reshape((*shape, 1)[:3])
 
 
 def _decode_picture(raw: bytes, spec: DecodeSpec) -> np.ndarray:
-    """[H, W, 3]."""
     with guards_off():
         image = Image.open(BytesIO(raw), formats=FORMATS)
         is_plain_jpeg = _is_plain_jpeg(image)
     with image:
         whole = image.size
         _shrink_jpeg(image, spec)
-        _check_size(image, spec.max_pixels)
+        width, height = image.size
+        if width * height > spec.max_pixels:
+            raise BadImage(f"{width} x {height} px are more than max_pixels={spec.max_pixels}")
         if image.size == whole and is_plain_jpeg:
             with contextlib.suppress(ValueError):  # Pillow tolerates it, or gives the reason
                 # The same pixels as Pillow's; it is faster because Pillow copies them twice.
@@ -163,7 +150,7 @@ def guards_off() -> Iterator[None]:
     """Without Pillow's size limit and its warnings about odd headers, for this block only.
 
     Its limit (a warning at 89 million pixels, an error at 179 million) is a global that it applies
-    before a JPEG can be scaled down; `_check_size` comes after that.
+    before a JPEG can be scaled down; `max_pixels` is judged after that.
     """
     with _GUARDS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,8 +164,7 @@ def guards_off() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture in a known format"
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _shrink_jpeg(image: Image.Image, spec: DecodeSpec) -> None:
@@ -208,12 +194,6 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
     return False
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadImage(f"{width} x {height} px are more than max_pixels={max_pixels}")
-
-
 def _turn_upright(image: Image.Image) -> None:
     # A damaged EXIF block is no reason to lose the picture.
     with contextlib.suppress(Exception):
@@ -222,8 +202,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":
-        gray = _scale_to_uint8(np.asarray(image), image.mode)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.repeat(_scale_to_uint8(np.asarray(image), image.mode)[:, :, None], 3, axis=2)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")

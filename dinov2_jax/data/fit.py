@@ -1,7 +1,5 @@
 """Fits pictures of any size to whole patches, in few sizes, because each size is compiled."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -23,19 +21,13 @@ class Fit:
     longer side to S, shorter side in proportion, then filled at the right or bottom up to a whole
     patch; at most 2 S / patch - 1 sizes.
 
-    Attributes:
-      policy: one of POLICIES.
-      size: sides in px, multiples of the patch size: (S,), or (H, W) for "resize".
-      resize_px: for "center_crop".
-      patch_size: px.
-      fill: colour of the padding, uint8, one value a channel.
     """
 
-    policy: str
-    size: tuple[int, ...]
-    resize_px: int
+    policy: str  # one of POLICIES
+    size: tuple[int, ...]  # px, multiples of the patch size: (S,), or (H, W) for "resize"
+    resize_px: int  # for "center_crop"
     patch_size: int
-    fill: tuple[int, ...] = (0, 0, 0)
+    fill: tuple[int, ...] = (0, 0, 0)  # colour of the padding, one value a channel
 
     @property
     def one_size(self) -> bool:
@@ -45,7 +37,8 @@ class Fit:
     @property
     def grid(self) -> tuple[int, int]:
         """The greatest possible number of rows and columns of patches."""
-        height, width = (2 * self.size[0],) * 2 if self._keeps_aspect else self._square
+        first, last = self.size[0], self.size[-1]
+        height, width = (2 * first, 2 * first) if self._keeps_aspect else (first, last)
         return height // self.patch_size, width // self.patch_size
 
     @property
@@ -57,17 +50,13 @@ class Fit:
     def _keeps_aspect(self) -> bool:
         return self.policy == "resize" and len(self.size) == 1
 
-    @property
-    def _square(self) -> tuple[int, int]:
-        return self.size[0], self.size[-1]
-
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C] -> uint8 [h, w, C], h and w multiples of the patch size."""
         if self.policy == "center_crop":
             return center_crop(image, self.resize_px, self.size[0])
         if self.policy == "pad":
             return self._pad(image)
-        return self._resize_shorter(image) if self._keeps_aspect else _resize(image, *self._square)
+        return self._resize_shorter(image) if self._keeps_aspect else _resize(image, *self.size)
 
     def _pad(self, image: np.ndarray) -> np.ndarray:
         scale = self.size[0] / max(image.shape[:2])

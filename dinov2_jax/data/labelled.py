@@ -1,7 +1,5 @@
 """Endless labelled pictures for supervised training: one random resized crop and flip each."""
 
-from __future__ import annotations
-
 import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
@@ -25,8 +23,7 @@ class LabelledLoader:
     Args:
       labels: class of every record [len(source)], -1 for those to leave out.
       batch_size: images; size: side of the crop in px; scale: share of the picture's area.
-      decoding: pixels and channels; the loader itself sets `min_side_px`.
-      seed: of order and crops.
+      decoding: the loader itself sets its `min_side_px`.
       workers: loader processes; 0 reads on a thread.
       start_batch: number of the first batch to deliver.
       parts, share: with several processes, each delivers only the parts `share` of the equal

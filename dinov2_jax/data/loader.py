@@ -5,8 +5,6 @@ every group from its position. So neither the number of workers or processes nor
 a run resumes changes anything. The loader's whole state is the number of the next batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import weakref
 from collections.abc import Iterator, Sequence
@@ -81,7 +79,6 @@ class TrainLoader:
 
     Args:
       source: pictures; fewer than a batch are repeated.
-      spec: see `BatchSpec`.
       workers: loader processes; 0 works in this process (on two threads).
       start_batch: number of the first batch to deliver.
       share: numbers, in a batch, of the groups to deliver; None: all. With several processes, each
@@ -183,9 +180,5 @@ class _AddMasks(grain.transforms.RandomMap):
             rng, self.spec.group_size, (side, side), spec.probability, spec.ratio
         )
         # One row a group, because groups are concatenated to a batch.
-        return {
-            **element,
-            "masks": masks,
-            "mask_indices": indices[None],
-            "mask_weights": weights[None],
-        }
+        slots = {"mask_indices": indices[None], "mask_weights": weights[None]}
+        return {**element, "masks": masks, **slots}

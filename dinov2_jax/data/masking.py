@@ -4,8 +4,6 @@ Source: the masking generator and the collate function of DINOv2; a group replac
 GPU in the reference.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -52,16 +50,11 @@ def _add_block(rng: np.random.Generator, mask: np.ndarray, room: int) -> int:
     return 0
 
 
-def _ratio_edges(masked: int, ratio: tuple[float, float]) -> np.ndarray:
-    return np.linspace(ratio[0], ratio[1], masked + 1, dtype=np.float32)
-
-
 def upperbound(
     group_size: int, patches: int, probability: float, ratio: tuple[float, float]
 ) -> int:
     """The number of mask slots M of a group: no draw masks more patches."""
-    masked = int(2 * group_size * probability)
-    edges = _ratio_edges(masked, ratio)
+    edges = np.linspace(*ratio, int(2 * group_size * probability) + 1, dtype=np.float32)
     return sum(int(np.float32(patches) * edge) for edge in edges[1:])
 
 
@@ -83,7 +76,7 @@ def sample_masks(
     """
     crops, patches = 2 * group_size, grid[0] * grid[1]
     masked = int(crops * probability)
-    edges = _ratio_edges(masked, ratio).tolist()
+    edges = np.linspace(*ratio, masked + 1, dtype=np.float32).tolist()
     masks = np.zeros((crops, patches), bool)
     for slot, low, high in zip(rng.permutation(crops)[:masked], edges, edges[1:], strict=False):
         target = int(patches * rng.uniform(low, high))

@@ -1,20 +1,15 @@
-"""Colour augmentation on the accelerator: uint8 crops in, normalised float32 crops out.
+"""Colour augmentation in the jitted training step: uint8 crops in, normalised float32 crops out.
 
-The host only crops and flips in uint8; everything below runs inside the jitted training step. The
-recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
+The recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
 RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). It works on colour planes
-``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes.
-
-Pictures of any number of channels but 3 have no colour: saturation, hue and grayscale are skipped;
-brightness, contrast, blur and solarize treat all channels alike.
+``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes. Any
+number of channels but 3 is no colour: saturation, hue and grayscale are skipped.
 """
 
 # DINOv2: the reference works on 8-bit PIL images, so every operation rounds. Here values stay
 # float32 in between. The two jitters differ by 1.5 levels of 255 on average and by 7 at the 99th
 # percentile (default strengths, 32 px), mostly because Pillow truncates and so is darker. The
 # jitter itself changes a value by 32 levels on average.
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
@@ -64,14 +59,12 @@ class ColourSpec:
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"colour.hue is {self.hue}, a part of a full turn: give 0 to 0.5.")
         if self.blur_kernel % 2 == 0 or self.blur_kernel < 1:
-            raise ValueError(
-                f"colour.blur_kernel is {self.blur_kernel}: give an odd number of taps."
-            )
+            raise ValueError(f"colour.blur_kernel is {self.blur_kernel}: give an odd number.")
         if min(self.blur_sigma) <= 0:
             raise ValueError(f"colour.blur_sigma is {self.blur_sigma}: both ends must be above 0.")
 
     @classmethod
-    def from_config(cls, colour: Mapping[str, Any]) -> ColourSpec:
+    def from_config(cls, colour: Mapping[str, Any]) -> "ColourSpec":
         """The spec of a ``config.colour`` mapping; lists become tuples so that it can be hashed."""
         values = {field.name: colour[field.name] for field in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
@@ -89,7 +82,6 @@ def augment_batch(
       key: one PRNG key, used up here.
       global_crops: uint8 ``[B, 2, S, S, C]``.
       local_crops: uint8 ``[B, V, s, s, C]``; V may be 0.
-      spec: strengths and probabilities.
 
     Returns:
       float32 arrays of the shapes given, normalised with ``spec.mean`` and ``spec.std``.
@@ -100,15 +92,12 @@ def augment_batch(
     batch, local_views = local_crops.shape[:2]
     uniforms = jax.random.uniform(key, (batch, 2 + local_views, DRAWS))
     first, second, local = spec.blur_probabilities
-    globals_out = jnp.concatenate(
-        [
-            augment_crops(uniforms[:, :1], global_crops[:, :1], spec, first, 0.0),
-            augment_crops(
-                uniforms[:, 1:2], global_crops[:, 1:], spec, second, spec.solarize_probability
-            ),
-        ],
-        axis=1,
-    )
+    views = (first, 0.0), (second, spec.solarize_probability)
+    parts = [
+        augment_crops(uniforms[:, i : i + 1], global_crops[:, i : i + 1], spec, *probabilities)
+        for i, probabilities in enumerate(views)
+    ]
+    globals_out = jnp.concatenate(parts, axis=1)
     if local_views == 0:
         return globals_out, jnp.zeros(local_crops.shape, jnp.float32)
     return globals_out, augment_crops(uniforms[:, 2:], local_crops, spec, local, 0.0)
@@ -121,18 +110,10 @@ def augment_crops(
     blur_probability: float,
     solarize_probability: float,
 ) -> jax.Array:
-    """Augments the crops of one kind of view, in the reference's order of operations.
+    """Augments uint8 crops ``[B, V, H, W, C]`` of one kind, in the reference's order of operations.
 
-    An operation with probability 0 is not compiled.
-
-    Args:
-      uniforms: ``[B, V, DRAWS]`` from U[0, 1), the only randomness.
-      crops: uint8 ``[B, V, H, W, C]``.
-      spec: strengths, and the probabilities that all kinds share.
-      blur_probability, solarize_probability: of these crops.
-
-    Returns:
-      float32 ``[B, V, H, W, C]``, normalised.
+    An operation with probability 0 is not compiled. The only randomness are the ``uniforms`` ``[B,
+    V, DRAWS]`` from U[0, 1). Returns float32 ``[B, V, H, W, C]``, normalised.
     """
     gray, blurred, sigma, solarized = (uniforms[..., i] for i in range(6, DRAWS))
     planes = to_planes(crops)
@@ -185,10 +166,9 @@ def draw_jitter(uniforms: jax.Array, spec: ColourSpec) -> tuple[jax.Array, jax.A
 def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Array) -> jax.Array:
     """Applies brightness, contrast, saturation and hue to ``[..., 3, H, W]`` in the order given.
 
-    Brightness, contrast and saturation are one operation, a clamped blend with black, the mean grey
-    or the grey picture (torchvision's definition). So each of the four places costs one blend, one
-    hue rotation and a select instead of four operations. With any number of planes but 3,
-    saturation and hue change nothing.
+    The first three are one operation, a clamped blend with black, the mean grey or the grey picture
+    (torchvision's definition). So each of the four places costs one blend, one hue rotation and a
+    select. With any number of planes but 3, saturation and hue change nothing.
     """
     in_colour = planes.shape[-3] == 3
     # By operation; at the place of hue the blend is discarded.
@@ -257,11 +237,9 @@ def blur_taps(sigma_px: jax.Array, chosen: jax.Array, taps: int) -> jax.Array:
 
 
 def blur(planes: jax.Array, taps: jax.Array) -> jax.Array:
-    """Separable blur of ``[..., C, H, W]`` with one row of taps a crop, reflected at the edges.
+    """Separable blur of ``[..., C, H, W]``, reflected at the edges, by a row of taps a crop.
 
-    Args:
-      planes: ``[..., C, H, W]``.
-      taps: ``[..., n]``, n odd; symmetric, as those of `blur_taps` are.
+    ``taps`` are ``[..., n]``, n odd; symmetric, as those of `blur_taps` are.
 
     Raises:
       ValueError: if a side is so short that the reflection would have to be reflected again.
@@ -277,9 +255,8 @@ def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
     half = count // 2
     if side_px <= half:
         raise ValueError(
-            f"A crop side of {side_px} px cannot be blurred with {count} taps, whose reflected "
-            f"edge needs {half + 1} px: use larger crops or colour.blur_kernel="
-            f"{2 * side_px - 1} or less."
+            f"A crop side of {side_px} px is too short for {count} blur taps (at least {half + 1} "
+            f"px): use larger crops or colour.blur_kernel={2 * side_px - 1} or less."
         )
     widths = [(0, 0)] * planes.ndim
     widths[axis] = (half, half)
@@ -291,8 +268,7 @@ def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
 
     total = _spread(taps[..., half]) * shifted(half)
     for tap in range(half):
-        pair = shifted(tap) + shifted(count - 1 - tap)
-        total = total + _spread(taps[..., tap]) * pair
+        total += _spread(taps[..., tap]) * (shifted(tap) + shifted(count - 1 - tap))
     return total
 
 

@@ -1,7 +1,5 @@
 """The size and normalisation that a backbone expects of a picture."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
@@ -9,24 +7,18 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Size and normalisation of pictures; stored with the weights.
+    """Size and normalisation of pictures; stored with the weights."""
 
-    Attributes:
-      resize_px: the shorter side before the crop.
-      image_px: the side of the square.
-      mean, std: for RGB values in 0..1.
-    """
-
-    resize_px: int = 256
-    image_px: int = 224
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    resize_px: int = 256  # the shorter side before the crop
+    image_px: int = 224  # the side of the square
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # as std, for RGB values in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @classmethod
-    def from_huggingface(cls, path: Path) -> Preprocessing:
+    def from_huggingface(cls, path: Path) -> "Preprocessing":
         """From preprocessor_config.json next to the weights, else the reference's evaluation."""
-        file = path / "preprocessor_config.json" if path.is_dir() else None
-        if file is None or not file.is_file():
+        file = path / "preprocessor_config.json"
+        if not file.is_file():
             return cls()
         stored = json.loads(file.read_text(encoding="utf-8"))
         size, crop = stored.get("size", {}), stored.get("crop_size", {})

@@ -1,7 +1,5 @@
 """Reads a grain dataset ahead in worker processes, and ends them without leaving shared memory."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gc
@@ -42,9 +40,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     grain's arrays lie in shared memory. A block of it that is still referenced when the
     interpreter ends is lost to the machine.
     """
-    return {
-        name: np.concatenate([part[name].view(np.ndarray) for part in parts]) for name in parts[0]
-    }
+    return {x: np.concatenate([part[x].view(np.ndarray) for part in parts]) for x in parts[0]}
 
 
 class Reader:
@@ -82,11 +78,7 @@ class Reader:
 
 
 def _wait_for_freed_memory() -> None:
-    """Waits for the daemon thread with which grain frees arrays.
-
-    What that thread has not done when the interpreter ends is left in /dev/shm, and Python's
-    resource tracker complains.
-    """
+    """Waits for the daemon thread with which grain frees arrays: else they stay in /dev/shm."""
     try:
         from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
     except ImportError:  # a private name, which another release may have moved

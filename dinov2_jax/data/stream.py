@@ -1,7 +1,5 @@
 """Every picture once, in order, fitted to a backbone, with grain."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -23,17 +21,10 @@ Picture = tuple[int, np.ndarray | None]
 def stream_pictures(
     source: Source, rows: np.ndarray, fit: Fit, *, decoding: DecodeSpec, workers: int
 ) -> Iterator[Picture]:
-    """The pictures `rows` of `source`, in this order.
+    """Yields (row, uint8 [h, w, channels]) of the records `rows`, in this order.
 
-    Args:
-      source: pictures.
-      rows: record numbers.
-      fit: brings them to whole patches.
-      decoding: pixels and channels; `min_side_px` comes from `fit`.
-      workers: loader processes; 0 works on a thread of this process.
-
-    Yields:
-      (row, uint8 [h, w, channels]); None instead of pixels where the picture cannot be read.
+    None stands instead of pixels where the picture cannot be read. `decoding.min_side_px` comes
+    from `fit`. `workers` are loader processes; 0 works on a thread of this process.
     """
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
     dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, decoding))

@@ -4,8 +4,6 @@ Eight evenly spaced frames of every video go through the backbone like pictures.
 uses their mean (UCF-101, Kinetics-400) or their concatenation (Something-Something v2).
 """
 
-from __future__ import annotations
-
 import threading
 from typing import Any, Protocol
 
@@ -38,10 +36,6 @@ class VideoFrames:
 
     Attributes:
       labels: of the videos, repeated for every frame; or None.
-
-    Args:
-      videos: see `dinov2_jax.datasets.video`.
-      frames: number of frames a video.
 
     Raises:
       ImportError: without PyAV.
@@ -90,11 +84,7 @@ def read_frames(path: str, frames: int = FRAMES) -> list[np.ndarray]:
     """Evenly spaced frames: the middle frame of each of `frames` equal parts of the video.
 
     The video is decoded from its start: in many files seeking misses the wanted frame, and the
-    number of frames in the header is often missing or wrong.
-
-    Args:
-      path: of the video.
-      frames: number of frames; a shorter video repeats some.
+    number of frames in the header is often missing or wrong. A shorter video repeats some frames.
 
     Returns:
       uint8 [H, W, 3] each, in order.
@@ -120,16 +110,11 @@ def middles(length: int, parts: int) -> list[int]:
 
 
 def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean") -> np.ndarray:
-    """Features of frames -> features of videos.
-
-    Args:
-      features: [videos * frames, D] in the order of `VideoFrames`.
-      frames: number of frames a video.
-      pooling: "mean" or "concat".
+    """Features [videos * frames, D] in the order of `VideoFrames` -> features of videos.
 
     Returns:
-      [videos, D], or [videos, frames * D] with frame 0 first. A frame of nan makes the mean of its
-      video nan; with "concat" only its own columns.
+      For "mean" [videos, D], for "concat" [videos, frames * D] with frame 0 first. A frame of nan
+      makes the mean of its video nan; with "concat" only its own columns.
 
     Raises:
       EvaluationError: another pooling, or rows that are no whole number of videos.
@@ -138,8 +123,7 @@ def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean
         raise EvaluationError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")
     if len(features) % frames:
         raise EvaluationError(
-            f"{len(features)} rows are no whole number of videos of {frames} frames; give all rows "
-            f"of a VideoFrames with frames={frames}"
+            f"{len(features)} rows are no whole number of videos of {frames} frames; give all rows"
         )
     videos = features.reshape(-1, frames, features.shape[1])
     return videos.mean(axis=1) if pooling == "mean" else videos.reshape(len(videos), -1)
@@ -149,9 +133,7 @@ def _av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "videos need a package that decodes them; pip install av (or dinov2_jax[video])"
-        ) from error
+        raise ImportError("videos need PyAV; pip install av (or dinov2_jax[video])") from error
     return av
 
 
@@ -160,8 +142,7 @@ def _count(path: str) -> int:
     av = _av()
     try:
         with av.open(path) as container:
-            stream = _stream(container, path)
-            return sum(packet.size > 0 for packet in container.demux(stream))
+            return sum(packet.size > 0 for packet in container.demux(_stream(container, path)))
     except av.FFmpegError as error:
         raise OSError(f"{path} is no readable video: {error.strerror or error}") from error
 

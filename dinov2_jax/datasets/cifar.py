@@ -1,7 +1,5 @@
 """CIFAR in its Python pickles: pictures as arrays, which each worker reads itself."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Files of a data set with their labels, and the lists and folders from which they come."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ of train/, synset_words.txt, LOC_synset_mapping.txt, TFDS and every released cla
 counts differently (its ILSVRC2012_ID 1 is n02119789); meta.mat converts its validation labels.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Sequence

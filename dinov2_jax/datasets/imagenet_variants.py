@@ -3,8 +3,6 @@
 All use the sorted WordNet ids of `dinov2_jax.datasets.imagenet.known_wnids`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """R-Oxford, R-Paris, Met and AmsterTime in their official layouts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple

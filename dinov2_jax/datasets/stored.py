@@ -1,7 +1,5 @@
 """Reads the Python pickles and MATLAB files of published data sets without running code."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from typing import Any

@@ -1,7 +1,5 @@
 """The twelve transfer sets of SimCLR's protocol (Chen et al. 2020) in their official layouts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """UCF-101, Kinetics-400 and Something-Something v2 by their official lists: files of videos."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import os

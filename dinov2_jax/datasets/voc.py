@@ -1,7 +1,5 @@
 """Pascal VOC 2007 as classification; a picture may show several classes."""
 
-from __future__ import annotations
-
 import os
 from xml.etree import ElementTree
 

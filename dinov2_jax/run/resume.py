@@ -68,10 +68,7 @@ class StateFile:
             return
         tensors = {name: to_host(x) for name, x in _named(tree).items()}
         if jax.process_index() == 0:
-            about = {
-                "fingerprint": json.dumps(self._fingerprint),
-                "iteration": str(iteration),
-            }
+            about = {"fingerprint": json.dumps(self._fingerprint), "iteration": str(iteration)}
             write_tensors(self._path, tensors, about)
 
 

@@ -1,30 +1,22 @@
 """ArrayRecord files, read without TensorFlow."""
 
-from __future__ import annotations
-
-import numpy as np
-
 from dinov2_jax.data.sources.files import find_files
-from dinov2_jax.data.sources.source import SourceError, read_record, short_message
+from dinov2_jax.data.sources.source import SourceError, Unlabelled, read_record, short_message
 
 
-class ArrayRecord:
+class ArrayRecord(Unlabelled):
     """ArrayRecord files whose records are encoded pictures (the bytes of a JPEG, PNG, ... file).
 
     `path` is a file, a glob or a folder of *.array_record* files; there are no labels or splits.
     """
-
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
 
     def __init__(self, path: str) -> None:
         files = find_files(path, "*.array_record*")
         try:
             from array_record.python import array_record_data_source
         except ImportError as error:
-            raise ImportError(
-                "data.source='array_record' needs a package; pip install array-record"
-            ) from error
+            message = "data.source='array_record' needs a package; pip install array-record"
+            raise ImportError(message) from error
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(files)
         except RuntimeError as error:

@@ -1,7 +1,5 @@
 """Files of pictures: their names in little memory, which files may be pictures, and reading one."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Sequence
@@ -45,11 +43,7 @@ def may_be_picture(name: bytes) -> bool:
 
 
 def read_picture(path: str) -> bytes:
-    """The content of a picture file.
-
-    Raises:
-      OSError: when it cannot be read, or is too large for a picture.
-    """
+    """The content of a picture file. Raises OSError where it cannot be read or is too large."""
     with open(path, "rb") as file:
         check_bytes(os.fstat(file.fileno()).st_size)
         return file.read()

@@ -1,15 +1,13 @@
 """Pictures below a folder, or those that a text file lists: no names, labels or metadata needed."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dinov2_jax.data.sources.files import Names, may_be_picture, read_picture
-from dinov2_jax.data.sources.source import SPLITS, SourceError, check_name, not_found
+from dinov2_jax.data.sources.source import SPLITS, SourceError, Unlabelled, check_name, not_found
 
 # The names of the folders of a split, as torchvision and others write them.
 _SPLIT_FOLDERS = {
@@ -19,7 +17,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class Folder:
+class Folder(Unlabelled):
     """All pictures under a folder, or those that a text file lists, in the order of their names.
 
     A folder that holds train/ and val/ (or validation/, valid/, test/) has these splits. Any other
@@ -39,8 +37,6 @@ class Folder:
         names = _read_list(path) if listed else sorted(_walk(self._root))
         if not names:
             raise SourceError(f"data.path={path} holds no picture; name a folder with image files")
-        self.class_names: tuple[str, ...] | None = None
-        self.labels: np.ndarray | None = None
         folders = _class_folders(names, labels, path)
         if folders is not None:
             split = "test" if split == "validation" else split  # the name that other data sets use
@@ -133,12 +129,8 @@ def _take_split(
     names: list[bytes], folders: list[bytes], split: str, path: str
 ) -> tuple[list[bytes], tuple[tuple[str, ...], np.ndarray]]:
     classes, numbers = np.unique(np.array(folders, object), return_inverse=True)
-    keep: Callable[[bytes], bool] = {
-        "train": lambda name: not _is_test(name),
-        "test": _is_test,
-        "all": lambda name: True,
-    }[split]
-    chosen = [row for row, name in enumerate(names) if keep(name)]
+    kept = {"train": (False,), "test": (True,), "all": (False, True)}[split]
+    chosen = [row for row, name in enumerate(names) if _is_test(name) in kept]
     if not chosen:
         raise SourceError(f"the split {split!r} of {path} is empty; it needs more pictures")
     class_names = tuple(os.fsdecode(name) for name in classes)

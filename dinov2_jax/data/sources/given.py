@@ -1,7 +1,5 @@
 """Pictures that a program holds already: paths in a list, arrays, or PIL pictures."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +9,11 @@ from PIL import Image
 
 from dinov2_jax.data.decode import BadImage, from_pillow
 from dinov2_jax.data.sources.files import read_picture
-from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
 
-class Paths:
+class Paths(Unlabelled):
     """Picture files in the order given; a missing one counts as unreadable."""
-
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._paths = [os.path.expanduser(path) for path in paths]
@@ -42,19 +37,11 @@ class Paths:
         return self._paths[index]
 
 
-class Arrays:
-    """Pictures as arrays uint8 [H, W, C] or [H, W] (gray); sizes may differ.
+class Arrays(Unlabelled):
+    """Pictures as arrays uint8 [H, W, C] or [H, W] (gray), where C is 1, 3 or `channels`.
 
-    Args:
-      arrays: the pictures.
-      channels: C is 1, 3 or this number.
-
-    Raises:
-      SourceError: another dtype or shape.
+    Sizes may differ. Another dtype or shape raises SourceError.
     """
-
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
 
     def __init__(self, arrays: Sequence[np.ndarray], channels: int = 3) -> None:
         self._arrays = [_picture(np.asarray(x), i, channels) for i, x in enumerate(arrays)]
@@ -72,11 +59,8 @@ class Arrays:
         return f"[{index}]"
 
 
-class Pictures:
+class Pictures(Unlabelled):
     """PIL pictures of any mode, decoded as files are: upright, alpha on white, RGB."""
-
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
 
     def __init__(self, pictures: Sequence[Image.Image]) -> None:
         self._pictures = list(pictures)

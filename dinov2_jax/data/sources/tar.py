@@ -1,7 +1,5 @@
 """Pictures in tar files, read in place: nothing is unpacked."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from collections.abc import Iterator
@@ -9,18 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from dinov2_jax.data.sources.files import Names, check_bytes, find_files, may_be_picture
-from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
 # First bytes of the compressions that tar files come in.
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_COMPRESSED = {_GZIP: "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", _ZSTD: "zstd"}
 
 
-class Tar:
+class Tar(Unlabelled):
     """All pictures in plain tar files, in the order of the files' names and of their members.
 
     `path` is a file, a glob or a folder of *.tar files; there are no labels or splits. Opening
@@ -29,13 +23,9 @@ class Tar:
     folders.
     """
 
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
-
     def __init__(self, path: str) -> None:
-        files = find_files(path, "*.tar")
-        self._files = [os.path.abspath(file) for file in files]
-        members = [(number, *m) for number, file in enumerate(files) for m in _members(file)]
+        self._files = list(map(os.path.abspath, find_files(path, "*.tar")))
+        members = [(number, *m) for number, file in enumerate(self._files) for m in _members(file)]
         if not members:
             raise SourceError(f"data.path={path} holds no picture")
         numbers, names, starts, sizes = zip(*members, strict=True)
@@ -67,7 +57,7 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
         if start.startswith(mark):
             raise SourceError(
                 f"data.path={path} is compressed by {name}, so that no picture can be read without "
-                "all before it; decompress it first (compression hardly makes pictures smaller)"
+                "all before it; decompress it first"
             )
     try:
         with tarfile.open(path, "r:", errors="surrogateescape") as archive:

@@ -1,7 +1,5 @@
 """Prepared TFDS data sets, read without TensorFlow."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from typing import Any
@@ -24,21 +22,17 @@ class Tfds:
 
         builder = _tfds_builder(path)
         features = builder.info.features
-        image = _feature(features, "image", tfds.features.Image)
+        image = self._image = _feature(features, "image", tfds.features.Image)
         if image is None:
             raise SourceError(f"data.path={path} has no image among {', '.join(features)}")
-        self._image = image
-        self._label = _feature(features, "label", tfds.features.ClassLabel)
-        self.class_names: tuple[str, ...] | None = None
-        if self._label is not None:
-            self.class_names = tuple(features[self._label].names)
+        label = self._label = _feature(features, "label", tfds.features.ClassLabel)
+        self.class_names = None if label is None else tuple(features[label].names)
         decoders = {image: tfds.decode.SkipDecoding()}
         try:
             self._records = builder.as_data_source(split=split, decoders=decoders)
         except Exception as error:  # TFDS has many types for a missing split or folder
-            raise SourceError(
-                f"data.path={path}, split={split!r}: {short_message(error)}"
-            ) from error
+            message = f"data.path={path}, split={split!r}: {short_message(error)}"
+            raise SourceError(message) from error
         self._title = f"{path}/{split}"
         self._labels: np.ndarray | None = None
 
@@ -76,9 +70,8 @@ def _tfds_builder(path: str) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(
-            name, tfds.list_builders(with_community_datasets=False), n=1
-        )
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SourceError(f"data.path={path} names no TFDS data set{hint}") from error
 

@@ -1,7 +1,5 @@
 """Sources made from others: some records, other class numbers, labels from a file."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np
@@ -13,9 +11,7 @@ class View:
     """Chosen records of a source, with labels of its own.
 
     Args:
-      source: pictures.
-      labels: of the chosen records; or None.
-      class_names: of the labels; or None.
+      labels, class_names: of the chosen records; or None.
       rows: the chosen records, in this order; None for all.
       targets: int8 [n, classes] where a picture has several classes; or None.
     """
@@ -67,8 +63,7 @@ def renumbered(source: Source, class_names: tuple[str, ...]) -> Source:
     if odd:
         raise SourceError(
             f"{len(odd)} of {len(own)} classes, such as {odd[0]!r}, are not among the "
-            f"{len(class_names)} of the training set, such as {class_names[0]!r}; both need the "
-            "same names of classes"
+            f"{len(class_names)} of the training set; both need the same names of classes"
         )
     place = {name: number for number, name in enumerate(class_names)}
     numbers = np.array([place[name] for name in own] + [-1])  # -1 stays -1
@@ -85,8 +80,6 @@ def with_label_file(
     An empty class is an unknown one, -1.
 
     Args:
-      source: pictures.
-      path: the text file.
       class_names: those of the training set; None: the classes that occur in the file, sorted (by
         value if all are whole numbers). So a file of 0 ... K - 1 gives these numbers as labels.
 
