@@ -20,7 +20,6 @@ class Fit:
     patches; a picture longer than 2:1 is cut to its middle; at most 2 S / patch + 1 sizes. "pad":
     longer side to S, shorter side in proportion, then filled at the right or bottom up to a whole
     patch; at most 2 S / patch - 1 sizes.
-
     """
 
     policy: str  # one of POLICIES

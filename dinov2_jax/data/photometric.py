@@ -3,7 +3,8 @@
 The recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
 RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). It works on colour planes
 ``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes. Any
-number of channels but 3 is no colour: saturation, hue and grayscale are skipped.
+number of channels but 3 is no colour: saturation, hue and grayscale are skipped, and all other
+operations treat the channels alike.
 """
 
 # DINOv2: the reference works on 8-bit PIL images, so every operation rounds. Here values stay
@@ -112,8 +113,8 @@ def augment_crops(
 ) -> jax.Array:
     """Augments uint8 crops ``[B, V, H, W, C]`` of one kind, in the reference's order of operations.
 
-    An operation with probability 0 is not compiled. The only randomness are the ``uniforms`` ``[B,
-    V, DRAWS]`` from U[0, 1). Returns float32 ``[B, V, H, W, C]``, normalised.
+    An operation with probability 0 is not compiled. ``uniforms`` ``[B, V, DRAWS]`` from U[0, 1) are
+    the only randomness. Returns float32 ``[B, V, H, W, C]``, normalised.
     """
     gray, blurred, sigma, solarized = (uniforms[..., i] for i in range(6, DRAWS))
     planes = to_planes(crops)
@@ -255,8 +256,8 @@ def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
     half = count // 2
     if side_px <= half:
         raise ValueError(
-            f"A crop side of {side_px} px is too short for {count} blur taps (at least {half + 1} "
-            f"px): use larger crops or colour.blur_kernel={2 * side_px - 1} or less."
+            f"A crop side of {side_px} px is too short for {count} blur taps: their edge needs "
+            f"{half + 1} px; use larger crops or colour.blur_kernel={2 * side_px - 1} or less."
         )
     widths = [(0, 0)] * planes.ndim
     widths[axis] = (half, half)

@@ -10,12 +10,7 @@ from dinov2_jax.datasets.stored import read_pickle
 
 
 class Cifar:
-    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, at first use.
-
-    Args:
-      paths: of the pickles, in order.
-      labels, class_names: see `Source`.
-    """
+    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, at first use."""
 
     def __init__(
         self, paths: Sequence[str], labels: np.ndarray, class_names: tuple[str, ...]
@@ -32,8 +27,7 @@ class Cifar:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._pixels is None:
-            parts = [_planes(read_pickle(path), path) for path in self._paths]
-            self._pixels = np.concatenate(parts)
+            self._pixels = np.concatenate([_planes(read_pickle(p), p) for p in self._paths])
         return self._pixels[index].reshape(3, 32, 32).transpose(1, 2, 0)
 
     def name(self, index: int) -> str:
@@ -44,11 +38,9 @@ class Cifar:
 def cifar(
     root: str, files: Sequence[str], meta: str, label_key: str, name_key: str, title: str
 ) -> Cifar:
-    """Opens pickles of one split and checks that pictures, labels and classes agree.
+    """Opens the pickles `files` of one split.
 
     Args:
-      root: their folder.
-      files: their names.
       meta: the file of class names.
       label_key, name_key: the keys of labels in the pickles, and of names in `meta`.
       title: the name of the set in messages.
@@ -56,9 +48,10 @@ def cifar(
     Raises:
       SourceError: a file is missing or damaged, lists disagree, or a class has no picture.
     """
-    lost = [file for file in files if not os.path.isfile(os.path.join(root, file))]
+    paths = [os.path.join(root, file) for file in files]
+    lost = [path for path in paths if not os.path.isfile(path)]
     if lost:
-        raise SourceError(f"{title}: {root} has no {lost[0]}; unpack the archive again")
+        raise SourceError(f"{title}: {lost[0]} is missing; unpack the archive again")
     names = read_pickle(os.path.join(root, meta)).get(name_key.encode())
     if not names:
         raise SourceError(f"{title}: {root}/{meta} holds no {name_key}; unpack the archive again")
@@ -81,10 +74,8 @@ def _labels(path: str, key: str, title: str) -> np.ndarray:
         raise SourceError(f"{title}: {path} holds no {key}; unpack the archive again")
     pictures = len(_planes(batch, path))
     if len(labels) != pictures:
-        raise SourceError(
-            f"{title}: {path} has {len(labels):,} labels for {pictures:,} pictures; unpack the "
-            "archive again"
-        )
+        counts = f"{len(labels):,} labels for {pictures:,} pictures"
+        raise SourceError(f"{title}: {path} has {counts}; unpack the archive again")
     return np.asarray(labels, np.int64)
 
 
@@ -92,7 +83,5 @@ def _planes(batch: dict[bytes, np.ndarray], path: str) -> np.ndarray:
     """Rows of 1024 red, 1024 green and 1024 blue values."""
     data = batch.get(b"data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-        raise SourceError(
-            f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack the archive again"
-        )
+        raise SourceError(f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack it again")
     return data

@@ -1,5 +1,6 @@
 """Files of a data set with their labels, and the lists and folders from which they come."""
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -14,15 +15,11 @@ from dinov2_jax.data.sources.source import SourceError
 class Files:
     """Pictures or videos below one folder, in the given order; a file is read when it is indexed.
 
-    Attributes:
+    Args:
+      names: relative to the folder `root`, with "/".
       labels: class numbers int64 [n], -1 where unknown; or None.
       class_names: of the numbers; or None.
       targets: int8 [n, classes] where a picture may have several classes; or None.
-
-    Args:
-      root: the folder.
-      names: relative to `root`, with "/".
-      labels, class_names, targets: see above.
       title: the name of the set in messages.
 
     Raises:
@@ -48,10 +45,8 @@ class Files:
         self.targets = targets
         for rows, what in ((self.labels, "labels"), (targets, "rows of targets")):
             if rows is not None and len(rows) != len(names):
-                raise SourceError(
-                    f"{title}: {len(rows):,} {what} for {len(names):,} files; both must come from "
-                    "the same release"
-                )
+                counts = f"{len(rows):,} {what} for {len(names):,} files"
+                raise SourceError(f"{title}: {counts}; both must come from the same release")
         if self.labels is not None and self.class_names is not None:
             _check_classes(self.labels, self.class_names, title)
         _check_present(self._root, names, title)
@@ -73,11 +68,11 @@ class Files:
 
 
 def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str) -> None:
-    if labels.max() >= len(class_names) or labels.min() < -1:
-        bad = labels.max() if labels.max() >= len(class_names) else labels.min()
+    outside = labels[(labels >= len(class_names)) | (labels < -1)]
+    if outside.size:
         raise SourceError(
-            f"{title}: class number {bad} is none of the {len(class_names)} classes; lists and "
-            "labels must come from the same release"
+            f"{title}: class number {outside.max()} is none of the {len(class_names)} classes; "
+            "lists and labels must come from the same release"
         )
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size:
@@ -89,16 +84,14 @@ def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str)
 
 def absent(root: str, names: Sequence[str]) -> list[int]:
     """Positions of names whose files do not exist; each folder is listed once."""
-    known: dict[str, set[str]] = {}
-    lost = []
-    for place, name in enumerate(names):
-        folder, base = os.path.split(name)
-        if folder not in known:
-            path = os.path.join(root, folder)
-            known[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
-        if base not in known[folder]:
-            lost.append(place)
-    return lost
+
+    @functools.cache
+    def inside(folder: str) -> set[str]:
+        path = os.path.join(root, folder)
+        return set(os.listdir(path)) if os.path.isdir(path) else set()
+
+    parts = map(os.path.split, names)
+    return [place for place, (folder, base) in enumerate(parts) if base not in inside(folder)]
 
 
 def _check_present(root: str, names: Sequence[str], title: str) -> None:
@@ -111,61 +104,39 @@ def _check_present(root: str, names: Sequence[str], title: str) -> None:
 
 
 def require(root: str, *choices: str, title: str) -> str:
-    """The whole path of the first of several relative paths that exists below `root`.
-
-    Raises:
-      SourceError: none exists.
-    """
+    """The whole path of the first relative path that exists below `root`, else SourceError."""
     root = os.path.expanduser(root)
-    for choice in choices:
-        path = os.path.join(root, choice)
-        if os.path.exists(path):
-            return path
-    wanted = " or ".join(choices)
-    raise SourceError(
-        f"{title}: {root} has no {wanted}; name the folder into which the set was unpacked"
-    )
+    path = next(filter(os.path.exists, (os.path.join(root, choice) for choice in choices)), None)
+    if path is None:
+        lost = f"{title}: {root} has no {' or '.join(choices)}"
+        raise SourceError(f"{lost}; name the folder into which the set was unpacked")
+    return path
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a text file in UTF-8, without blank ones.
-
-    Raises:
-      SourceError: it is no text, or empty.
-    """
+    """The lines of a text file in UTF-8, without blank ones; SourceError where there are none."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
+            lines = [line for line in map(str.strip, file) if line]
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is no text in UTF-8; unpack it again") from error
-    lines = [line for line in lines if line]
     if not lines:
         raise SourceError(f"{path} is empty; unpack it again")
     return lines
 
 
 def read_rows(path: str, columns: int) -> list[list[str]]:
-    """Lines split at blanks into `columns` parts; the last may contain blanks.
-
-    Raises:
-      SourceError: a line has fewer columns.
-    """
+    """Lines split at blanks into `columns` parts, the last with blanks; SourceError for fewer."""
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
-            raise SourceError(
-                f"{path}: line {number} is {' '.join(row)!r}, but needs {columns} columns; "
-                "unpack it again"
-            )
+            line = f"line {number} is {' '.join(row)!r}"
+            raise SourceError(f"{path}: {line}, but needs {columns} columns; unpack it again")
     return rows
 
 
 def read_json(path: str) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      SourceError: it is not JSON.
-    """
+    """The content of a JSON file; SourceError where it is none."""
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -174,11 +145,7 @@ def read_json(path: str) -> Any:
 
 
 def as_number(text: Any, path: str) -> int:
-    """An entry of a list as a whole number.
-
-    Raises:
-      SourceError: it is none.
-    """
+    """An entry of a list as a whole number; SourceError where it is none."""
     try:
         return int(text)
     except (TypeError, ValueError) as error:
@@ -186,11 +153,7 @@ def as_number(text: Any, path: str) -> int:
 
 
 def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -> list[int]:
-    """The number of each class name.
-
-    Raises:
-      SourceError: a name is none of the classes.
-    """
+    """The number of each class name; SourceError where one is none of the classes."""
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown = [name for name in names if name not in numbers]
     if unknown:
@@ -202,11 +165,7 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
 
 
 def folders_in(path: str, title: str) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out.
-
-    Raises:
-      SourceError: there is none.
-    """
+    """Sorted names of the folders in a folder but hidden ones; SourceError where there is none."""
     with os.scandir(path) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
@@ -215,32 +174,21 @@ def folders_in(path: str, title: str) -> list[str]:
 
 
 def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], title: str) -> Files:
-    """All pictures of class folders; folder i holds class i.
-
-    Raises:
-      SourceError: a folder is missing or holds no picture.
-    """
+    """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
     lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
     if lost:
         raise SourceError(
             f"{title}: {len(lost)} of {len(folders)} class folders are missing in {root}, such as "
             f"{lost[0]!r}; the copy is incomplete"
         )
-    names, labels = [], []
-    for label, folder in enumerate(folders):
-        inside = pictures_in(os.path.join(root, folder))
-        names += [f"{folder}/{name}" for name in inside]
-        labels += [label] * len(inside)
+    inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
+    names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
+    labels = [label for label, held in enumerate(inside) for _ in held]
     return Files(root, names, labels, class_names, title=title)
 
 
 def pictures_in(path: str) -> list[str]:
     """Names of the files directly in a folder that may be pictures, sorted."""
     with os.scandir(path) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-            and may_be_picture(os.fsencode(entry.name))
-            and entry.is_file()
-        )
+        files = [x.name for x in entries if not x.name.startswith(".") and x.is_file()]
+    return sorted(name for name in files if may_be_picture(os.fsencode(name)))

@@ -75,12 +75,8 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
 def imagenet_tfds(path: str, split: str) -> Source:
     """ImageNet prepared by TFDS as ArrayRecord, read without TensorFlow.
 
-    Args:
-      path: "imagenet2012", "imagenet2012@data_dir" or the folder of the version.
-      split: "train" or "val".
-
-    Raises:
-      SourceError: it is not prepared, or its classes have another order.
+    `path` is "imagenet2012", "imagenet2012@data_dir" or the folder of the version; `split` is
+    "train" or "val". Raises SourceError if it is not prepared, or its classes have another order.
     """
     check_name("split", split, ("train", "val"))
     source = open_source("tfds", path, {"train": "train", "val": "validation"}[split])
@@ -96,23 +92,18 @@ def imagenet_tfds(path: str, split: str) -> Source:
 def known_wnids(root: str) -> list[str]:
     """The sorted WordNet ids, from a list file in or above `root`, else from the folders of train/.
 
-    Returns:
-      An empty list where there is neither.
-
-    Raises:
-      SourceError: the list has another order.
+    An empty list where there is neither. Raises SourceError if the list has another order.
     """
-    path = _find(root, _SYNSETS)
-    if path:
-        wnids = [line.split()[0] for line in read_lines(path)]
-        if wnids != sorted(set(wnids)):
-            raise SourceError(
-                f"{path} does not list each WordNet id once in sorted order, which is the order "
-                "of classes; remove it to take the folders of train/"
-            )
-        return wnids
-    train = os.path.join(root, "train")
-    return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
+    path, train = _find(root, _SYNSETS), os.path.join(root, "train")
+    if not path:
+        return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
+    wnids = [line.split()[0] for line in read_lines(path)]
+    if wnids != sorted(set(wnids)):
+        raise SourceError(
+            f"{path} does not list each WordNet id once in sorted order, which is the order of "
+            "classes; remove it to take the folders of train/"
+        )
+    return wnids
 
 
 def _find(root: str, names: Sequence[str]) -> str:
@@ -140,8 +131,8 @@ def _read_val_labels(
                 f"{path} is of {len(order)} classes, but {len(wnids)} others are listed or lie in "
                 "train/; take all of one release"
             )
-        place = {wnid: number for number, wnid in enumerate(order)}
-        return _of_length([place[by_id[n - 1]] for n in numbers], pictures, path), order
+        labels = class_numbers([by_id[number - 1] for number in numbers], order, path)
+        return _of_length(labels, pictures, path), order
     if not wnids:
         raise SourceError(
             f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
@@ -154,17 +145,17 @@ def _read_val_labels(
     elif len(lines[0].split()) == 1:
         return _of_length(class_numbers(lines, wnids, path), pictures, path), wnids
     else:
-        by_name = {
-            os.path.splitext(name)[0]: as_number(label, path) for name, label in read_rows(path, 2)
-        }
-    lost = [name for name in pictures if os.path.splitext(name)[0] not in by_name]
+        rows = read_rows(path, 2)
+        by_name = {os.path.splitext(name)[0]: as_number(label, path) for name, label in rows}
+    stems = [os.path.splitext(name)[0] for name in pictures]
+    lost = [name for name, stem in zip(pictures, stems, strict=True) if stem not in by_name]
     if lost:
         raise SourceError(
             f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
             f"{lost[0]}; take the list of this release"
         )
     _of_length(list(by_name), pictures, path)
-    return [by_name[os.path.splitext(name)[0]] for name in pictures], wnids
+    return [by_name[stem] for stem in stems], wnids
 
 
 def _of_length(labels: list, pictures: Sequence[str], path: str) -> list:
@@ -175,10 +166,8 @@ def _of_length(labels: list, pictures: Sequence[str], path: str) -> list:
 
 def different_lengths(path: str, labels: int, pictures: int) -> str:
     """The sentence for a label file that does not belong to the pictures."""
-    return (
-        f"{path} has {labels:,} labels, but there are {pictures:,} pictures; both must be of the "
-        "same release, and whole"
-    )
+    counts = f"{labels:,} labels, but there are {pictures:,} pictures"
+    return f"{path} has {counts}; both must be of the same release, and whole"
 
 
 def _devkit_wnids(path: str) -> list[str]:

@@ -31,12 +31,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Subset(NamedTuple):
-    """A set with some of the 1000 classes.
+    """A set with some of the 1000 classes: label i is number classes[i] (int64) of them.
 
-    Attributes:
-      pictures: with labels 0 ... len(classes) - 1.
-      classes: int64; label i is number classes[i] of the 1000 classes, so a classifier of 1000
-        classes scores this set with `scores[:, classes]`.
+    So a classifier of 1000 classes scores this set with `scores[:, classes]`.
     """
 
     pictures: Files
@@ -46,9 +43,7 @@ class Subset(NamedTuple):
 def imagenet_v2(root: str, wnids: Sequence[str]) -> Files:
     """ImageNet-V2: folders 0 ... 999, whose names are class numbers.
 
-    Args:
-      root: such as imagenetv2-matched-frequency-format-val.
-      wnids: the 1000 WordNet ids in sorted order.
+    `root` is such as imagenetv2-matched-frequency-format-val.
     """
     root = os.path.expanduser(root)
     folders = [str(number) for number in range(len(wnids))]
@@ -68,22 +63,14 @@ def imagenet_sketch(root: str, wnids: Sequence[str]) -> Files:
 
 
 def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subset:
-    """ImageNet-A or ImageNet-R: <WordNet id>/*, 200 of the 1000 classes.
-
-    Args:
-      root: the folder of the class folders, such as imagenet-a.
-      wnids: the 1000 WordNet ids in sorted order.
-      classes: the number of classes that the set must have.
-    """
+    """ImageNet-A or ImageNet-R: <WordNet id>/*; exactly `classes` of the 1000 classes."""
     root = os.path.expanduser(root)
     title = f"ImageNet subset {os.path.basename(os.path.normpath(root))}"
     folders = folders_in(require(root, ".", title=title), title)
     numbers = class_numbers(folders, wnids, root)
     if len(folders) != classes:
-        raise SourceError(
-            f"{title}: {root} holds {len(folders)} class folders, but the set has {classes}; the "
-            "copy is incomplete"
-        )
+        counts = f"{len(folders)} class folders, but the set has {classes}"
+        raise SourceError(f"{title}: {root} holds {counts}; the copy is incomplete")
     return Subset(class_files(root, folders, folders, title), np.array(numbers, np.int64))
 
 
@@ -91,10 +78,7 @@ def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) 
     """ImageNet-C: <corruption>/<severity 1 ... 5>/<WordNet id>/*.
 
     Its tar files may be unpacked into one folder or each into its own (noise/, blur/, weather/,
-    digital/, extra/).
-
-    Args:
-      corruption: usually one of CORRUPTIONS, the 15 of mCE.
+    digital/, extra/). CORRUPTIONS are the 15 of mCE.
     """
     title = f"ImageNet-C {corruption} {severity}"
     groups = ("", "noise", "blur", "weather", "digital", "extra")
@@ -103,14 +87,10 @@ def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) 
 
 
 def real_labels(path: str, pictures: Source) -> np.ndarray:
-    """The reassessed labels (ReaL, Beyer et al. 2020) of the validation pictures.
+    """The reassessed labels (real.json, Beyer et al. 2020) of the validation pictures.
 
     Row i of the file belongs to ILSVRC2012_val_<i + 1 in 8 digits>.JPEG, in whatever order the
     pictures are read.
-
-    Args:
-      path: real.json.
-      pictures: the validation set with its official file names, from `imagenet`.
 
     Returns:
       int64 [len(pictures), m], each row padded with -1; a row without labels is all -1.
@@ -128,15 +108,12 @@ def real_labels(path: str, pictures: Source) -> np.ndarray:
     numbers = [re.search(r"ILSVRC2012_val_(\d{8})\.", name) for name in names]
     order = [int(match[1]) if match else 0 for match in numbers]
     if sorted(order) != list(range(1, len(lists) + 1)):
-        odd = next(
-            (name for name, number in zip(names, order, strict=True) if not number), names[0]
-        )
+        odd = names[order.index(0) if 0 in order else 0]
         raise SourceError(
             f"{path} belongs to pictures ILSVRC2012_val_00000001.JPEG, ..., each of them once, but "
             f"one is called {odd}; take the validation set under its official names"
         )
     labels = np.full((len(lists), max(1, *map(len, lists))), -1, np.int64)
     for row, number in enumerate(order):
-        values = lists[number - 1]
-        labels[row, : len(values)] = values
+        labels[row, : len(lists[number - 1])] = lists[number - 1]
     return labels

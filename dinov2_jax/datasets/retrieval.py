@@ -1,14 +1,13 @@
 """R-Oxford, R-Paris, Met and AmsterTime in their official layouts."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import BadImage, decode
-from dinov2_jax.data.sources.source import SourceError, check_name
+from dinov2_jax.data.sources.source import SourceError, Unlabelled, check_name
 from dinov2_jax.datasets.files import Files, pictures_in, read_json, require
 from dinov2_jax.datasets.stored import read_pickle
 
@@ -16,19 +15,13 @@ REVISITED = ("roxford5k", "rparis6k")
 _KINDS = ("easy", "hard", "junk")
 
 
-class Cropped:
+class Cropped(Unlabelled):
     """The queries of the revisited sets: uint8 [h, w, 3] within the box of the landmark.
 
     The box refers to the displayed picture, after EXIF rotation. The published code does not
-    rotate; pictures without an EXIF orientation are the same in both.
-
-    Args:
-      files: the whole pictures.
-      boxes: px [n, 4] left, top, right, bottom; rounded, black outside of the picture.
+    rotate; pictures without an EXIF orientation are the same in both. `boxes` are px [n, 4] left,
+    top, right, bottom; rounded, black outside of the picture.
     """
-
-    labels: np.ndarray | None = None
-    class_names: tuple[str, ...] | None = None
 
     def __init__(self, files: Files, boxes: np.ndarray) -> None:
         self._files, self._boxes = files, boxes
@@ -50,16 +43,11 @@ class Cropped:
 
 
 class RevisitedSet(NamedTuple):
-    """R-Oxford or R-Paris.
-
-    Attributes:
-      database, queries: pictures.
-      ground_truth: for every query {"easy", "hard", "junk"}: rows of the database, int64, for
-        `dinov2_jax.metrics.ranking.revisited_map`.
-    """
+    """R-Oxford or R-Paris."""
 
     database: Files
     queries: Cropped
+    # For every query {"easy", "hard", "junk"}: rows of the database, int64, for `revisited_map`.
     ground_truth: list[dict[str, np.ndarray]]
 
 
@@ -81,61 +69,45 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
         raise SourceError(f"{path} holds no imlist, qimlist and gnd; download it again")
     images, queries, truth = (list(stored[key]) for key in ("imlist", "qimlist", "gnd"))
     if len(queries) != len(truth):
-        raise SourceError(
-            f"{path} has {len(queries)} queries and {len(truth)} ground truths; download it again"
-        )
+        counts = f"{len(queries)} queries and {len(truth)} ground truths"
+        raise SourceError(f"{path} has {counts}; download it again")
     ground_truth = [{kind: _numbers(entry, kind, path) for kind in _KINDS} for entry in truth]
-    named = [int(n.max()) for entry in ground_truth for n in entry.values() if n.size]
-    greatest = max(named, default=0)
+    greatest = max((n.max(initial=0) for entry in ground_truth for n in entry.values()), default=0)
     if greatest >= len(images):
-        raise SourceError(
-            f"{path} names picture {greatest}, but lists {len(images):,}; download it again"
-        )
+        named = f"picture {greatest}, but lists {len(images):,}"
+        raise SourceError(f"{path} names {named}; download it again")
     boxes = [np.asarray(entry.get("bbx", ()), np.float64) for entry in truth]
     if any(box.shape != (4,) for box in boxes):
         raise SourceError(f"{path} has a query without its box bbx; download it again")
     folder = require(root, "jpg", title=name)
-    listed = {"database": images, "queries": queries}
-    files = {
-        part: Files(folder, [f"{image}.jpg" for image in names], title=f"{name} {part}")
-        for part, names in listed.items()
-    }
-    return RevisitedSet(files["database"], Cropped(files["queries"], np.stack(boxes)), ground_truth)
+    database, asked = (
+        Files(folder, [f"{image}.jpg" for image in names], title=f"{name} {part}")
+        for part, names in (("database", images), ("queries", queries))
+    )
+    return RevisitedSet(database, Cropped(asked, np.stack(boxes)), ground_truth)
 
 
 def _numbers(entry: dict[str, Any], kind: str, path: str) -> np.ndarray:
     if kind not in entry:
-        raise SourceError(
-            f"{path} has a query without {kind!r}; take the revisited ground truth, not the "
-            "original one"
-        )
+        remedy = "take the revisited ground truth, not the original one"
+        raise SourceError(f"{path} has a query without {kind!r}; {remedy}")
     return np.asarray(entry[kind], np.int64).reshape(-1)
 
 
 class MetSet(NamedTuple):
-    """Met: labels are the museum's numbers of exhibits, -1 for queries that show none.
+    """Met: labels are the museum's numbers of exhibits, -1 for queries that show none."""
 
-    Attributes:
-      database: training pictures.
-      validation: queries that choose k and temperature.
-      test: queries.
-      classes: number of exhibits in the database.
-    """
-
-    database: Files
-    validation: Files
+    database: Files  # training pictures
+    validation: Files  # queries that choose k and temperature
     test: Files
-    classes: int
+    classes: int  # number of exhibits in the database
 
 
 def met_set(root: str) -> MetSet:
     """Met (Ypsilantis et al. 2021): images/ and ground_truth/*.json.
 
     MET_database.json lists {"id", "path"}; testset.json and valset.json list {"path"} and, if the
-    query shows an exhibit, "MET_id". Paths begin at images/.
-
-    Args:
-      root: the folder of images/; the lists may lie in it or in ground_truth/.
+    query shows an exhibit, "MET_id". Paths begin at images/. The lists may also lie in `root`.
 
     Raises:
       SourceError: a file is missing, or a list has another form.
@@ -143,8 +115,7 @@ def met_set(root: str) -> MetSet:
     train = _met_files(root, "MET_database.json", "id", required=True)
     validation = _met_files(root, "valset.json", "MET_id")
     test = _met_files(root, "testset.json", "MET_id")
-    exhibits = np.unique(train.labels)
-    return MetSet(train, validation, test, len(exhibits))
+    return MetSet(train, validation, test, len(np.unique(train.labels)))
 
 
 def _met_files(root: str, name: str, key: str, required: bool = False) -> Files:
@@ -186,9 +157,9 @@ def amstertime(root: str) -> Pairs:
             f"{title}: {len(odd)} pictures have no pair, such as {odd[0]!r}; new/ and old/ must "
             "hold the same names"
         )
-    stems = sorted(by_stem["new"])
-    return Pairs(*(_side(root, side, [by_stem[side][s] for s in stems]) for side in by_stem))
-
-
-def _side(root: str, side: str, names: Sequence[str]) -> Files:
-    return Files(os.path.join(os.path.expanduser(root), side), names, title=f"AmsterTime {side}")
+    stems, root = sorted(by_stem["new"]), os.path.expanduser(root)
+    sides = (
+        Files(os.path.join(root, side), [names[stem] for stem in stems], title=f"{title} {side}")
+        for side, names in by_stem.items()
+    )
+    return Pairs(*sides)

@@ -50,16 +50,13 @@ class _DataOnly(pickle.Unpickler):
 def read_pickle(path: str, encoding: str = "bytes") -> Any:
     """A pickle of numpy arrays, bytes, strings, numbers, lists and dicts; nothing else is loaded.
 
-    Args:
-      encoding: of Python 2 strings; "bytes" keeps them as bytes.
-
-    Raises:
-      SourceError: it asks for anything else, or is damaged.
+    `encoding` is that of Python 2 strings; "bytes" keeps them as bytes. Raises SourceError where
+    the pickle asks for anything else, or is damaged.
     """
     with open(path, "rb") as file:
-        data = file.read()
+        data = io.BytesIO(file.read())
     try:
-        return _DataOnly(io.BytesIO(data), encoding=encoding).load()
+        return _DataOnly(data, encoding=encoding).load()
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
@@ -69,19 +66,15 @@ def read_pickle(path: str, encoding: str = "bytes") -> Any:
 def read_mat(path: str) -> dict[str, Any]:
     """The variables of a MATLAB file; arrays of one element become that element.
 
-    Raises:
-      ImportError: without scipy.
-      SourceError: the file is damaged.
+    Raises ImportError without scipy, and SourceError where the file is damaged.
     """
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ImportError(
-            f"{path} is a MATLAB file, which needs scipy; pip install scipy"
-        ) from error
+        message = f"{path} is a MATLAB file, which needs scipy; pip install scipy"
+        raise ImportError(message) from error
     try:
         return loadmat(path, squeeze_me=True)
     except Exception as error:  # scipy has several types for a damaged file
-        raise SourceError(
-            f"{path} is no readable MATLAB file ({error}); unpack it again"
-        ) from error
+        message = f"{path} is no readable MATLAB file ({error}); unpack it again"
+        raise SourceError(message) from error

@@ -26,31 +26,20 @@ _CALTECH_SHOTS = 30  # training pictures of each class
 
 
 class Transfer(NamedTuple):
-    """A set with its official splits.
+    """A set with its official splits."""
 
-    Attributes:
-      train: for fitting the classifier.
-      val: for choosing the regularisation; None where the publishers have no such split.
-      test: for the reported result.
-      metric: "top1", "mean_per_class" or "map11" (11-point mean average precision).
-    """
-
-    train: Source
-    val: Source | None
-    test: Source
-    metric: str
+    train: Source  # for fitting the classifier
+    val: Source | None  # for choosing the regularisation; None where there is no such split
+    test: Source  # for the reported result
+    metric: str  # "top1", "mean_per_class" or "map11" (11-point mean average precision)
 
 
 def transfer_set(name: str, root: str) -> Transfer:
-    """Opens one of the twelve sets.
-
-    Args:
-      name: one of TRANSFER_SETS.
-      root: the folder into which it was unpacked; each function says what must lie in it.
+    """Opens one of TRANSFER_SETS; its function says what must lie in the folder `root`.
 
     Raises:
       SourceError: an unknown name; lists, classes or pictures are missing.
-      ImportError: "cars" and "flowers" without scipy.
+      ImportError: "cars" and "flowers102" without scipy.
     """
     check_name("transfer set", name, tuple(TRANSFER_SETS))
     return TRANSFER_SETS[name](os.path.expanduser(root))
@@ -127,13 +116,12 @@ def cars(root: str) -> Transfer:
         files = [f"cars_{name}/{row['fname']}" for row in rows]
         return Files(root, files, labels, classes, title=f"{title} {name}")
 
-    test = "cars_test_annos_withlabels.mat"
-    return Transfer(
+    name = "cars_test_annos_withlabels.mat"
+    train, test = (
         split("train", "devkit/cars_train_annos.mat"),
-        None,
-        split("test", test, f"devkit/{test}"),
-        TOP1,
+        split("test", name, f"devkit/{name}"),
     )
+    return Transfer(train, None, test, TOP1)
 
 
 def aircraft(root: str) -> Transfer:
@@ -258,24 +246,20 @@ def cub200(root: str) -> Transfer:
         return {as_number(number, path): value for number, value in read_rows(path, 2)}
 
     files, labels = table("images.txt"), table("image_class_labels.txt")
-    learn, names = table("train_test_split.txt"), table("classes.txt")
+    learn, called = table("train_test_split.txt"), table("classes.txt")
     for name, other in (("image_class_labels.txt", labels), ("train_test_split.txt", learn)):
         if other.keys() != files.keys():
             raise SourceError(
                 f"{title}: {name} has {len(other):,} pictures and images.txt {len(files):,}; both "
                 "must be of the same release, and whole"
             )
-    classes = [names[number] for number in sorted(names)]
+    classes = [called[number] for number in sorted(called)]
 
     def split(flag: str, name: str) -> Files:
         chosen = [number for number in sorted(files) if learn[number] == flag]
-        return Files(
-            os.path.join(root, "images"),
-            [files[number] for number in chosen],
-            [as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen],
-            classes,
-            title=f"{title} {name}",
-        )
+        names = [files[number] for number in chosen]
+        rows = [as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen]
+        return Files(f"{root}/images", names, rows, classes, title=f"{title} {name}")
 
     return Transfer(split("1", "train"), None, split("0", "test"), TOP1)
 
@@ -285,16 +269,7 @@ def _images(root: str, title: str) -> str:
 
 
 TRANSFER_SETS: dict[str, Callable[[str], Transfer]] = {
-    "food101": food101,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "sun397": sun397,
-    "cars": cars,
-    "aircraft": aircraft,
-    "voc2007": voc,
-    "dtd": dtd,
-    "pets": pets,
-    "caltech101": caltech101,
-    "flowers102": flowers102,
-    "cub200": cub200,
-}
+    "food101": food101, "cifar10": cifar10, "cifar100": cifar100, "sun397": sun397, "cars": cars,
+    "aircraft": aircraft, "voc2007": voc, "dtd": dtd, "pets": pets, "caltech101": caltech101,
+    "flowers102": flowers102, "cub200": cub200,
+}  # fmt: skip

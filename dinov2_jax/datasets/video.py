@@ -23,22 +23,15 @@ log = logging.getLogger("dinov2_jax")
 def ucf101(root: str, split: str) -> Files:
     """UCF-101: UCF-101/<class>/*.avi, ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt.
 
-    Args:
-      root: the folder of both; videos may lie in it directly.
-      split: "train" or "test", of the first of its three official folds.
-
-    Raises:
-      SourceError: a list, class or video is missing.
+    Videos may also lie in `root` directly. `split` is "train" or "test", of the first of three
+    official folds. Raises SourceError where a list, class or video is missing.
     """
     check_name("split", split, ("train", "test"))
     title = f"UCF-101 {split}"
-    lists = os.path.dirname(
-        require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
-    )
-    path = os.path.join(lists, "classInd.txt")
+    path = require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
     numbers = {name: as_number(number, path) for number, name in read_rows(path, 2)}
     classes = sorted(numbers, key=lambda name: numbers[name])
-    path = require(lists, f"{split}list01.txt", title=title)
+    path = require(os.path.dirname(path), f"{split}list01.txt", title=title)
     names = [line.split()[0] for line in read_lines(path)]  # training lists add the class number
     labels = class_numbers([name.partition("/")[0] for name in names], classes, path)
     folder = require(root, "UCF-101", ".", title=title)
@@ -114,10 +107,6 @@ def ssv2(root: str, split: str) -> Files:
     The lists may be called something-something-v2-<name>.json and lie in labels/; videos lie in
     20bn-something-something-v2/, in videos/ or beside the lists. The class is the template of an
     entry without its brackets. The test list has no labels.
-
-    Args:
-      root: the folder of lists and videos.
-      split: "train" or "validation".
 
     Raises:
       SourceError: a list, class or video is missing.

@@ -18,9 +18,8 @@ VOC_CLASSES = (
 def voc2007(root: str, split: str) -> Files:
     """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
 
-    Args:
-      root: VOC2007, or the folder above it (VOCdevkit).
-      split: "train", "val", "trainval" or "test" (whose annotations are a separate download).
+    `root` is VOC2007, or the folder above it (VOCdevkit); the annotations of "test" are a separate
+    download.
 
     Returns:
       Pictures with `targets` int8 [n, 20]: 1 if the picture shows the class, 0 if it does not, -1
@@ -30,10 +29,8 @@ def voc2007(root: str, split: str) -> Files:
       SourceError: a list, picture or annotation is missing, or a class has no picture.
     """
     title = f"VOC2007 {split}"
-    places = [
-        os.path.join(above, "ImageSets/Main") for above in ("", "VOC2007", "VOCdevkit/VOC2007")
-    ]
-    main = require(root, *places, title=title)
+    folders = ("", "VOC2007/", "VOCdevkit/VOC2007/")
+    main = require(root, *(f"{folder}ImageSets/Main" for folder in folders), title=title)
     root = os.path.dirname(os.path.dirname(main))
     numbers = [line.split()[0] for line in read_lines(require(main, f"{split}.txt", title=title))]
     annotations = [f"{number}.xml" for number in numbers]
@@ -57,7 +54,6 @@ def voc2007(root: str, split: str) -> Files:
 
 
 def _targets(path: str) -> np.ndarray:
-    """int8 [20] of one picture."""
     targets = np.zeros(len(VOC_CLASSES), np.int8)
     try:
         objects = ElementTree.parse(path).getroot().findall("object")

@@ -57,7 +57,7 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
         if start.startswith(mark):
             raise SourceError(
                 f"data.path={path} is compressed by {name}, so that no picture can be read without "
-                "all before it; decompress it first"
+                "all before it; decompress it first (compression hardly makes pictures smaller)"
             )
     try:
         with tarfile.open(path, "r:", errors="surrogateescape") as archive:

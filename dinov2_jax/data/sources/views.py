@@ -63,7 +63,8 @@ def renumbered(source: Source, class_names: tuple[str, ...]) -> Source:
     if odd:
         raise SourceError(
             f"{len(odd)} of {len(own)} classes, such as {odd[0]!r}, are not among the "
-            f"{len(class_names)} of the training set; both need the same names of classes"
+            f"{len(class_names)} of the training set, such as {class_names[0]!r}; both need the "
+            "same names of classes"
         )
     place = {name: number for number, name in enumerate(class_names)}
     numbers = np.array([place[name] for name in own] + [-1])  # -1 stays -1
