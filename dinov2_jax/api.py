@@ -1,10 +1,11 @@
-"""What the functions of `dinov2_jax` return and do; `dinov2_jax/__init__.py` documents them."""
+"""The functions of `dinov2_jax`, and what they return."""
 
 import dataclasses
 import html
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,43 +29,32 @@ from dinov2_jax.features.extract import Features, as_source, extract
 from dinov2_jax.features.request import make_request
 from dinov2_jax.heads.linear import LinearHead, from_stored, load_head
 from dinov2_jax.weights import load as weights
-from dinov2_jax.weights.heads import is_linear
+from dinov2_jax.weights.heads import linear_heads
+from dinov2_jax.weights.hub import RELEASED
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Backbone(weights.Backbone):
-    """A backbone with its weights, as `dinov2_jax.load` returns it.
-
-    `backbone(pictures)` gives features, `backbone.preprocess(pictures)` what the module takes, and
-    `model, params = backbone` takes it apart. Linear classifiers among `heads` predict classes.
-    """
+    """A backbone with its weights; see `dinov2_jax.load`, which returns it."""
 
     def __post_init__(self) -> None:
-        bound = {
-            name: Classifier(head, self) if is_linear(head) else head
-            for name, head in self.heads.items()
-        }
-        object.__setattr__(self, "heads", bound)
+        linear = {name: Classifier(head, self) for name, head in linear_heads(self.heads).items()}
+        object.__setattr__(self, "heads", {**self.heads, **linear})
 
     def __repr__(self) -> str:
         model, given = self.model, self.preprocessing
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        heads = ", ".join(self.heads) or "none"
         return (
             f"Backbone from {self.source} ({self.layout})\n"
             f"  width {model.dim}, {model.depth} blocks, {model.heads} attention heads, patches of "
-            f"{model.patch_size} px, {model.registers} registers, {count:,} weights\n"
+            f"{model.patch_size} px, {model.registers} registers, "
+            f"{sum(leaf.size for leaf in jax.tree.leaves(self.params)):,} weights\n"
             f"  pictures: shorter side to {given.resize_px} px, central square of "
             f"{given.image_px} px, mean {given.mean}, std {given.std}\n"
-            f"  heads: {heads}"
+            f"  heads: {', '.join(self.heads) or 'none'}"
         )
 
     def preprocess(self, pictures: Any) -> np.ndarray:
-        """Brings pictures to what `model.apply` takes.
-
-        Args:
-          pictures: as `dinov2_jax.extract` takes them: a path, a PIL picture, an array uint8
-            [H, W, 3], a list of one of these, or a folder.
+        """Brings pictures, as `dinov2_jax.extract` takes them, to what `model.apply` takes.
 
         Returns:
           float32 [n, S, S, C]: the central squares, normalised. The module itself normalises
@@ -74,17 +64,15 @@ class Backbone(weights.Backbone):
           SourceError: no pictures, pictures of an unknown kind, or one that cannot be read.
         """
         request = make_request(self, ("cls",), (-1,), True, "center_crop", ())
-        source = as_source(pictures, request.channels)
-        decoding = DecodeSpec(MAX_PIXELS, request.channels)
-        rows = np.arange(len(source))
-        squares = []
+        source, squares = as_source(pictures, request.channels), []
+        rows, decoding = np.arange(len(source)), DecodeSpec(MAX_PIXELS, request.channels)
         for row, square in stream_pictures(source, rows, request.fit, decoding=decoding, workers=0):
             if square is None:
                 reason = why_unreadable(source, row, decoding)
                 raise SourceError(f"{source.name(row)} cannot be read ({reason}); leave it out")
             squares.append(square)
-        mean, std = self.preprocessing.mean, self.preprocessing.std
-        return np.asarray(normalize(jnp.asarray(np.stack(squares)), mean, std))
+        given = self.preprocessing
+        return np.asarray(normalize(jnp.asarray(np.stack(squares)), given.mean, given.std))
 
     def __call__(self, pictures: Any, **options: Any) -> Features:
         """Computes features: `dinov2_jax.extract(backbone, pictures, **options)`."""
@@ -111,19 +99,13 @@ class Classifier(dict[str, Any]):
         return from_stored(self)
 
     def logits(self, pictures: Any) -> np.ndarray:
-        """Computes fp32 [n, K] for pictures as `dinov2_jax.extract` takes them.
-
-        Raises:
-          SourceError: see `extract`; an unreadable picture is an error.
-        """
+        """Computes fp32 [n, K] as `dinov2_jax.extract(..., on_error="raise")` reads pictures."""
         head, depth = self.head, self._backbone.model.depth
         layers = range(depth - head.blocks, depth)
-        kinds = ("cls", "mean_patch") if head.avgpool else ("cls",)
+        kinds = ("cls", "mean_patch")[: 1 + head.avgpool]
         found = extract(self._backbone, pictures, features=kinds, layers=layers, on_error="raise")
-        several = len(layers) > 1
-        names = [f"cls_block_{layer}" if several else "cls" for layer in layers]
-        if head.avgpool:
-            names.append(f"mean_patch_block_{depth - 1}" if several else "mean_patch")
+        ends = [f"_block_{layer}" for layer in layers] if len(layers) > 1 else [""]
+        names = [f"cls{end}" for end in ends] + [f"mean_patch{ends[-1]}"] * head.avgpool
         return head.logits([found[name] for name in names])
 
     def predict(self, pictures: Any) -> np.ndarray:
@@ -162,9 +144,59 @@ class Evaluation(dict[str, Any]):
         return f"<table>{''.join(lines)}</table>"
 
 
-def load(name_or_path: str | Path, **options: Any) -> Backbone:
-    """See `dinov2_jax.load`."""
-    return as_backbone(weights.load(name_or_path, **options))
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the backbones released with DINOv2, which `load` takes; `pattern` has wildcards.
+
+    Example:
+      >>> dinov2_jax.list_models("*b14*")
+      ['dinov2_vitb14', 'dinov2_vitb14_reg']
+    """
+    return [name for name in RELEASED if fnmatchcase(name, pattern)]
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    which: str = "teacher",
+    architecture: str = "",
+    heads: int | None = None,
+    allow: Sequence[str] = (),
+    dtype: Any = None,
+) -> Backbone:
+    """Loads a backbone with its weights.
+
+    Args:
+      name_or_path: a name of `list_models()` or its Hugging Face repository; or the path of a run,
+        a checkpoint, a bundle, a .pth of the original (released or a training checkpoint), a
+        Hugging Face directory, or timm's safetensors.
+      which: "teacher" or "student" of a training checkpoint.
+      architecture: a name of `list_models()` that the weights must fit; "": any.
+      heads: attention heads, where neither the file nor the width tells.
+      allow: names of tensors that may be left over; "mask_token" where it may be missing (only
+        pretraining needs it); "float16" or "bfloat16" for files in half precision.
+      dtype: of the matrix products; None: float32. Parameters are float32.
+
+    Returns:
+      A backbone: `backbone(pictures)` gives features, `backbone.preprocess(pictures)` float32
+      [n, S, S, 3] for the module, `model, params = backbone` its two parts.
+      `backbone.heads["classifier"].predict(pictures)` names classes, if the weights have such a
+      head; `backbone.load_head(path)` loads another one.
+
+    Raises:
+      WeightsError: no such weights, or tensors that are missing, left over or of another shape.
+      CheckpointError: a checkpoint of ours that cannot be read.
+
+    Example:
+      >>> backbone = dinov2_jax.load("runs/first")
+      >>> backbone(["photos/1.jpg", "photos/2.jpg"])["cls"].shape
+      (2, 64)
+      >>> model, params = backbone
+      >>> images = backbone.preprocess("photos/1.jpg")
+      >>> model.apply({"params": params}, images)["patches"].shape
+      (1, 4, 64)
+    """
+    options = {"which": which, "architecture": architecture, "heads": heads, "allow": allow}
+    return as_backbone(weights.load(name_or_path, dtype=dtype, **options))
 
 
 def as_backbone(found: weights.Backbone) -> Backbone:
@@ -172,14 +204,35 @@ def as_backbone(found: weights.Backbone) -> Backbone:
     return Backbone(**{f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
 
 
-# ---------------------------------------------------------------------------------------- tasks
 def pretrain(config: str | Path | ConfigDict, workdir: str | Path, **overrides: Any) -> Path:
-    """See `dinov2_jax.pretrain`."""
+    """Trains a backbone without labels, as the task "train" does on the command line.
+
+    Args:
+      config: a recipe's name such as "quickstart", a configuration file's path, or a ConfigDict.
+      workdir: the run directory; the same one again continues the run.
+      overrides: fields of the configuration, groups as mappings: total_steps=1000,
+        model={"depth": 6}, data={"source": "folder", "path": "photos"}.
+
+    Returns:
+      The run directory, which `load` takes.
+
+    Raises:
+      ConfigError: a field or value that cannot be.
+      CheckpointError, SourceError, WeightsError: see the message.
+
+    Example:
+      >>> run = dinov2_jax.pretrain(
+      ...     "quickstart", "runs/first", total_steps=2, batch_size=8, group_size=8,
+      ...     data={"source": "folder", "path": "photos", "workers": 0},
+      ...     model={"depth": 2}, crops={"local_number": 2}, eval={"every_steps": 0},
+      ... )
+      >>> dinov2_jax.load(run).model.dim
+      64
+    """
     settings = _configuration(config, overrides)
     if settings.task != "train":
         raise ConfigError(
-            f"this is a configuration of the task {settings.task!r}; pretrain takes one of the task"
-            " 'train', such as 'quickstart'"
+            f"a configuration of the task {settings.task!r} trains nothing; try 'quickstart'"
         )
     main.train(settings, os.fspath(workdir))
     return Path(workdir)
@@ -195,12 +248,38 @@ def evaluate(
     workdir: str | Path = "",
     **settings: Any,
 ) -> Evaluation:
-    """See `dinov2_jax.evaluate`."""
+    """Evaluates a backbone, as the task "eval" does on the command line.
+
+    Args:
+      protocols: one or several of knn, few_shot, logreg, transfer, linear, linear_cached, finetune,
+        robustness, retrieval and video.
+      backbone: from `load`, or what `load` takes.
+      train: the labelled pictures that classifiers learn from: a folder with one folder a class,
+        or a pair (pictures, labels), where pictures are paths, arrays or PIL pictures.
+      val: those that hyper-parameters are chosen on, in the same form; "": see the protocol.
+      test: those that are judged, in the same form.
+      workdir: where results.json, results.html and features go. "": <run>/eval/<step>/<data> for
+        weights of one of our runs; otherwise nothing is kept.
+      settings: fields of configs/eval/default.py, groups as mappings: batch_size=64,
+        knn={"ks": (5, 10)}, data={"set": "cifar10", "path": "/data/cifar10"}.
+
+    Returns:
+      `Evaluation`: what results.json holds, with `.metrics` and `.table()`.
+
+    Raises:
+      ConfigError, SourceError, WeightsError, EvaluationError: what cannot be evaluated.
+
+    Example:
+      >>> found = dinov2_jax.evaluate(
+      ...     "knn", "runs/first", train="labelled/train", test="labelled/val", knn={"ks": (1,)}
+      ... )
+      >>> list(found.metrics["knn"])
+      ['labelled']
+    """
     given = isinstance(backbone, weights.Backbone)
     with tempfile.TemporaryDirectory() as scratch:
         config = load_config("eval/default")
-        splits = {"train": train, "val": val, "test": test}
-        override(config, _data_settings(splits, Path(scratch)))
+        override(config, _data_settings({"train": train, "val": val, "test": test}, Path(scratch)))
         config.protocols = (protocols,) if isinstance(protocols, str) else tuple(protocols)
         config.checkpoint = "" if given else os.fspath(backbone)
         config = _configuration(config, settings)
@@ -223,8 +302,7 @@ def _configuration(config: str | Path | ConfigDict, overrides: Mapping[str, Any]
 
 def _data_settings(splits: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
     """Fields of config.data for splits that are folders, or pairs (pictures, labels)."""
-    found: dict[str, Any] = {}
-    parents = set()
+    found, parents = {}, set()
     for split, given in splits.items():
         if isinstance(given, str | os.PathLike) and os.fspath(given):
             path = Path(given).expanduser()
@@ -234,8 +312,7 @@ def _data_settings(splits: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
             found |= _write_split(split, given, scratch / "pictures")
             parents.add(scratch / "pictures")
     if found:
-        found["data.source"] = "folder"
-        found.setdefault("data.labels", "folders")
+        found |= {"data.source": "folder", "data.labels": "folders"}
     if len(parents) == 1:  # the name of the data set is that of the folder of its splits
         found["data.path"] = os.fspath(parents.pop())
     return found
@@ -245,14 +322,13 @@ def _write_split(split: str, given: Any, folder: Path) -> dict[str, str]:
     """Writes a list of the pictures and a list of their labels, which `config.data` can name."""
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise ConfigError(
-            f"{split} must be a folder with a folder for each class, or a pair (pictures, labels), "
-            f"but got {type(given).__name__}"
+            f"{split} must be a folder with one folder a class, or a pair (pictures, labels), but "
+            f"got {type(given).__name__}"
         )
     pictures, labels = given
     if len(pictures) != len(labels):
         raise ConfigError(
-            f"{split} has {len(pictures):,} pictures and {len(labels):,} labels; give one label a "
-            "picture"
+            f"{split} has {len(pictures):,} pictures and {len(labels):,} labels; give one for each"
         )
     folder.mkdir(exist_ok=True)
     listed, classes = folder / f"{split}.txt", folder / f"{split}-classes.txt"
@@ -264,10 +340,9 @@ def _write_split(split: str, given: Any, folder: Path) -> dict[str, str]:
 def _paths(pictures: Sequence[Any], folder: Path) -> Iterator[str]:
     """Absolute paths of the pictures; arrays and PIL pictures become PNG files."""
     for row, picture in enumerate(pictures):
-        if isinstance(picture, str | os.PathLike):
-            yield os.path.abspath(os.path.expanduser(picture))
-            continue
-        folder.mkdir(exist_ok=True)
-        drawn = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        drawn.save(folder / f"{row:07}.png")
-        yield os.fspath(folder / f"{row:07}.png")
+        if not isinstance(picture, str | os.PathLike):
+            folder.mkdir(exist_ok=True)
+            drawn = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+            picture = folder / f"{row:07}.png"
+            drawn.save(picture)
+        yield os.path.abspath(os.path.expanduser(picture))

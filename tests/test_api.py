@@ -1,5 +1,6 @@
 """The Python API: what a notebook sees, and that every documented example runs."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -24,6 +25,7 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.features.extract import extract
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.weights.files import WeightsError
+from dinov2_jax.weights.load import load
 from tests.features import tiny
 
 FUNCTIONS = ("evaluate", "extract", "list_models", "load", "pretrain")
@@ -85,9 +87,17 @@ def test_dir_and_help_show_the_functions_with_signature_and_example() -> None:
         assert signature.return_annotation is not signature.empty
 
 
-def test_extract_has_the_options_of_the_room() -> None:
-    shown, real = (inspect.signature(f).parameters for f in (dinov2_jax.extract, extract))
+def test_the_package_passes_on_the_functions_and_their_options() -> None:
+    text = Path(dinov2_jax.__file__).read_text(encoding="utf-8")
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+    (typed,) = [n for n in nodes if n.module == "dinov2_jax.api"]
+    assert {alias.name for alias in typed.names} == set(FUNCTIONS)  # for type checkers
+    assert all(getattr(dinov2_jax, name) is getattr(api, name) for name in FUNCTIONS)
+    assert dinov2_jax.extract is extract
+    shown, real = (inspect.signature(f).parameters for f in (dinov2_jax.load, load))
     assert {n: p.default for n, p in shown.items()} == {n: p.default for n, p in real.items()}
+    with pytest.raises(AttributeError, match="'dinov2_jax' has no attribute 'lode'"):
+        dinov2_jax.lode  # noqa: B018
 
 
 def test_no_module_shadows_a_function() -> None:

@@ -89,6 +89,11 @@ def extract(
       SourceError: nothing found, pictures of an unknown kind, or an unreadable picture.
       FileNotFoundError: a path that does not exist.
       WeightsError: see `load`.
+
+    Example:
+      >>> found = dinov2_jax.extract("runs/first", "photos", features=("cls", "patches"))
+      >>> found["cls"].shape, found["patches"].shape, found.names[0]
+      ((8, 64), (8, 4, 64), '0.jpg')
     """
     backbone = backbone if isinstance(backbone, Backbone) else load(backbone)
     if on_error is not None:

@@ -52,11 +52,6 @@ RELEASED = {
 }
 
 
-def list_models() -> list[str]:
-    """Lists the names that `load` knows: the eight backbones released with DINOv2."""
-    return list(RELEASED)
-
-
 def released_name(name: str) -> str:
     """The name in RELEASED of a released model or of its Hugging Face repository, else ""."""
     repositories = {released.huggingface: key for key, released in RELEASED.items()}

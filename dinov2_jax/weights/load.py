@@ -63,26 +63,10 @@ def load(
     architecture: str = "",
     heads: int | None = None,
     allow: Sequence[str] = (),
-    dtype: Any = jnp.float32,
+    dtype: Any = None,
 ) -> Backbone:
-    """Loads a DINOv2 backbone: `model, params = load("dinov2_vitb14_reg")`.
-
-    Args:
-      name_or_path: a name of `list_models()` or its Hugging Face repository; or the path of a .pth
-        of the original (released or a training checkpoint), a Hugging Face directory, timm's
-        safetensors, one of our runs, checkpoints or bundles.
-      which: "teacher" or "student" of a training checkpoint.
-      architecture: a name of `list_models()`; a file of another architecture is refused.
-      heads: number of attention heads, where neither the file nor its width tells it.
-      allow: names of tensors that may be left over, "mask_token" if it may be missing (only
-        pretraining needs it), and "float16" or "bfloat16" for files in half precision.
-      dtype: of the matrix products; parameters are fp32.
-
-    Raises:
-      WeightsError: the weights cannot be used; one sentence with the reason and a remedy.
-      CheckpointError: one of our checkpoints cannot be read.
-    """
-    path = Path(name_or_path).expanduser()
+    """Loads a backbone: see `dinov2_jax.load`, which has the same arguments and errors."""
+    path, dtype = Path(name_or_path).expanduser(), jnp.float32 if dtype is None else dtype
     released = released_name(str(name_or_path))
     if released and not path.exists():
         architecture = architecture or released
