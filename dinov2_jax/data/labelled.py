@@ -49,14 +49,8 @@ class LabelledLoader:
         # As in CropSpec.decode_px: the smallest crop keeps more than twice the size of its output.
         decoding = dataclasses.replace(decoding, min_side_px=int(2 * size / scale[0] ** 0.5))
         crop = _LabelledCrop(source, records, labels[records], size, scale, decoding)
-        dataset = (
-            grain.MapDataset.source(range(len(records)))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(crop)
-            .batch(batch_size // parts)
-        )
+        order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
+        dataset = order.random_map(crop).batch(batch_size // parts)
         self._parts = len(share)
         wanted = GroupsOfBatches(dataset, parts, tuple(share), start_batch)
         self._reader = Reader(grain.MapDataset.source(wanted), workers)

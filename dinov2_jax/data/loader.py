@@ -54,20 +54,14 @@ class MaskSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """All that makes a training batch out of a source.
-
-    Attributes:
-      batch_size: images a batch.
-      group_size: images a statistical group; divides the batch.
-      seed: of order, crops and masks.
-    """
+    """All that makes a training batch out of a source."""
 
     crops: CropSpec
     masks: MaskSpec
     decoding: DecodeSpec
-    batch_size: int
-    group_size: int
-    seed: int
+    batch_size: int  # images
+    group_size: int  # images a statistical group; divides the batch
+    seed: int  # of order, crops and masks
 
     @property
     def groups(self) -> int:
@@ -94,15 +88,9 @@ class TrainLoader:
         start_batch: int = 0,
         share: Sequence[int] | None = None,
     ) -> None:
-        dataset = (
-            grain.MapDataset.source(range(len(source)))
-            .seed(spec.seed)
-            .shuffle()
-            .repeat()
-            .random_map(_MakeCrops(source, spec))
-            .batch(spec.group_size)
-            .random_map(_AddMasks(spec))
-        )
+        order = grain.MapDataset.source(range(len(source))).seed(spec.seed).shuffle().repeat()
+        crops = order.random_map(_MakeCrops(source, spec)).batch(spec.group_size)
+        dataset = crops.random_map(_AddMasks(spec))
         # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
         share = tuple(range(spec.groups) if share is None else share)
         self._groups, self._next = len(share), start_batch
@@ -145,14 +133,10 @@ class _MakeCrops(grain.transforms.RandomMap):
     def random_map(self, element: int, rng: np.random.Generator) -> Batch:
         image, record, bad = self._load(int(element), rng)
         spec = self.spec.crops
-        return {
-            "global_crops": sample_crops(rng, image, 2, spec.global_size, spec.global_scale),
-            "local_crops": sample_crops(
-                rng, image, spec.local_number, spec.local_size, spec.local_scale
-            ),
-            "record": np.int64(record),
-            "bad_records": bad,
-        }
+        large = sample_crops(rng, image, 2, spec.global_size, spec.global_scale)
+        small = sample_crops(rng, image, spec.local_number, spec.local_size, spec.local_scale)
+        crops = {"global_crops": large, "local_crops": small}
+        return {**crops, "record": np.int64(record), "bad_records": bad}
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
         """The picture, the record it came from, and the bad records met before it (-1: none)."""

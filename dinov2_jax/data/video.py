@@ -34,11 +34,8 @@ class VideoFrames:
     A video is decoded once if one thread reads its frames in order, as `dinov2_jax.data.stream`
     does. Frames are as stored: a rotation mark is ignored.
 
-    Attributes:
-      labels: of the videos, repeated for every frame; or None.
-
-    Raises:
-      ImportError: without PyAV.
+    `labels` are those of the videos, repeated for every frame; or None. Raises ImportError without
+    PyAV.
     """
 
     def __init__(self, videos: Videos, frames: int = FRAMES) -> None:
@@ -69,8 +66,7 @@ class VideoFrames:
 
     def name(self, index: int) -> str:
         """`path of the video[frame]`."""
-        video, frame = divmod(index, self.frames)
-        return f"{self._videos.name(video)}[{frame}]"
+        return f"{self._videos.name(index // self.frames)}[{index % self.frames}]"
 
     def _decode(self, video: int) -> list[np.ndarray] | str:
         """The frames, or why there are none; both are kept, so that decoding is tried once."""

@@ -24,7 +24,6 @@ class BadRecords:
     """Keeps `skipped.txt` (name, tab, reason; one line a picture) and judges the share.
 
     Args:
-      source: names the records.
       decoding: as in the loader; finds the reason again.
       path: of skipped.txt, written when the first bad record is met.
       max_fraction: greatest share (0..1) of bad records among the distinct records seen.
@@ -51,11 +50,7 @@ class BadRecords:
     def preflight(self, sample: int = 256) -> int:
         """Decodes up to `sample` records, evenly spread, before anything is compiled.
 
-        Returns:
-          How many it looked at.
-
-        Raises:
-          TooManyBadRecords
+        Returns how many it looked at, or raises TooManyBadRecords.
         """
         indices = np.unique(np.linspace(0, len(self._source) - 1, sample).astype(int)).tolist()
         self._note(len(indices), [index for index in indices if self._reason(index) is not None])
@@ -64,19 +59,15 @@ class BadRecords:
     def update(self, batch: Batch) -> None:
         """Takes "record" and "bad_records" out of a batch of the training loader and notes them.
 
-        Raises:
-          TooManyBadRecords
+        Raises TooManyBadRecords.
         """
         used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint, as JSON: the bad records, how many were seen, and of how many."""
-        return {
-            "skipped": sorted(self._reasons),
-            "looked_at": self._looked_at,
-            "pictures": len(self._source),
-        }
+        counts = {"looked_at": self._looked_at, "pictures": len(self._source)}
+        return {"skipped": sorted(self._reasons), **counts}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores `state()`, {} in a new run; forgets what became readable or was deleted since.
@@ -105,16 +96,14 @@ class BadRecords:
             self._judge()
 
     def _write(self) -> None:
-        if not self._writes:
-            return
-        if not self._reasons:
-            self._path.unlink(missing_ok=True)
-            return
         lines = [
             f"{printable(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())
         ]
-        write_text(self._path, "".join(lines))
+        if self._writes and lines:
+            write_text(self._path, "".join(lines))
+        elif self._writes:
+            self._path.unlink(missing_ok=True)
 
     def _judge(self) -> None:
         bad, seen = len(self._reasons), min(self._looked_at, len(self._source))

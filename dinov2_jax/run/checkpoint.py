@@ -31,10 +31,7 @@ class CheckpointError(UserError):
 class Checkpoints:
     """Asynchronous, atomic checkpoints of one run.
 
-    Args:
-        workdir: the run directory.
-        keep_last: number of the newest steps that stay.
-        keep_every_steps: multiples of this stay for good; 0: none.
+    The `keep_last` newest steps stay, and multiples of `keep_every_steps` for good; 0: none.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
@@ -59,16 +56,10 @@ class Checkpoints:
         """Copies `state` to the host, writes it in the background; False if already stored."""
         if step in self._manager.all_steps():
             return False
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                loader=ocp.args.JsonSave(loader),
-                config=ocp.args.JsonSave(config),
-                provenance=ocp.args.JsonSave(provenance()),
-            ),
-            force=True,
-        )
+        plain = {"loader": loader, "config": config, "provenance": provenance()}
+        items = {name: ocp.args.JsonSave(values) for name, values in plain.items()}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), **items)
+        return self._manager.save(step, args=args, force=True)
 
     def restore(
         self, abstract_state: Any, step: int | None = None, *, config: dict[str, Any] | None = None
@@ -84,20 +75,13 @@ class Checkpoints:
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
-            stored = ", ".join(map(str, self._manager.all_steps())) or "none"
-            raise CheckpointError(
-                f"no checkpoint of step {step} in {self.directory} (stored: {stored})"
-            )
+            stored = f"stored: {', '.join(map(str, self._manager.all_steps())) or 'none'}"
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory} ({stored})")
         step_dir = self.directory / str(step)
         _require_same_arrays(step_dir, abstract_state, config)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        )
-        return (
-            restored["state"],
-            _read_json(step_dir, "loader"),
-            tuples(_read_json(step_dir, "config")),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        state = self._manager.restore(step, args=args)["state"]
+        return state, _read_json(step_dir, "loader"), tuples(_read_json(step_dir, "config"))
 
     def wait(self) -> None:
         """Returns when the save in progress is on disk; raises the error of a failed save."""
@@ -117,9 +101,7 @@ class Checkpoints:
 def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The configuration stored in a checkpoint, and the step directory it came from.
 
-    Args:
-        path: a run directory, its `checkpoints` directory (newest step of either) or one step
-            directory.
+    `path` is a run directory, its `checkpoints` (newest step of either) or one step directory.
 
     Raises:
         CheckpointError: there is no complete step.
@@ -137,9 +119,8 @@ def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
     state_dir = Path(step_dir).resolve() / "state"
     stored = _stored_tree(state_dir)
     if which not in stored:
-        raise CheckpointError(
-            f"{step_dir} holds no {which!r}; it holds {', '.join(sorted(stored))}"
-        )
+        held = ", ".join(sorted(stored))
+        raise CheckpointError(f"{step_dir} holds no {which!r}; it holds {held}")
     item = {which: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), stored[which])}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     handler = ocp.PyTreeCheckpointHandler()
@@ -180,11 +161,9 @@ def _find_step(path: Path) -> Path:
         )
     path = path.resolve()
     if path.name.isdigit() and (path / "state").exists():
-        if not _is_complete(path):
-            raise CheckpointError(
-                f"{path} is an incomplete checkpoint; use another step of the run"
-            )
-        return path
+        if _is_complete(path):
+            return path
+        raise CheckpointError(f"{path} is an incomplete checkpoint; use another step of the run")
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [p for p in root.iterdir() if p.name.isdigit() and _is_complete(p)]
     if not steps:
@@ -219,20 +198,16 @@ def _require_same_arrays(
 ) -> None:
     """Names what changed in one sentence; Orbax's own message is a page of trees."""
     stored, wanted = _flat(_stored_tree(step_dir / "state")), _flat(abstract_state)
-    differing = [
-        name
-        for name in sorted({*stored, *wanted})
-        if _shape(stored.get(name)) != _shape(wanted.get(name))
-    ]
+    shapes = {n: (_shape(stored.get(n)), _shape(wanted.get(n))) for n in {*stored, *wanted}}
+    differing = sorted(name for name, (old, new) in shapes.items() if old != new)
     # A typed PRNG key is stored as its raw uint32 words, one axis more.
     differing = [n for n in differing if not _is_key(wanted.get(n)) or n not in stored]
     if not differing:
         return
-    name = differing[0]
+    old, new = shapes[differing[0]]
     message = (
         f"the checkpoint {step_dir} is of another model: {len(differing)} arrays differ, such as "
-        f"{name} "
-        f"(stored {_shape(stored.get(name))}, now {_shape(wanted.get(name))})"
+        f"{differing[0]} (stored {old}, now {new})"
     )
     changed = diff_configs(_read_json(step_dir, "config"), config) if config else []
     if changed:

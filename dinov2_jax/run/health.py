@@ -7,14 +7,12 @@ from collections.abc import Mapping
 class HealthMonitor:
     """Warnings in plain language, each given once, when the representation seems to collapse.
 
-    Args:
-        prototypes: K of the DINO head; the entropy of a uniform target is log K.
-        patience: number of readings in a row that must agree, so that the first steps do not warn.
+    `prototypes` are K of the DINO head; the entropy of a uniform target is log K. So many readings
+    as `patience` must agree in a row, so that the first steps do not warn.
     """
 
     def __init__(self, prototypes: int, patience: int = 20) -> None:
-        self._log_k = math.log(max(prototypes, 2))
-        self._patience = patience
+        self._log_k, self._patience = math.log(max(prototypes, 2)), patience
         self._in_a_row: dict[str, int] = {}
         self._given: set[str] = set()
         self._first_rank: float | None = None
@@ -30,10 +28,9 @@ class HealthMonitor:
         return warnings
 
     def _signs(self, metrics: Mapping[str, float]) -> dict[str, tuple[bool, str]]:
-        entropy = metrics.get("health/teacher_entropy", math.nan)
-        divergence = metrics.get("health/target_kl", math.nan)
-        used = metrics.get("health/prototypes_used", math.nan)
-        rank = metrics.get("health/effective_rank", math.nan)
+        names = ("teacher_entropy", "target_kl", "prototypes_used", "effective_rank")
+        readings = (metrics.get(f"health/{name}", math.nan) for name in names)
+        entropy, divergence, used, rank = readings
         if self._first_rank is None and math.isfinite(rank):
             self._first_rank = rank
         first_rank = self._first_rank or math.nan

@@ -9,10 +9,8 @@ from typing import Any
 class StopRequest:
     """While entered, the first SIGTERM or SIGINT sets `number`; a second SIGINT interrupts.
 
-    Outside the main thread, where handlers cannot be set, it does nothing.
-
-    Args:
-      alone: whether this is the run's only process and may stop without agreement.
+    Outside the main thread, where handlers cannot be set, it does nothing. `alone`: this is the
+    run's only process and may stop without agreement.
 
     Attributes:
       number: of the signal that this process received; 0: none.

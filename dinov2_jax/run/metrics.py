@@ -1,5 +1,6 @@
 """Metrics of a run: metrics.jsonl, TensorBoard events and the console."""
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -23,8 +24,7 @@ class MetricWriter:
         workdir: the run directory; made if missing.
         total_steps: for the "step 10/1800" of the console line.
         start_step: the step to resume from; lines of later steps are cut, as these are repeated.
-        write_line: prints a console line, e.g. `Progress.write`; by default to stdout.
-        tensorboard: False writes no event files.
+        write_line: prints a console line, e.g. `Progress.write`.
     """
 
     def __init__(
@@ -33,33 +33,28 @@ class MetricWriter:
         total_steps: int,
         *,
         start_step: int = 0,
-        write_line: Callable[[str], None] | None = None,
-        tensorboard: bool = True,
+        write_line: Callable[[str], None],
     ) -> None:
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._total_steps = total_steps
-        self._write_line = write_line or (lambda line: print(line, flush=True))
+        self._total_steps, self._write_line = total_steps, write_line
         # A run that starts at 0 writes step 0 again; a resumed one has that line already.
         first_step = start_step + 1 if start_step else 0
         cut_from(self.path, first_step)
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = _event_writer(self.path.parent, first_step) if tensorboard else None
+        self._events = _event_writer(self.path.parent, first_step)
 
-    def write(self, step: int, metrics: Mapping[str, Any], *, console: bool = True) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Stores one line; it is on disk, readable by others, when this returns."""
         values = {name: _number(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **_finite_or_null(values)}) + "\n")
+        # JSON has no NaN or infinity; null keeps every line valid.
+        finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if self._events is not None:
                 self._events.add_scalar(name, value, step)
-        if console:
-            self._write_line(console_line(step, self._total_steps, values))
-
-    def message(self, text: str) -> None:
-        """Prints a line that is not stored, such as a warning."""
-        self._write_line(text)
+        self._write_line(console_line(step, self._total_steps, values))
 
     def close(self) -> None:
         self._file.close()
@@ -73,10 +68,8 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = []
     for line in lines:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 
@@ -115,18 +108,10 @@ def _number(value: Any) -> float | int:
     return int(number) if isinstance(number, bool) else number
 
 
-def _finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN or infinity; null keeps every line valid."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 class Output:
     """The output of a run: metrics, progress and messages, opened and closed together.
 
-    Args:
-        folder: the run directory.
-        total_steps, start_step: as in `MetricWriter`.
-        silent: prints and writes nothing; for all processes but one.
+    `silent` prints and writes nothing; for all processes but one.
     """
 
     def __init__(
@@ -136,9 +121,8 @@ class Output:
         self._progress = self._writer = None
         if not silent:
             self._progress = Progress(total_steps, start_step=start_step)
-            self._writer = MetricWriter(
-                folder, total_steps, start_step=start_step, write_line=self._progress.write
-            )
+            show = self._progress.write
+            self._writer = MetricWriter(folder, total_steps, start_step=start_step, write_line=show)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Metrics of a step, to the files and the console."""
@@ -147,8 +131,8 @@ class Output:
 
     def message(self, text: str) -> None:
         """Prints a line that is not stored."""
-        if self._writer is not None:
-            self._writer.message(text)
+        if self._progress is not None:
+            self._progress.write(text)
 
     def update(self, step: int) -> None:
         """Moves the progress bar."""

@@ -23,8 +23,7 @@ class Progress:
         self._stream, self._unit = stream or sys.stderr, unit
         self._total, self._step, self._start = total_steps, start_step, start_step
         self._began = self._last_line = time.monotonic()
-        self._interval_s = interval_s
-        self._bar = None
+        self._interval_s, self._bar = interval_s, None
         if self._stream.isatty():
             self._bar = tqdm(
                 total=total_steps, initial=start_step, file=self._stream, unit=unit,
@@ -57,8 +56,7 @@ class Progress:
         done = step - self._start
         if done <= 0:
             return "?"
-        seconds = (time.monotonic() - self._began) / done * (self._total - step)
-        return tqdm.format_interval(seconds)
+        return tqdm.format_interval((time.monotonic() - self._began) / done * (self._total - step))
 
 
 class Throughput:

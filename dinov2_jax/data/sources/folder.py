@@ -41,8 +41,7 @@ class Folder(Unlabelled):
         if folders is not None:
             split = "test" if split == "validation" else split  # the name that other data sets use
             check_name("split", split, SPLITS)
-            names, folders = _take_split(names, folders, split, path)
-            self.class_names, self.labels = folders
+            names, self.class_names, self.labels = _take_split(names, folders, split, path)
         self._names = Names(names)
 
     def __len__(self) -> int:
@@ -127,15 +126,16 @@ def _class_folders(names: list[bytes], labels: str, path: str) -> list[bytes] | 
 
 def _take_split(
     names: list[bytes], folders: list[bytes], split: str, path: str
-) -> tuple[list[bytes], tuple[tuple[str, ...], np.ndarray]]:
+) -> tuple[list[bytes], tuple[str, ...], np.ndarray]:
     classes, numbers = np.unique(np.array(folders, object), return_inverse=True)
     kept = {"train": (False,), "test": (True,), "all": (False, True)}[split]
-    chosen = [row for row, name in enumerate(names) if _is_test(name) in kept]
+    chosen = [row for row, name in enumerate(names) if is_test(name) in kept]
     if not chosen:
         raise SourceError(f"the split {split!r} of {path} is empty; it needs more pictures")
     class_names = tuple(os.fsdecode(name) for name in classes)
-    return [names[row] for row in chosen], (class_names, numbers[chosen].astype(np.int64))
+    return [names[row] for row in chosen], class_names, numbers[chosen].astype(np.int64)
 
 
-def _is_test(name: bytes) -> bool:
+def is_test(name: bytes) -> bool:
+    """Whether a picture is held out: a fixed fifth of the names, by hash."""
     return hashlib.blake2b(name, digest_size=8).digest()[0] % 5 == 0

