@@ -57,15 +57,15 @@ class Backbone(weights.Backbone):
         """Brings pictures, as `dinov2_jax.extract` takes them, to what `model.apply` takes.
 
         Returns:
-          float32 [n, S, S, C]: the central squares, normalised. The module itself normalises
-          nothing, so it must not be given raw uint8 pictures.
+          float32 [n, S, S, C]: the central squares, normalised, which the module does not do.
 
-        Raises:
-          SourceError: no pictures, pictures of an unknown kind, or one that cannot be read.
+        Raises SourceError for no pictures, an unknown kind, or one that cannot be read.
         """
         request = make_request(self, ("cls",), (-1,), True, "center_crop", ())
-        source, squares = as_source(pictures, request.channels), []
-        rows, decoding = np.arange(len(source)), DecodeSpec(MAX_PIXELS, request.channels)
+        source = as_source(pictures, request.channels)
+        decoding = DecodeSpec(MAX_PIXELS, request.channels)
+        rows = np.arange(len(source))
+        squares = []
         for row, square in stream_pictures(source, rows, request.fit, decoding=decoding, workers=0):
             if square is None:
                 reason = why_unreadable(source, row, decoding)
@@ -99,13 +99,15 @@ class Classifier(dict[str, Any]):
         return from_stored(self)
 
     def logits(self, pictures: Any) -> np.ndarray:
-        """Computes fp32 [n, K] as `dinov2_jax.extract(..., on_error="raise")` reads pictures."""
+        """fp32 [n, K] of pictures as `extract` takes them; an unreadable one raises SourceError."""
         head, depth = self.head, self._backbone.model.depth
         layers = range(depth - head.blocks, depth)
-        kinds = ("cls", "mean_patch")[: 1 + head.avgpool]
+        kinds = ("cls", "mean_patch") if head.avgpool else ("cls",)
         found = extract(self._backbone, pictures, features=kinds, layers=layers, on_error="raise")
         ends = [f"_block_{layer}" for layer in layers] if len(layers) > 1 else [""]
-        names = [f"cls{end}" for end in ends] + [f"mean_patch{ends[-1]}"] * head.avgpool
+        names = [f"cls{end}" for end in ends]
+        if head.avgpool:
+            names.append(f"mean_patch{ends[-1]}")
         return head.logits([found[name] for name in names])
 
     def predict(self, pictures: Any) -> np.ndarray:

@@ -42,7 +42,7 @@ class DecodeSpec:
 
     max_pixels: int = MAX_PIXELS  # larger pictures are bad records
     channels: int = 3  # RGB; 1 is luma; any other number needs .npy files of uint8 [H, W, channels]
-    # Shorter side that the crops need: a JPEG that is much larger is decoded smaller, None: whole.
+    # Shorter side that the crops need: a much larger JPEG is decoded smaller. None: none is.
     min_side_px: int | None = None
 
 

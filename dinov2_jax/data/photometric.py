@@ -2,9 +2,9 @@
 
 The recipe and its numbers are those of DINOv2's data augmentation (torchvision's ColorJitter,
 RandomGrayscale, GaussianBlur and RandomSolarize on 8-bit pictures). It works on colour planes
-``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes. Any
-number of channels but 3 is no colour: saturation, hue and grayscale are skipped, and all other
-operations treat the channels alike.
+``[..., 3, H, W]`` with values in [0, 255], because the last axis then fills the vector lanes.
+Pictures of any number of channels but 3 have no colour: saturation, hue and grayscale are skipped,
+and all other operations treat the channels alike.
 """
 
 # DINOv2: the reference works on 8-bit PIL images, so every operation rounds. Here values stay
@@ -238,7 +238,7 @@ def blur_taps(sigma_px: jax.Array, chosen: jax.Array, taps: int) -> jax.Array:
 
 
 def blur(planes: jax.Array, taps: jax.Array) -> jax.Array:
-    """Separable blur of ``[..., C, H, W]``, reflected at the edges, by a row of taps a crop.
+    """Separable blur of ``[..., C, H, W]``, reflected at the edges, with one row of taps a crop.
 
     ``taps`` are ``[..., n]``, n odd; symmetric, as those of `blur_taps` are.
 

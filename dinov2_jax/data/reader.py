@@ -40,7 +40,9 @@ def join(parts: Sequence[Batch]) -> Batch:
     grain's arrays lie in shared memory. A block of it that is still referenced when the
     interpreter ends is lost to the machine.
     """
-    return {x: np.concatenate([part[x].view(np.ndarray) for part in parts]) for x in parts[0]}
+    return {
+        name: np.concatenate([part[name].view(np.ndarray) for part in parts]) for name in parts[0]
+    }
 
 
 class Reader:

@@ -23,8 +23,8 @@ def stream_pictures(
 ) -> Iterator[Picture]:
     """Yields (row, uint8 [h, w, channels]) of the records `rows`, in this order.
 
-    None stands instead of pixels where the picture cannot be read. `decoding.min_side_px` comes
-    from `fit`. `workers` are loader processes; 0 works on a thread of this process.
+    A picture that cannot be read has None instead of pixels. `fit` replaces `decoding.min_side_px`.
+    `workers` is the number of loader processes; 0 works on a thread of this process.
     """
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
     dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, decoding))

@@ -83,5 +83,7 @@ def _planes(batch: dict[bytes, np.ndarray], path: str) -> np.ndarray:
     """Rows of 1024 red, 1024 green and 1024 blue values."""
     data = batch.get(b"data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-        raise SourceError(f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack it again")
+        raise SourceError(
+            f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack the archive again"
+        )
     return data

@@ -108,8 +108,10 @@ def require(root: str, *choices: str, title: str) -> str:
     root = os.path.expanduser(root)
     path = next(filter(os.path.exists, (os.path.join(root, choice) for choice in choices)), None)
     if path is None:
-        lost = f"{title}: {root} has no {' or '.join(choices)}"
-        raise SourceError(f"{lost}; name the folder into which the set was unpacked")
+        wanted = " or ".join(choices)
+        raise SourceError(
+            f"{title}: {root} has no {wanted}; name the folder into which the set was unpacked"
+        )
     return path
 
 
@@ -126,12 +128,18 @@ def read_lines(path: str) -> list[str]:
 
 
 def read_rows(path: str, columns: int) -> list[list[str]]:
-    """Lines split at blanks into `columns` parts, the last with blanks; SourceError for fewer."""
+    """Lines split at blanks into `columns` parts; the last may contain blanks.
+
+    Raises:
+      SourceError: a line has fewer columns.
+    """
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
-            line = f"line {number} is {' '.join(row)!r}"
-            raise SourceError(f"{path}: {line}, but needs {columns} columns; unpack it again")
+            raise SourceError(
+                f"{path}: line {number} is {' '.join(row)!r}, but needs {columns} columns; "
+                "unpack it again"
+            )
     return rows
 
 
@@ -165,7 +173,7 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
 
 
 def folders_in(path: str, title: str) -> list[str]:
-    """Sorted names of the folders in a folder but hidden ones; SourceError where there is none."""
+    """Sorted names of the visible folders in a folder; SourceError where there is none."""
     with os.scandir(path) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:

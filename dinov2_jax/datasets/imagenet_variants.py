@@ -43,7 +43,7 @@ class Subset(NamedTuple):
 def imagenet_v2(root: str, wnids: Sequence[str]) -> Files:
     """ImageNet-V2: folders 0 ... 999, whose names are class numbers.
 
-    `root` is such as imagenetv2-matched-frequency-format-val.
+    `root` is a folder such as imagenetv2-matched-frequency-format-val.
     """
     root = os.path.expanduser(root)
     folders = [str(number) for number in range(len(wnids))]

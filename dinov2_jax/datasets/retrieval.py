@@ -74,8 +74,9 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
     ground_truth = [{kind: _numbers(entry, kind, path) for kind in _KINDS} for entry in truth]
     greatest = max((n.max(initial=0) for entry in ground_truth for n in entry.values()), default=0)
     if greatest >= len(images):
-        named = f"picture {greatest}, but lists {len(images):,}"
-        raise SourceError(f"{path} names {named}; download it again")
+        raise SourceError(
+            f"{path} names picture {greatest}, but lists {len(images):,}; download it again"
+        )
     boxes = [np.asarray(entry.get("bbx", ()), np.float64) for entry in truth]
     if any(box.shape != (4,) for box in boxes):
         raise SourceError(f"{path} has a query without its box bbx; download it again")
@@ -89,8 +90,10 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
 
 def _numbers(entry: dict[str, Any], kind: str, path: str) -> np.ndarray:
     if kind not in entry:
-        remedy = "take the revisited ground truth, not the original one"
-        raise SourceError(f"{path} has a query without {kind!r}; {remedy}")
+        raise SourceError(
+            f"{path} has a query without {kind!r}; take the revisited ground truth, not the "
+            "original one"
+        )
     return np.asarray(entry[kind], np.int64).reshape(-1)
 
 

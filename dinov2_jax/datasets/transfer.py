@@ -117,11 +117,8 @@ def cars(root: str) -> Transfer:
         return Files(root, files, labels, classes, title=f"{title} {name}")
 
     name = "cars_test_annos_withlabels.mat"
-    train, test = (
-        split("train", "devkit/cars_train_annos.mat"),
-        split("test", name, f"devkit/{name}"),
-    )
-    return Transfer(train, None, test, TOP1)
+    train = split("train", "devkit/cars_train_annos.mat")
+    return Transfer(train, None, split("test", name, f"devkit/{name}"), TOP1)
 
 
 def aircraft(root: str) -> Transfer:

@@ -66,8 +66,11 @@ class BadRecords:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint, as JSON: the bad records, how many were seen, and of how many."""
-        counts = {"looked_at": self._looked_at, "pictures": len(self._source)}
-        return {"skipped": sorted(self._reasons), **counts}
+        return {
+            "skipped": sorted(self._reasons),
+            "looked_at": self._looked_at,
+            "pictures": len(self._source),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores `state()`, {} in a new run; forgets what became readable or was deleted since.
@@ -96,13 +99,15 @@ class BadRecords:
             self._judge()
 
     def _write(self) -> None:
+        if not self._writes:
+            return
         lines = [
             f"{printable(self._source.name(index))}\t{reason}\n"
             for index, reason in sorted(self._reasons.items())
         ]
-        if self._writes and lines:
+        if lines:
             write_text(self._path, "".join(lines))
-        elif self._writes:
+        else:
             self._path.unlink(missing_ok=True)
 
     def _judge(self) -> None:

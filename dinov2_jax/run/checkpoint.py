@@ -31,7 +31,7 @@ class CheckpointError(UserError):
 class Checkpoints:
     """Asynchronous, atomic checkpoints of one run.
 
-    The `keep_last` newest steps stay, and multiples of `keep_every_steps` for good; 0: none.
+    The `keep_last` newest steps stay; multiples of `keep_every_steps` stay for good (0: none).
     """
 
     def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 class HealthMonitor:
     """Warnings in plain language, each given once, when the representation seems to collapse.
 
-    `prototypes` are K of the DINO head; the entropy of a uniform target is log K. So many readings
-    as `patience` must agree in a row, so that the first steps do not warn.
+    `prototypes` is K of the DINO head; the entropy of a uniform target is log K. `patience`
+    readings in a row must agree, so that the first steps do not warn.
     """
 
     def __init__(self, prototypes: int, patience: int = 20) -> None:
-        self._log_k, self._patience = math.log(max(prototypes, 2)), patience
+        self._log_k = math.log(max(prototypes, 2))
+        self._patience = patience
         self._in_a_row: dict[str, int] = {}
         self._given: set[str] = set()
         self._first_rank: float | None = None

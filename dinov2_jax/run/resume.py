@@ -30,8 +30,8 @@ _IN_FLIGHT = 2
 class StateFile:
     """A tree of arrays and the number of the next iteration, in a file that is whole or not there.
 
-    The folder of `path` is made; None stores nothing. `fingerprint` are plain values that identify
-    the work; a file with other values is refused.
+    The folder of `path` is made; None stores nothing. `fingerprint` holds plain values that
+    identify the work; a file with other values is refused.
     """
 
     def __init__(self, path: Path | None, fingerprint: Fingerprint) -> None:

@@ -66,7 +66,8 @@ def load(
     dtype: Any = None,
 ) -> Backbone:
     """Loads a backbone: see `dinov2_jax.load`, which has the same arguments and errors."""
-    path, dtype = Path(name_or_path).expanduser(), jnp.float32 if dtype is None else dtype
+    path = Path(name_or_path).expanduser()
+    dtype = jnp.float32 if dtype is None else dtype
     released = released_name(str(name_or_path))
     if released and not path.exists():
         architecture = architecture or released

@@ -60,7 +60,8 @@ def test_a_number_that_another_process_has_now_is_no_holder(tmp_path):
     held = lock._describe_self() | {"start": "1"}
     (tmp_path / LOCK_FILE).write_text(json.dumps(held))
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK_FILE).read_text()) == lock._describe_self()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_of_another_machine_holds_while_it_is_touched(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from dinov2_jax.data.sources.source import Source, SourceError
 class View:
     """Chosen records of a source, with labels of its own.
 
-    `labels` and `class_names` are of the chosen records; or None. `rows` are these records, in this
-    order; None for all. `targets` are int8 [n, classes] where a picture has several; or None.
+    `rows` are these records, in this order; None: all. `labels`, `class_names` and `targets` (int8
+    [n, classes], where a picture has several classes) are those of the chosen records, or None.
     """
 
     def __init__(
