@@ -20,7 +20,7 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "embed"
+    config.task = "embed"  # what `python -m dinov2_jax.main` does with this configuration
     # A released name (list_models()), .pth, Hugging Face directory, timm file, our run or bundle.
     config.weights = ""
     config.which = "teacher"  # teacher | student; of training checkpoints

@@ -14,7 +14,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "export"
+    config.task = "export"  # what `python -m dinov2_jax.main` does with this configuration
     config.checkpoint = ""  # whatever dinov2_jax.load opens: a run, a file, a released name
     config.which = "teacher"  # teacher | student, of a training checkpoint
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx

@@ -14,7 +14,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "visualize"
+    config.task = "visualize"  # what `python -m dinov2_jax.main` does with this configuration
     # A name of `list_models()` or the path of released weights, a run, a checkpoint or a bundle
     config.weights = ""
     config.which = "teacher"  # teacher | student, of a training checkpoint

@@ -18,7 +18,7 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "eval"
+    config.task = "eval"  # what `python -m dinov2_jax.main` does with this configuration
     # A run (its newest step), one of its checkpoints, a released name (list_models()), .pth,
     # Hugging Face directory, timm file or bundle.
     config.checkpoint = ""
@@ -60,23 +60,23 @@ def _data() -> ml_collections.ConfigDict:
     # | caltech101 | flowers102 | cub200
     data.set = ""
     data.source = ""  # folder | tar | array_record | tfds | openmoji
-    data.path = ""
+    data.path = ""  # file, folder or pattern of the source; root of a published set
     # One path a split, in place of data.path: for list, tar and ArrayRecord files without splits
     data.train_path = ""
-    data.val_path = ""
-    data.test_path = ""
+    data.val_path = ""  # of the split that chooses hyper-parameters
+    data.test_path = ""  # of the split that is judged
     data.train_split = ""  # the labelled bank, or what classifiers are trained on
     # The split that chooses hyper-parameters; "": val/ of a folder with train/, val/ and test/,
     # else 10 % of train (logreg), or test itself (linear, few_shot; the reference does so with
     # ImageNet). Results then say "chosen on test".
     data.val_split = ""
-    data.test_split = ""
+    data.test_split = ""  # the split that is judged; "": test, which may be the folder val/
     data.labels = ""  # auto | folders | none
     # Label files for sources without labels: one class (name or number) a line in the order of the
     # records, or <name> TAB <class>. With data.set=imagenet, test_labels is its list of labels.
     data.train_labels = ""
-    data.val_labels = ""
-    data.test_labels = ""
+    data.val_labels = ""  # of the split that chooses hyper-parameters
+    data.test_labels = ""  # of the split that is judged
     data.cache_dir = ""  # where openmoji is drawn to
     data.workers = 0  # loader processes; 0: in the main process
     data.max_pixels = 100_000_000  # larger pictures count as unreadable
@@ -103,16 +103,16 @@ def _few_shot() -> ml_collections.ConfigDict:
 
 def _logreg() -> ml_collections.ConfigDict:
     logreg = ml_collections.ConfigDict()
-    # Inverse strengths of the penalty: 10^linspace(first, last, count). Reference
+    # Inverse strengths C of the penalty: 10^linspace(first, last, count). Reference
     logreg.log10_c = (-6.0, 5.0)
-    logreg.count = 45
+    logreg.count = 45  # how many C are tried. Reference
     logreg.max_iterations = 1000  # Newton steps a C; a few dozen are taken
     return logreg
 
 
 def _transfer() -> ml_collections.ConfigDict:
-    # A folder that holds some or all of the twelve transfer sets, each named as in data.set
     transfer = ml_collections.ConfigDict()
+    # A folder that holds some or all of the twelve transfer sets, each named as in data.set
     transfer.path = ""
     return transfer
 
@@ -124,7 +124,7 @@ def _linear() -> ml_collections.ConfigDict:
     linear.avgpool = (False, True)  # heads without and with the mean patch of the last block
     linear.iterations = 12_500  # Reference: 10 times 1250
     linear.batch_size = 1024  # Reference: 8 GPUs of 128
-    linear.seed = 0
+    linear.seed = 0  # of weights, crops and the order of the pictures
     linear.save_every = 1250  # iterations
     return linear
 
@@ -132,37 +132,38 @@ def _linear() -> ml_collections.ConfigDict:
 def _finetune() -> ml_collections.ConfigDict:
     # DeiT III's recipe for ViT-B at 224 px, 20 epochs of ImageNet. Reference: paper table 5
     finetune = ml_collections.ConfigDict()
-    finetune.iterations = 50_000
-    finetune.batch_size = 512
-    finetune.group_size = 64  # images that share a draw of mixing and stochastic depth
-    finetune.lr = 1e-5
-    finetune.min_lr = 1e-6
-    finetune.warmup_iterations = 12_500
+    finetune.iterations = 50_000  # 20 epochs of ImageNet
+    finetune.batch_size = 512  # pictures an iteration, over all processes
+    finetune.group_size = 64  # pictures that share a draw of mixing and stochastic depth
+    finetune.lr = 1e-5  # peak rate of AdamW, for this batch_size: change both together
+    finetune.min_lr = 1e-6  # where the cosine ends
+    finetune.warmup_iterations = 12_500  # 5 epochs of ImageNet
     finetune.layerwise_decay = 1.0  # of the rate, from a block to the one below; 1: none
-    finetune.weight_decay = 0.1
+    finetune.weight_decay = 0.1  # of AdamW
     finetune.drop_path = 0.2  # DeiT III: B 0.2, L 0.45, H 0.55
     finetune.smoothing = 0.1  # of labels
-    finetune.mixup = 0.8
-    finetune.cutmix = 1.0
+    finetune.mixup = 0.8  # alpha of the Beta distribution of shares; 0: no mixup
+    finetune.cutmix = 1.0  # alpha of CutMix; 0: none. With both, each group draws one of the two
     finetune.ema = 0.99996  # decay of the averaged weights, which are evaluated
     finetune.avgpool = False  # the head reads the mean patch beside cls
     finetune.head = ""  # linear classifier of 1 block to start with; "": a random one
     finetune.lora_rank = 0  # rank of LoRA factors, trained instead of all weights; 0: all weights
-    finetune.lora_alpha = 16.0
-    finetune.seed = 0
+    finetune.lora_alpha = 16.0  # the update is lora_alpha / lora_rank times the factors' product
+    finetune.seed = 0  # of the head, crops, mixing, stochastic depth and the order
     finetune.save_every = 1000  # iterations
     return finetune
 
 
 def _robustness() -> ml_collections.ConfigDict:
-    # Paths of ImageNet's variants; the linear classifier that was trained on ImageNet is judged.
+    # Paths of ImageNet's variants, "" leaves one out. They judge the linear classifier that was
+    # trained on ImageNet.
     robustness = ml_collections.ConfigDict()
-    robustness.imagenet_v2 = ""
-    robustness.imagenet_real = ""  # real.json
-    robustness.imagenet_a = ""
-    robustness.imagenet_r = ""
-    robustness.imagenet_sketch = ""
-    robustness.imagenet_c = ""
+    robustness.imagenet_v2 = ""  # the folder that holds 0/ ... 999/, such as matched-frequency
+    robustness.imagenet_real = ""  # real.json, the reassessed labels of the validation pictures
+    robustness.imagenet_a = ""  # the folder that holds 200 <WordNet id>/
+    robustness.imagenet_r = ""  # the folder that holds 200 <WordNet id>/
+    robustness.imagenet_sketch = ""  # the folder that holds 1000 <WordNet id>/, or the one above
+    robustness.imagenet_c = ""  # the folder of the unpacked tar files, such as noise/ and blur/
     # The classifier; "": config.head, else that of linear or linear_cached of this evaluation
     robustness.head = ""
     return robustness
@@ -171,7 +172,7 @@ def _robustness() -> ml_collections.ConfigDict:
 def _retrieval() -> ml_collections.ConfigDict:
     retrieval = ml_collections.ConfigDict()
     retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
-    retrieval.path = ""
+    retrieval.path = ""  # the folder of the set, in its official layout
     # Factors of the picture's side, one pass of features each; their features are averaged, such as
     # (1.0, 0.7071, 1.4142).
     retrieval.scales = (1.0,)
@@ -183,7 +184,7 @@ def _retrieval() -> ml_collections.ConfigDict:
 def _video() -> ml_collections.ConfigDict:
     video = ml_collections.ConfigDict()
     video.set = ""  # ucf101 | kinetics400 | ssv2
-    video.path = ""
+    video.path = ""  # the folder of the set, in its official layout
     # Leaves out videos of Kinetics that are missing; metrics are then not quite comparable.
     video.allow_missing = False
     return video

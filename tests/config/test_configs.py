@@ -1,6 +1,5 @@
 """The configurations: every file loads, the reference's recipes are met to the number."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from dinov2_jax.config.comments import field_comments
 from dinov2_jax.config.files import (
     ConfigError,
     diff_configs,
@@ -121,18 +121,10 @@ def test_every_file_opens_with_command_hardware_time_and_result(name: str) -> No
     assert f"--config=configs/{name}.py" in opening
 
 
-@pytest.mark.parametrize("name", ["default", *sorted(set(FILES) - set(OVERLAYS))])
+@pytest.mark.parametrize("name", ["default", "eval/default", *sorted(set(FILES) - set(OVERLAYS))])
 def test_every_field_has_a_comment(name: str) -> None:
-    lines = (CONFIGS / f"{name}.py").read_text().splitlines()
-    bare = [
-        line
-        for before, line in itertools.pairwise(lines)
-        if line.startswith("    ") and " = " in line and "ConfigDict" not in line
-        if "#" not in line and not before.lstrip().startswith("#") and "_" + "(" not in line
-    ]
-    # The four sub-configurations built by functions, and names that explain themselves.
-    explained = ("contrast", "saturation", "grayscale_probability", "config.")
-    assert [line.strip() for line in bare if not any(word in line for word in explained)] == []
+    comments = field_comments(str(CONFIGS / f"{name}.py"))
+    assert [field for field, (_, comment) in comments.items() if not comment] == []
 
 
 def test_json_gives_the_same_configuration_back() -> None:
