@@ -13,23 +13,12 @@ from dinov2_jax.errors import EvaluationError
 # Errors of AlexNet in percent, means over the five severities (Hendrycks & Dietterich 2019,
 # https://github.com/hendrycks/robustness). In the order of the paper's tables.
 ALEXNET_ERRORS = {
-    "gaussian_noise": 88.6428,
-    "shot_noise": 89.4468,
-    "impulse_noise": 92.2640,
-    "defocus_blur": 81.9880,
-    "glass_blur": 82.6268,
-    "motion_blur": 78.5948,
-    "zoom_blur": 79.8360,
-    "snow": 86.6816,
-    "frost": 82.6572,
-    "fog": 81.9324,
-    "brightness": 56.4592,
-    "contrast": 85.3204,
-    "elastic_transform": 64.6056,
-    "pixelate": 71.7840,
+    "gaussian_noise": 88.6428, "shot_noise": 89.4468, "impulse_noise": 92.2640,
+    "defocus_blur": 81.9880, "glass_blur": 82.6268, "motion_blur": 78.5948, "zoom_blur": 79.8360,
+    "snow": 86.6816, "frost": 82.6572, "fog": 81.9324, "brightness": 56.4592,
+    "contrast": 85.3204, "elastic_transform": 64.6056, "pixelate": 71.7840,
     "jpeg_compression": 60.6500,
-}
-SEVERITIES = 5
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------- one label
@@ -47,11 +36,9 @@ def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
 def class_accuracies(
     scores: np.ndarray, labels: np.ndarray, top: int = 1, *, classes: int | None = None
 ) -> np.ndarray:
-    """`top_accuracy` of the rows of each class in percent, [classes]; nan for a class without rows.
+    """`top_accuracy` of the rows of each class, [classes] (default K); nan for one without rows.
 
-    Args:
-      scores [n, K], labels [n]: rows with labels below 0 are left out.
-      classes: K by default.
+    Rows with labels below 0 are left out.
 
     Raises:
       EvaluationError: as `top_accuracy`, and for a label of `classes` or more.
@@ -72,7 +59,7 @@ def class_accuracies(
 def mean_per_class_accuracy(
     scores: np.ndarray, labels: np.ndarray, top: int = 1, *, classes: int | None = None
 ) -> float:
-    """Mean of `class_accuracies` in percent over the classes that have rows; nan if none has.
+    """Mean of `class_accuracies` over the classes that have rows; nan if none has.
 
     Raises:
       EvaluationError: as `class_accuracies`.
@@ -87,10 +74,8 @@ def mean_per_class_accuracy(
 def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float:
     """ReaL accuracy: percentage of images one of whose valid labels is among the `top` best.
 
-    Images without labels are left out (Beyer et al. 2020).
-
-    Args:
-      scores [n, K]; labels [n, m]: the valid labels of each image, padded with -1.
+    `labels` [n, m] are the valid ones of each image, padded with -1; images without any are left
+    out (Beyer et al. 2020).
 
     Raises:
       EvaluationError: no image has labels, or labels and scores have different numbers of rows.
@@ -122,7 +107,7 @@ def _hits(scores: np.ndarray, labels: np.ndarray, top: int) -> np.ndarray:
 
 
 def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The number of classes ranked before each row's label [n]; counting needs no sort."""
+    """The number of classes ranked before each row's label [n]."""
     classes = scores.shape[1]
     valid = (labels >= 0) & (labels < classes)
     place = np.where(valid, labels, 0)
@@ -136,13 +121,11 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def eleven_point_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """11-point interpolated average precision of one class (VOC2007, Everingham et al. 2010).
 
-    The mean over recalls 0, 0.1, ..., 1 of the greatest precision at that recall or beyond.
+    The mean over recalls 0, 0.1, ..., 1 of the greatest precision at that recall or beyond; nan
+    without a positive. Equal scores are ranked by row.
 
     Args:
       scores [n]; labels [n]: 1 has the class, 0 does not, -1 (difficult, unknown) is left out.
-
-    Returns:
-      Percent; nan without a positive. Equal scores are ranked by row.
 
     Raises:
       EvaluationError: the number of labels differs from that of the scores, or a label is none of
@@ -170,11 +153,8 @@ def eleven_point_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """11-point mAP: the mean over the classes that have a positive, and each class's value [K].
 
-    Args:
-      scores [n, K]; labels [n, K] of -1, 0, 1.
-
-    Returns:
-      Both in percent; nan for a class without positives, and for the mean if no class has any.
+    Scores are [n, K], labels [n, K] of -1, 0, 1. A class without positives is nan, and the mean if
+    no class has any.
 
     Raises:
       EvaluationError: as `eleven_point_precision`.
@@ -205,21 +185,18 @@ def corruption_errors(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
     Raises:
       EvaluationError: a corruption or severity is missing, or an unknown one is given.
     """
-    if set(errors) != set(ALEXNET_ERRORS):
-        lacking, other = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)
+    lacking, other = set(ALEXNET_ERRORS) - set(errors), set(errors) - set(ALEXNET_ERRORS)
+    if lacking or other:
         raise EvaluationError(
             f"mCE is over the 15 corruptions of ImageNet-C: missing {sorted(lacking)}, unknown "
             f"{sorted(other)}; the four extra ones of that set do not belong to it"
         )
     for name, values in errors.items():
-        if np.shape(values) != (SEVERITIES,):
+        if np.shape(values) != (5,):
             raise EvaluationError(
-                f"errors of {name} have shape {np.shape(values)}; give one for each of the "
-                f"{SEVERITIES} severities"
+                f"errors of {name} have shape {np.shape(values)}; give one a severity, 5 in all"
             )
     means = {name: float(np.mean(errors[name])) for name in ALEXNET_ERRORS}
     relative = {name: 100 * mean / ALEXNET_ERRORS[name] for name, mean in means.items()}
-    return {
-        "mCE": float(np.mean(list(relative.values()))),
-        "mean error": float(np.mean(list(means.values()))),
-    } | relative
+    mce, mean = (float(np.mean(list(values.values()))) for values in (relative, means))
+    return {"mCE": mce, "mean error": mean} | relative

@@ -9,18 +9,16 @@ database rows from nearest to farthest.
 # Met's published code. That code also whitens features by a PCA of the training set (unless told
 # not to), which is not done here, and leaves the order of confidences that round to 1 to chance.
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
 
-REVISITED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # name: (what counts as positive, what is removed from the ranking)
-    "easy": (("easy",), ("junk", "hard")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("junk", "easy")),
-}
+# What counts as positive; the other kinds are removed from the ranking.
+REVISITED = {"easy": ("easy",), "medium": ("easy", "hard"), "hard": ("hard",)}
+_KINDS = ("easy", "hard", "junk")
 
 # Met: the grid of the vote, and the label of queries that show no exhibit of the training set.
 MET_KS = (1, 2, 3, 5, 7, 10, 15, 20, 50)
@@ -36,15 +34,10 @@ def trapezoid_precision(
 ) -> tuple[float, np.ndarray]:
     """Average precision of one query by the trapezoid rule, and its precision at each k.
 
-    Junk is removed from the ranking first. Each positive adds the mean of the precisions before and
-    at its place, divided by the number of positives; a positive that is not ranked adds nothing.
-    As the revisited protocol defines it, precision at k uses min(k, place of the last ranked
-    positive) places.
-
-    Args:
-      ranking: database rows [n], nearest first.
-      positives, junk: database rows.
-      ks: the k of each precision.
+    Junk is removed from the ranking [n] of database rows, nearest first. Each positive adds the
+    mean of the precisions before and at its place, divided by the number of positives; a positive
+    that is not ranked adds nothing. As the revisited protocol defines it, precision at k uses
+    min(k, place of the last ranked positive) places.
 
     Returns:
       The average precision and the precisions [len(ks)] as shares, 0..1; nan without positives.
@@ -75,7 +68,6 @@ def revisited_map(
     Args:
       ranking: int [m, n], the whole database for every query.
       ground_truth: for every query the database rows that are "easy", "hard" and "junk".
-      ks: the k of each precision.
 
     Returns:
       For "easy", "medium" and "hard": "mAP", "mP@1", ...; means over the queries that have
@@ -84,10 +76,9 @@ def revisited_map(
     Raises:
       EvaluationError: the numbers of queries or pictures do not agree.
     """
-    kinds = ("easy", "hard", "junk")
-    named = [np.concatenate([_numbers(truth[kind]) for kind in kinds]) for truth in ground_truth]
+    named = [np.concatenate([truth[kind] for kind in _KINDS]) for truth in ground_truth]
     _check_ranking(ranking, named)
-    lost = max((int(numbers.max()) for numbers in named if numbers.size), default=0)
+    lost = max((np.max(rows, initial=0) for rows in named), default=0)
     if lost >= ranking.shape[1]:
         raise EvaluationError(
             f"the ground truth names picture {lost}, but {ranking.shape[1]} are ranked; rank the "
@@ -95,13 +86,11 @@ def revisited_map(
         )
     names = ["mAP", *(f"mP@{k}" for k in ks)]
     results = {}
-    for protocol, (wanted, removed) in REVISITED.items():
+    for protocol, wanted in REVISITED.items():
         rows = []
         for order, truth in zip(ranking, ground_truth, strict=True):
-            positives, junk = (
-                np.concatenate([_numbers(truth[name]) for name in group])
-                for group in (wanted, removed)
-            )
+            positives = np.concatenate([truth[kind] for kind in wanted])
+            junk = np.concatenate([truth[kind] for kind in _KINDS if kind not in wanted])
             area, precisions = trapezoid_precision(order, positives, junk, ks)
             rows.append([area, *precisions])
         means = _mean_of_finite(np.reshape(rows, (len(ranking), len(names))))
@@ -149,7 +138,6 @@ def vote_exhibits(
       similarities: [m, k], from `dinov2_jax.features.search.search`.
       labels: exhibits of these pictures, int [m, k].
       classes: exhibits in the training set.
-      temperature: the factor.
 
     Returns:
       Exhibits int [m] (the lowest of equal ones) and logarithms of confidences [m].
@@ -175,24 +163,21 @@ def vote_exhibits(
 
 
 def gap(exhibits: np.ndarray, confidences: np.ndarray, labels: np.ndarray) -> float:
-    """Global (micro) average precision, GAP, in percent; equal confidences keep the given order.
+    """Global (micro) average precision, GAP, in percent.
 
-    The average precision of all queries sorted by confidence. Distractors, queries that show no
-    exhibit of the training set, can only lower it.
+    The sum of the precisions at the correct queries, sorted by confidence (equal ones keep the
+    given order), over the number of queries that are no distractors; nan where all are.
+    Distractors, queries that show no exhibit of the training set, can only lower it.
 
     Args:
       exhibits, confidences: [m], from `vote_exhibits`.
       labels: the true exhibits int [m], DISTRACTOR (-1) for queries that show none.
-
-    Returns:
-      The sum of the precisions at the correct queries, over the number of queries that are no
-      distractors; nan where all are.
     """
+    shown = np.asarray(labels) != DISTRACTOR
     order = np.argsort(-np.asarray(confidences), kind="stable")
-    correct = (np.asarray(exhibits) == labels)[order] & (np.asarray(labels)[order] != DISTRACTOR)
+    correct = ((np.asarray(exhibits) == labels) & shown)[order]
     precision = np.cumsum(correct) / np.arange(1, len(order) + 1)
-    shown = int(np.sum(np.asarray(labels) != DISTRACTOR))
-    return float(100 * np.sum(precision * correct) / shown) if shown else float("nan")
+    return float(100 * np.sum(precision * correct) / shown.sum()) if shown.any() else float("nan")
 
 
 def met_scores(
@@ -225,16 +210,12 @@ def choose_vote(
       labels: true exhibits of the validation queries [m].
       classes: exhibits in the training set.
     """
-    best, chosen = -1.0, (ks[0], temperatures[0])
-    for k in ks:
-        for temperature in temperatures:
-            votes = vote_exhibits(
-                similarities[:, :k], neighbours[:, :k], classes=classes, temperature=temperature
-            )
-            score = gap(*votes, labels)
-            if score > best:
-                best, chosen = score, (k, temperature)
-    return chosen
+
+    def score(vote: tuple[int, float]) -> float:
+        near = similarities[:, : vote[0]], neighbours[:, : vote[0]]
+        return gap(*vote_exhibits(*near, classes=classes, temperature=vote[1]), labels)
+
+    return max(itertools.product(ks, temperatures), key=score)
 
 
 def _check_ranking(ranking: np.ndarray, truth: Sequence[np.ndarray]) -> None:
@@ -243,15 +224,10 @@ def _check_ranking(ranking: np.ndarray, truth: Sequence[np.ndarray]) -> None:
             f"the ranking is of {len(ranking)} queries, the ground truth of {len(truth)}; "
             "give both in the same order of queries"
         )
-    for query, numbers in enumerate(map(_numbers, truth)):
-        if numbers.size and (numbers.min() < 0):
-            raise EvaluationError(
-                f"query {query} names picture {numbers.min()}; numbers start at 0"
-            )
-
-
-def _numbers(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.int64).reshape(-1)
+    for query, rows in enumerate(truth):
+        lowest = np.min(rows, initial=0)
+        if lowest < 0:
+            raise EvaluationError(f"query {query} names picture {lowest}; numbers start at 0")
 
 
 def _mean_of_finite(values: np.ndarray) -> np.ndarray:
