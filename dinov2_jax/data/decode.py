@@ -9,6 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import simplejpeg
+from numpy.lib import format as npy
 from PIL import ExifTags, Image, ImageOps
 
 from dinov2_jax.data.sources.source import Source
@@ -24,10 +25,7 @@ _WANTED = (
 Image.init()
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 _NPY = b"\x93NUMPY"
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Held while Pillow's guards are off, so that threads restore what they found.
 _GUARDS = threading.Lock()
 
@@ -120,7 +118,7 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
     """[H, W, C] without a copy; a header that promises more bytes than there are fails."""
     stream = BytesIO(raw)
-    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
+    shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or 0 in shape:
         raise BadImage(f"an array {dtype} {shape} is no picture: save uint8 [H, W, C] in C order")
     if shape[0] * shape[1] > max_pixels:

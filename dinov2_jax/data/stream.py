@@ -27,24 +27,12 @@ def stream_pictures(
     `workers` is the number of loader processes; 0 works on a thread of this process.
     """
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
-    dataset = grain.MapDataset.source(_Chunks(rows)).map(_LoadChunk(source, fit, decoding))
+    chunks = grain.MapDataset.source(rows).batch(_CHUNK)
+    dataset = chunks.map(_LoadChunk(source, fit, decoding))
     with contextlib.closing(Reader(dataset, workers)) as reader:
         # map gives grain's own arrays no name, under which they would outlive close().
         for chunk in map(lambda chunk: join([chunk]), reader):
             yield from _split(chunk, decoding.channels)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunks:
-    """Rows, _CHUNK at a time."""
-
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // _CHUNK)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.rows[index * _CHUNK : (index + 1) * _CHUNK]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,12 +38,9 @@ class Cifar:
 def cifar(
     root: str, files: Sequence[str], meta: str, label_key: str, name_key: str, title: str
 ) -> Cifar:
-    """Opens the pickles `files` of one split.
+    """Opens the pickles `files` of one split; `meta` is the file of class names.
 
-    Args:
-      meta: the file of class names.
-      label_key, name_key: the keys of labels in the pickles, and of names in `meta`.
-      title: the name of the set in messages.
+    `label_key` and `name_key` are the keys of labels in the pickles, and of names in `meta`.
 
     Raises:
       SourceError: a file is missing or damaged, lists disagree, or a class has no picture.

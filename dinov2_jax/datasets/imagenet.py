@@ -47,7 +47,6 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
     Args:
       root: the folder of train/ and val/; in Kaggle's archive ILSVRC/Data/CLS-LOC. Lists may lie in
         it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and next to ILSVRC.
-      split: "train" or "val".
       val_labels: the file of validation labels, if it lies elsewhere.
 
     Raises:
@@ -134,9 +133,8 @@ def _read_val_labels(
         labels = class_numbers([by_id[number - 1] for number in numbers], order, path)
         return _of_length(labels, pictures, path), order
     if not wnids:
-        raise SourceError(
-            f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
-        )
+        lost = f"{path} gives labels, but the order of classes is unknown"
+        raise SourceError(f"{lost}; put {_SYNSETS[0]} beside it")
     if path.endswith(".csv"):
         with open(path, encoding="utf-8", newline="") as file:
             rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
@@ -173,9 +171,8 @@ def different_lengths(path: str, labels: int, pictures: int) -> str:
 def _devkit_wnids(path: str) -> list[str]:
     """WordNet ids by ILSVRC2012_ID, from 1 on, without the ids of groups of classes."""
     if not os.path.isfile(path):
-        raise SourceError(
-            f"the devkit's ids need {path}; put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
-        )
+        remedy = "put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
+        raise SourceError(f"the devkit's ids need {path}; {remedy}")
     synsets = read_mat(path)["synsets"]
     leaves = [s for s in synsets if int(s["num_children"]) == 0]
     by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in leaves}

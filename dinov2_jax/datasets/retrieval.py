@@ -54,10 +54,8 @@ class RevisitedSet(NamedTuple):
 def revisited_set(name: str, root: str) -> RevisitedSet:
     """R-Oxford or R-Paris (Radenovic et al. 2018): jpg/*.jpg and gnd_<name>.pkl.
 
-    Args:
-      name: "roxford5k" or "rparis6k".
-      root: the folder of both, such as data/datasets/roxford5k; pictures of Paris lie directly in
-        jpg/, not in the folders of its archive.
+    `name` is one of REVISITED, `root` the folder of both, such as data/datasets/roxford5k. Pictures
+    of Paris lie directly in jpg/, not in the folders of its archive.
 
     Raises:
       SourceError: a file is missing, or the ground truth has another form.

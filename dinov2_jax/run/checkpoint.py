@@ -22,6 +22,7 @@ from dinov2_jax.errors import UserError
 
 _ITEMS = ("state", "loader", "config", "provenance")
 _STEP_MARKER = "_CHECKPOINT_METADATA"
+_epath = ocp.utils.epath.Path
 
 
 class CheckpointError(UserError):
@@ -156,9 +157,8 @@ def _git_commit() -> str:
 
 def _find_step(path: Path) -> Path:
     if not path.is_dir():
-        raise CheckpointError(
-            f"no directory {path}; give a run directory, its checkpoints directory or one step"
-        )
+        remedy = "give a run directory, its checkpoints directory or one step"
+        raise CheckpointError(f"no directory {path}; {remedy}")
     path = path.resolve()
     if path.name.isdigit() and (path / "state").exists():
         if _is_complete(path):
@@ -179,10 +179,6 @@ def _read_json(step_dir: Path, item: str) -> dict[str, Any]:
     return ocp.JsonCheckpointHandler().restore(_epath(step_dir / item))
 
 
-def _epath(path: Path) -> Any:
-    return ocp.utils.epath.Path(path)
-
-
 def _stored_tree(state_dir: Path) -> Any:
     """Nested dict of the stored arrays' metadata (shape, dtype)."""
     return ocp.PyTreeCheckpointHandler().metadata(_epath(state_dir)).tree
@@ -201,7 +197,8 @@ def _require_same_arrays(
     shapes = {n: (_shape(stored.get(n)), _shape(wanted.get(n))) for n in {*stored, *wanted}}
     differing = sorted(name for name, (old, new) in shapes.items() if old != new)
     # A typed PRNG key is stored as its raw uint32 words, one axis more.
-    differing = [n for n in differing if not _is_key(wanted.get(n)) or n not in stored]
+    keys = {n for n, x in wanted.items() if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)}
+    differing = [name for name in differing if name not in keys & stored.keys()]
     if not differing:
         return
     old, new = shapes[differing[0]]
@@ -217,7 +214,3 @@ def _require_same_arrays(
 
 def _shape(leaf: Any) -> tuple[int, ...] | None:
     return None if leaf is None else tuple(leaf.shape)
-
-
-def _is_key(leaf: Any) -> bool:
-    return leaf is not None and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -20,11 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events and to the console.
 
-    Args:
-        workdir: the run directory; made if missing.
-        total_steps: for the "step 10/1800" of the console line.
-        start_step: the step to resume from; lines of later steps are cut, as these are repeated.
-        write_line: prints a console line, e.g. `Progress.write`.
+    `workdir` is made. Lines later than `start_step`, from which the run resumes, are cut, because
+    these steps are repeated. `write_line` prints a console line, e.g. `Progress.write`.
     """
 
     def __init__(

@@ -20,9 +20,8 @@ class ArrayRecord(Unlabelled):
         try:
             self._records = array_record_data_source.ArrayRecordDataSource(files)
         except RuntimeError as error:
-            raise SourceError(
-                f"data.path={path} cannot be read as ArrayRecord: {short_message(error)}"
-            ) from error
+            message = f"data.path={path} cannot be read as ArrayRecord: {short_message(error)}"
+            raise SourceError(message) from error
         self._path = path
         if not len(self._records):
             raise SourceError(f"data.path={path} holds no record")

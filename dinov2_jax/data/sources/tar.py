@@ -68,6 +68,5 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
                     yield name, member.offset_data, member.size
                 archive.members = []  # else it keeps one object a picture
     except tarfile.TarError as error:
-        raise SourceError(
-            f"data.path={path} is no tar file, or ends too early ({error}); copy it again"
-        ) from error
+        message = f"data.path={path} is no tar file, or ends too early ({error}); copy it again"
+        raise SourceError(message) from error

@@ -125,9 +125,8 @@ def _sorted_names(names: set[str], path: str) -> tuple[str, ...]:
     for name in filter(_is_number, sorted(names)):
         first = by_value.setdefault(name.lstrip("0"), name)
         if first != name:
-            raise SourceError(
-                f"{path} writes one class as {first!r} and as {name!r}; write it in one way only"
-            )
+            ways = f"{first!r} and as {name!r}"
+            raise SourceError(f"{path} writes one class as {ways}; write it in one way only")
     if all(map(_is_number, names)):  # by value, of any number of digits
         return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"))))
     return tuple(sorted(names))
