@@ -57,10 +57,8 @@ def cifar(
     labels = np.concatenate([_labels(path, label_key, title) for path in paths])
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size or labels.max() >= len(class_names) or labels.min() < 0:
-        raise SourceError(
-            f"{title}: the labels of {', '.join(files)} are not the {len(class_names)} classes of "
-            f"{meta}; unpack the archive again"
-        )
+        odd = f"the labels of {', '.join(files)} are not the {len(class_names)} classes of {meta}"
+        raise SourceError(f"{title}: {odd}; unpack the archive again")
     return Cifar(paths, labels, class_names)
 
 

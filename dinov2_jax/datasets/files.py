@@ -49,7 +49,7 @@ class Files:
                 raise SourceError(f"{title}: {counts}; both must come from the same release")
         if self.labels is not None and self.class_names is not None:
             _check_classes(self.labels, self.class_names, title)
-        _check_present(self._root, names, title)
+        check_present(self._root, names, title)
         self._names = Names([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
@@ -70,10 +70,8 @@ class Files:
 def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str) -> None:
     outside = labels[(labels >= len(class_names)) | (labels < -1)]
     if outside.size:
-        raise SourceError(
-            f"{title}: class number {outside.max()} is none of the {len(class_names)} classes; "
-            "lists and labels must come from the same release"
-        )
+        odd = f"class number {outside.max()} is none of the {len(class_names)} classes"
+        raise SourceError(f"{title}: {odd}; lists and labels must come from the same release")
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size:
         raise SourceError(
@@ -94,13 +92,12 @@ def absent(root: str, names: Sequence[str]) -> list[int]:
     return [place for place, (folder, base) in enumerate(parts) if base not in inside(folder)]
 
 
-def _check_present(root: str, names: Sequence[str], title: str) -> None:
-    lost = absent(root, names)
+def check_present(root: str, names: Sequence[str], title: str, what: str = "files") -> None:
+    """Raises SourceError, with the first path, unless all files exist."""
+    lost = [os.path.join(root, names[place]) for place in absent(root, names)]
     if lost:
-        raise SourceError(
-            f"{title}: {len(lost):,} of {len(names):,} files are missing, such as "
-            f"{os.path.join(root, names[lost[0]])}; unpack the archives again"
-        )
+        counts = f"{len(lost):,} of {len(names):,} {what} are missing"
+        raise SourceError(f"{title}: {counts}, such as {lost[0]}; unpack the archives again")
 
 
 def require(root: str, *choices: str, title: str) -> str:
@@ -165,10 +162,8 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown = [name for name in names if name not in numbers]
     if unknown:
-        raise SourceError(
-            f"{path} names the class {unknown[0]!r}, which is none of the {len(class_names)} "
-            "classes; lists and labels must come from the same release"
-        )
+        odd = f"the class {unknown[0]!r}, which is none of the {len(class_names)} classes"
+        raise SourceError(f"{path} names {odd}; lists and labels must come from the same release")
     return [numbers[name] for name in names]
 
 
@@ -185,10 +180,8 @@ def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], t
     """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
     lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
     if lost:
-        raise SourceError(
-            f"{title}: {len(lost)} of {len(folders)} class folders are missing in {root}, such as "
-            f"{lost[0]!r}; the copy is incomplete"
-        )
+        counts = f"{len(lost)} of {len(folders)} class folders are missing in {root}"
+        raise SourceError(f"{title}: {counts}, such as {lost[0]!r}; the copy is incomplete")
     inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
     names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
     labels = [label for label, held in enumerate(inside) for _ in held]

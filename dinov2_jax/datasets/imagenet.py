@@ -81,10 +81,8 @@ def imagenet_tfds(path: str, split: str) -> Source:
     source = open_source("tfds", path, {"train": "train", "val": "validation"}[split])
     names = list(source.class_names or ())
     if not names or names != sorted(names):
-        raise SourceError(
-            f"data.path={path} has no classes in the order of sorted WordNet ids, but "
-            f"{names[:2]} ...; name a prepared imagenet2012"
-        )
+        odd = f"no classes in the order of sorted WordNet ids, but {names[:2]} ..."
+        raise SourceError(f"data.path={path} has {odd}; name a prepared imagenet2012")
     return source
 
 
@@ -98,10 +96,8 @@ def known_wnids(root: str) -> list[str]:
         return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
     wnids = [line.split()[0] for line in read_lines(path)]
     if wnids != sorted(set(wnids)):
-        raise SourceError(
-            f"{path} does not list each WordNet id once in sorted order, which is the order of "
-            "classes; remove it to take the folders of train/"
-        )
+        odd = f"{path} does not list each WordNet id once in sorted order, the order of classes"
+        raise SourceError(f"{odd}; remove it to take the folders of train/")
     return wnids
 
 
@@ -126,10 +122,8 @@ def _read_val_labels(
             raise SourceError(f"{path} holds an id beyond 1 ... {len(by_id)}; unpack it again")
         order = sorted(by_id)
         if wnids and wnids != order:
-            raise SourceError(
-                f"{path} is of {len(order)} classes, but {len(wnids)} others are listed or lie in "
-                "train/; take all of one release"
-            )
+            odd = f"{len(order)} classes, but {len(wnids)} others are listed or lie in train/"
+            raise SourceError(f"{path} is of {odd}; take all of one release")
         labels = class_numbers([by_id[number - 1] for number in numbers], order, path)
         return _of_length(labels, pictures, path), order
     if not wnids:
@@ -148,10 +142,8 @@ def _read_val_labels(
     stems = [os.path.splitext(name)[0] for name in pictures]
     lost = [name for name, stem in zip(pictures, stems, strict=True) if stem not in by_name]
     if lost:
-        raise SourceError(
-            f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
-            f"{lost[0]}; take the list of this release"
-        )
+        counts = f"{len(lost):,} of {len(pictures):,} pictures, such as {lost[0]}"
+        raise SourceError(f"{path} has no label for {counts}; take the list of this release")
     _of_length(list(by_name), pictures, path)
     return [by_name[stem] for stem in stems], wnids
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from dinov2_jax.data.sources.source import SourceError
-from dinov2_jax.datasets.files import Files, absent, read_lines, require
+from dinov2_jax.datasets.files import Files, check_present, read_lines, require
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -35,19 +35,12 @@ def voc2007(root: str, split: str) -> Files:
     numbers = [line.split()[0] for line in read_lines(require(main, f"{split}.txt", title=title))]
     annotations = [f"{number}.xml" for number in numbers]
     folder = require(root, "Annotations", title=title)
-    lost = absent(folder, annotations)
-    if lost:
-        raise SourceError(
-            f"{title}: {len(lost):,} of {len(numbers):,} annotations are missing, such as "
-            f"{os.path.join(folder, annotations[lost[0]])}; unpack the archives again"
-        )
+    check_present(folder, annotations, title, "annotations")
     targets = np.stack([_targets(os.path.join(folder, name)) for name in annotations])
     empty = np.flatnonzero(~(targets == 1).any(axis=0))
     if empty.size:
-        raise SourceError(
-            f"{title}: no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes); the "
-            "copy is incomplete"
-        )
+        lost = f"no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes)"
+        raise SourceError(f"{title}: {lost}; the copy is incomplete")
     pictures = require(root, "JPEGImages", title=title)
     files = [f"{number}.jpg" for number in numbers]
     return Files(pictures, files, None, VOC_CLASSES, targets=targets, title=title)

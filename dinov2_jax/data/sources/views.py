@@ -113,10 +113,8 @@ def _classes(source: Source, path: str) -> list[str]:
             raise SourceError(f"{path} has no line for {lost}; add '<name> TAB <class>' for it")
         return [pairs[name].strip() for name in names]
     if len(lines) != len(source):
-        raise SourceError(
-            f"{path} has {len(lines):,} lines for {len(source):,} pictures; it needs one class a "
-            "line, in the order of the pictures"
-        )
+        counts = f"{len(lines):,} lines for {len(source):,} pictures"
+        raise SourceError(f"{path} has {counts}; it needs one class a line, in their order")
     return [line.strip() for line in lines]
 
 
