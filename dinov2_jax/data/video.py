@@ -118,8 +118,10 @@ def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean
     if pooling not in POOLINGS:
         raise EvaluationError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")
     if len(features) % frames:
-        rows = f"{len(features)} rows are no whole number of videos of {frames} frames"
-        raise EvaluationError(f"{rows}; give all rows of a VideoFrames with frames={frames}")
+        raise EvaluationError(
+            f"{len(features)} rows are no whole number of videos of {frames} frames; give all rows "
+            f"of a VideoFrames with frames={frames}"
+        )
     videos = features.reshape(-1, frames, features.shape[1])
     return videos.mean(axis=1) if pooling == "mean" else videos.reshape(len(videos), -1)
 

@@ -40,7 +40,7 @@ def cifar(
 ) -> Cifar:
     """Opens the pickles `files` of one split; `meta` is the file of class names.
 
-    `label_key` and `name_key` are the keys of labels in the pickles, and of names in `meta`.
+    `label_key` is the key of the labels in the pickles, `name_key` that of the names in `meta`.
 
     Raises:
       SourceError: a file is missing or damaged, lists disagree, or a class has no picture.
@@ -57,8 +57,10 @@ def cifar(
     labels = np.concatenate([_labels(path, label_key, title) for path in paths])
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size or labels.max() >= len(class_names) or labels.min() < 0:
-        odd = f"the labels of {', '.join(files)} are not the {len(class_names)} classes of {meta}"
-        raise SourceError(f"{title}: {odd}; unpack the archive again")
+        raise SourceError(
+            f"{title}: the labels of {', '.join(files)} are not the {len(class_names)} classes of "
+            f"{meta}; unpack the archive again"
+        )
     return Cifar(paths, labels, class_names)
 
 

@@ -70,8 +70,10 @@ class Files:
 def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str) -> None:
     outside = labels[(labels >= len(class_names)) | (labels < -1)]
     if outside.size:
-        odd = f"class number {outside.max()} is none of the {len(class_names)} classes"
-        raise SourceError(f"{title}: {odd}; lists and labels must come from the same release")
+        raise SourceError(
+            f"{title}: class number {outside.max()} is none of the {len(class_names)} classes; "
+            "lists and labels must come from the same release"
+        )
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size:
         raise SourceError(
@@ -93,11 +95,13 @@ def absent(root: str, names: Sequence[str]) -> list[int]:
 
 
 def check_present(root: str, names: Sequence[str], title: str, what: str = "files") -> None:
-    """Raises SourceError, with the first path, unless all files exist."""
-    lost = [os.path.join(root, names[place]) for place in absent(root, names)]
+    """Raises SourceError, naming the first lost path, unless all files `names` exist."""
+    lost = absent(root, names)
     if lost:
-        counts = f"{len(lost):,} of {len(names):,} {what} are missing"
-        raise SourceError(f"{title}: {counts}, such as {lost[0]}; unpack the archives again")
+        raise SourceError(
+            f"{title}: {len(lost):,} of {len(names):,} {what} are missing, such as "
+            f"{os.path.join(root, names[lost[0]])}; unpack the archives again"
+        )
 
 
 def require(root: str, *choices: str, title: str) -> str:
@@ -162,8 +166,10 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
     numbers = {name: number for number, name in enumerate(class_names)}
     unknown = [name for name in names if name not in numbers]
     if unknown:
-        odd = f"the class {unknown[0]!r}, which is none of the {len(class_names)} classes"
-        raise SourceError(f"{path} names {odd}; lists and labels must come from the same release")
+        raise SourceError(
+            f"{path} names the class {unknown[0]!r}, which is none of the {len(class_names)} "
+            "classes; lists and labels must come from the same release"
+        )
     return [numbers[name] for name in names]
 
 
@@ -180,8 +186,10 @@ def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], t
     """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
     lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
     if lost:
-        counts = f"{len(lost)} of {len(folders)} class folders are missing in {root}"
-        raise SourceError(f"{title}: {counts}, such as {lost[0]!r}; the copy is incomplete")
+        raise SourceError(
+            f"{title}: {len(lost)} of {len(folders)} class folders are missing in {root}, such as "
+            f"{lost[0]!r}; the copy is incomplete"
+        )
     inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
     names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
     labels = [label for label, held in enumerate(inside) for _ in held]

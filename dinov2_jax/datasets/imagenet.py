@@ -47,6 +47,7 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
     Args:
       root: the folder of train/ and val/; in Kaggle's archive ILSVRC/Data/CLS-LOC. Lists may lie in
         it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and next to ILSVRC.
+      split: "train" or "val".
       val_labels: the file of validation labels, if it lies elsewhere.
 
     Raises:
@@ -81,8 +82,10 @@ def imagenet_tfds(path: str, split: str) -> Source:
     source = open_source("tfds", path, {"train": "train", "val": "validation"}[split])
     names = list(source.class_names or ())
     if not names or names != sorted(names):
-        odd = f"no classes in the order of sorted WordNet ids, but {names[:2]} ..."
-        raise SourceError(f"data.path={path} has {odd}; name a prepared imagenet2012")
+        raise SourceError(
+            f"data.path={path} has no classes in the order of sorted WordNet ids, but "
+            f"{names[:2]} ...; name a prepared imagenet2012"
+        )
     return source
 
 
@@ -96,8 +99,10 @@ def known_wnids(root: str) -> list[str]:
         return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
     wnids = [line.split()[0] for line in read_lines(path)]
     if wnids != sorted(set(wnids)):
-        odd = f"{path} does not list each WordNet id once in sorted order, the order of classes"
-        raise SourceError(f"{odd}; remove it to take the folders of train/")
+        raise SourceError(
+            f"{path} does not list each WordNet id once in sorted order, which is the order of "
+            "classes; remove it to take the folders of train/"
+        )
     return wnids
 
 
@@ -122,13 +127,16 @@ def _read_val_labels(
             raise SourceError(f"{path} holds an id beyond 1 ... {len(by_id)}; unpack it again")
         order = sorted(by_id)
         if wnids and wnids != order:
-            odd = f"{len(order)} classes, but {len(wnids)} others are listed or lie in train/"
-            raise SourceError(f"{path} is of {odd}; take all of one release")
+            raise SourceError(
+                f"{path} is of {len(order)} classes, but {len(wnids)} others are listed or lie in "
+                "train/; take all of one release"
+            )
         labels = class_numbers([by_id[number - 1] for number in numbers], order, path)
         return _of_length(labels, pictures, path), order
     if not wnids:
-        lost = f"{path} gives labels, but the order of classes is unknown"
-        raise SourceError(f"{lost}; put {_SYNSETS[0]} beside it")
+        raise SourceError(
+            f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
+        )
     if path.endswith(".csv"):
         with open(path, encoding="utf-8", newline="") as file:
             rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
@@ -142,8 +150,10 @@ def _read_val_labels(
     stems = [os.path.splitext(name)[0] for name in pictures]
     lost = [name for name, stem in zip(pictures, stems, strict=True) if stem not in by_name]
     if lost:
-        counts = f"{len(lost):,} of {len(pictures):,} pictures, such as {lost[0]}"
-        raise SourceError(f"{path} has no label for {counts}; take the list of this release")
+        raise SourceError(
+            f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
+            f"{lost[0]}; take the list of this release"
+        )
     _of_length(list(by_name), pictures, path)
     return [by_name[stem] for stem in stems], wnids
 
@@ -163,8 +173,9 @@ def different_lengths(path: str, labels: int, pictures: int) -> str:
 def _devkit_wnids(path: str) -> list[str]:
     """WordNet ids by ILSVRC2012_ID, from 1 on, without the ids of groups of classes."""
     if not os.path.isfile(path):
-        remedy = "put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
-        raise SourceError(f"the devkit's ids need {path}; {remedy}")
+        raise SourceError(
+            f"the devkit's ids need {path}; put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
+        )
     synsets = read_mat(path)["synsets"]
     leaves = [s for s in synsets if int(s["num_children"]) == 0]
     by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in leaves}

@@ -154,8 +154,10 @@ def amstertime(root: str) -> Pairs:
         by_stem[side] = {os.path.splitext(name)[0]: name for name in names}
     odd = sorted(by_stem["new"].keys() ^ by_stem["old"].keys())
     if odd:
-        counts = f"{len(odd)} pictures have no pair, such as {odd[0]!r}"
-        raise SourceError(f"{title}: {counts}; new/ and old/ must hold the same names")
+        raise SourceError(
+            f"{title}: {len(odd)} pictures have no pair, such as {odd[0]!r}; new/ and old/ must "
+            "hold the same names"
+        )
     stems, root = sorted(by_stem["new"]), os.path.expanduser(root)
     sides = (
         Files(os.path.join(root, side), [names[stem] for stem in stems], title=f"{title} {side}")

@@ -41,8 +41,10 @@ class _DataOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        asked = f"{module}.{name}, but a data set holds arrays, strings and numbers only"
-        raise SourceError(f"the pickle asks for {asked}; download it from its publisher")
+        raise SourceError(
+            f"the pickle asks for {module}.{name}, but a data set holds arrays, strings and "
+            "numbers only; download it from its publisher"
+        )
 
 
 def read_pickle(path: str, encoding: str = "bytes") -> Any:

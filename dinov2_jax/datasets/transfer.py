@@ -194,8 +194,10 @@ def caltech101(root: str) -> Transfer:
     for label, name in enumerate(classes):
         files = pictures_in(os.path.join(root, name))
         if len(files) <= _CALTECH_SHOTS:
-            few = f"class {name!r} has {len(files)} pictures, but {_CALTECH_SHOTS} are for training"
-            raise SourceError(f"{title}: {few} and the others for testing; the copy is incomplete")
+            raise SourceError(
+                f"{title}: class {name!r} has {len(files)} pictures, but {_CALTECH_SHOTS} are for "
+                "training and the others for testing; the copy is incomplete"
+            )
         chosen = set(rng.permutation(len(files))[:_CALTECH_SHOTS].tolist())
         for place, file in enumerate(files):
             rows, labels = parts["train" if place in chosen else "test"]
@@ -217,8 +219,10 @@ def flowers102(root: str) -> Transfer:
     def split(name: str) -> Files:
         numbers = np.atleast_1d(sets[name]).astype(np.int64)
         if numbers.max() > len(labels):
-            named = f"picture {numbers.max()}, but imagelabels.mat has {len(labels):,} labels"
-            raise SourceError(f"{title}: setid.mat names {named}; both must be of the same release")
+            raise SourceError(
+                f"{title}: setid.mat names picture {numbers.max()}, but imagelabels.mat has "
+                f"{len(labels):,} labels; both must be of the same release"
+            )
         files = [f"jpg/image_{number:05d}.jpg" for number in numbers]
         rows = labels[numbers - 1].astype(np.int64) - 1
         return Files(root, files, rows, classes, title=f"{title} {name}")
@@ -242,8 +246,10 @@ def cub200(root: str) -> Transfer:
     learn, called = table("train_test_split.txt"), table("classes.txt")
     for name, other in (("image_class_labels.txt", labels), ("train_test_split.txt", learn)):
         if other.keys() != files.keys():
-            counts = f"{name} has {len(other):,} pictures and images.txt {len(files):,}"
-            raise SourceError(f"{title}: {counts}; both must be of the same release, and whole")
+            raise SourceError(
+                f"{title}: {name} has {len(other):,} pictures and images.txt {len(files):,}; both "
+                "must be of the same release, and whole"
+            )
     classes = [called[number] for number in sorted(called)]
 
     def split(flag: str, name: str) -> Files:

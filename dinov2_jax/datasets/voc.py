@@ -39,8 +39,10 @@ def voc2007(root: str, split: str) -> Files:
     targets = np.stack([_targets(os.path.join(folder, name)) for name in annotations])
     empty = np.flatnonzero(~(targets == 1).any(axis=0))
     if empty.size:
-        lost = f"no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes)"
-        raise SourceError(f"{title}: {lost}; the copy is incomplete")
+        raise SourceError(
+            f"{title}: no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes); the "
+            "copy is incomplete"
+        )
     pictures = require(root, "JPEGImages", title=title)
     files = [f"{number}.jpg" for number in numbers]
     return Files(pictures, files, None, VOC_CLASSES, targets=targets, title=title)

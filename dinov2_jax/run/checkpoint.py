@@ -157,8 +157,9 @@ def _git_commit() -> str:
 
 def _find_step(path: Path) -> Path:
     if not path.is_dir():
-        remedy = "give a run directory, its checkpoints directory or one step"
-        raise CheckpointError(f"no directory {path}; {remedy}")
+        raise CheckpointError(
+            f"no directory {path}; give a run directory, its checkpoints directory or one step"
+        )
     path = path.resolve()
     if path.name.isdigit() and (path / "state").exists():
         if _is_complete(path):

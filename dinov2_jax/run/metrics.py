@@ -20,8 +20,9 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events and to the console.
 
-    `workdir` is made. Lines later than `start_step`, from which the run resumes, are cut, because
-    these steps are repeated. `write_line` prints a console line, e.g. `Progress.write`.
+    `workdir` is made if missing. Lines later than `start_step`, from which the run resumes, are
+    cut, as these steps are repeated. `write_line` prints a console line, e.g. `Progress.write`;
+    `total_steps` is for its "step 10/1800".
     """
 
     def __init__(

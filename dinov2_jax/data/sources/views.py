@@ -113,8 +113,10 @@ def _classes(source: Source, path: str) -> list[str]:
             raise SourceError(f"{path} has no line for {lost}; add '<name> TAB <class>' for it")
         return [pairs[name].strip() for name in names]
     if len(lines) != len(source):
-        counts = f"{len(lines):,} lines for {len(source):,} pictures"
-        raise SourceError(f"{path} has {counts}; it needs one class a line, in their order")
+        raise SourceError(
+            f"{path} has {len(lines):,} lines for {len(source):,} pictures; it needs one class a "
+            "line, in the order of the pictures"
+        )
     return [line.strip() for line in lines]
 
 
@@ -123,8 +125,9 @@ def _sorted_names(names: set[str], path: str) -> tuple[str, ...]:
     for name in filter(_is_number, sorted(names)):
         first = by_value.setdefault(name.lstrip("0"), name)
         if first != name:
-            ways = f"{first!r} and as {name!r}"
-            raise SourceError(f"{path} writes one class as {ways}; write it in one way only")
+            raise SourceError(
+                f"{path} writes one class as {first!r} and as {name!r}; write it in one way only"
+            )
     if all(map(_is_number, names)):  # by value, of any number of digits
         return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"))))
     return tuple(sorted(names))
