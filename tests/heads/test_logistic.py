@@ -182,10 +182,10 @@ def test_fp32_gradients_reach_the_optimum_too(kind):
     x, y, classes = adversarial("separable")
     data = x, y[None] == np.arange(classes)[:, None], np.ones((1, len(y)))
     values = (1e-4, 1e-2, 1.0, 100.0, 1e4)
-    narrow = solve_path(place(*data, None, np.float32), values, kind=kind, tol=1e-7, max_iter=100)
+    narrow = solve_path(place(*data, np.float32), values, kind=kind, tol=1e-7, max_iter=100)
     narrow = [solution.objective for solution in narrow]
     with jax.enable_x64(True):
-        exact = solve_path(place(*data, None), values, kind=kind, tol=1e-10, max_iter=100)
+        exact = solve_path(place(*data), values, kind=kind, tol=1e-10, max_iter=100)
         exact = [solution.objective for solution in exact]
     np.testing.assert_allclose(narrow, exact, rtol=5e-7)
 

@@ -15,9 +15,7 @@ def side(settings: Settings) -> Side:
     values = 10 ** np.linspace(-6, 5, settings["values"])
 
     def sweep() -> list[Model]:
-        models: list[Model] = []
-        Fitter(features, labels, settings["classes"]).path(values, models.append)
-        return models
+        return list(Fitter(features, labels, settings["classes"]).path(values))
 
     def check() -> Arrays:
         models = sweep()

@@ -1,22 +1,21 @@
 """Fits logistic regression to one training set, for one or many strengths of the penalty.
 
-1/2 |W|^2 + C sum of losses, intercept fitted and not penalised; softmax for labels [n] (two classes
-by one sigmoid, as scikit-learn and cuML do), one sigmoid a class for labels [n, K] of 1, 0 and -1
-(unknown). Every C is solved to its optimum, see newton.py.
+The objective is 1/2 |W|^2 + C sum of losses, intercept fitted and not penalised; softmax for labels
+[n] (two classes by one sigmoid, as scikit-learn and cuML do), one sigmoid a class for labels [n, K]
+of 1, 0 and -1 (unknown). Every C is solved to its optimum, see newton.py.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.heads.linear import LinearHead
-from dinov2_jax.heads.logistic.newton import Problem, Solution, place, solve_path
+from dinov2_jax.heads.logistic.newton import Solution, place, solve_path
 
 C_VALUES = tuple(10 ** np.linspace(-6, 5, 45))
 TOLERANCE = 1e-7  # relative, of the objective before the last step; see newton.solve_path
@@ -76,50 +75,42 @@ class Fitter:
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int) -> None:
         labels = np.asarray(labels)
         _check(features, labels, classes)
-        self._classes = classes
-        self._targets, known, self._bias = _targets(labels, classes)
-        self._kind = "sigmoid" if labels.ndim == 2 or len(self.solved) == 2 else "softmax"
+        targets, known, self._bias = _targets(labels, classes)
+        # The classes that have something to fit.
+        self._solved = np.flatnonzero(np.isnan(self._bias))
+        self._kind = "sigmoid" if labels.ndim == 2 or len(self._solved) == 2 else "softmax"
         self._single = labels.ndim == 1 and self._kind == "sigmoid"
-        targets = self._targets[1:] if self._single else self._targets
-        with self.precision():
-            self._data: Problem = place(features, targets, known, _mesh(), self._dtype)
-
-    @property
-    def solved(self) -> np.ndarray:
-        """The classes that have something to fit."""
-        return np.flatnonzero(np.isnan(self._bias))
-
-    @property
-    def _dtype(self) -> type:
         # TPUs have no fp64 units. There gradients have fp32 products, too; their residuals are
         # exact to fp32's relative precision however certain the model is, which on the same data
         # leaves the objective within 2e-7 of the optimum.
-        return np.float32 if jax.default_backend() == "tpu" else np.float64
+        self._dtype = np.float32 if jax.default_backend() == "tpu" else np.float64
+        with self._precision():
+            self._data = place(features, targets[self._single :], known, self._dtype)
 
-    def precision(self) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
         """64-bit arrays within the block alone; the rest of the program is 32-bit."""
         return jax.enable_x64(self._dtype is np.float64)
 
     def path(
         self,
         values: Sequence[float],
-        each: Callable[[Model], None],
         *,
         init: Model | None = None,
         tol: float = TOLERANCE,
         max_iter: int = 1000,
-    ) -> None:
-        """Calls `each` with the model of every C, in their order; ascending ones are fastest."""
-        start = None if init is None else self._own(init)
-        with self.precision():
-            found = solve_path(
-                self._data, values, kind=self._kind, tol=tol, max_iter=max_iter, init=start
-            )
-            for solution in found:
-                each(self._model(solution))
+    ) -> Iterator[Model]:
+        """Yields the model of every C, in their order; ascending ones are fastest."""
+        how = {"kind": self._kind, "tol": tol, "max_iter": max_iter}
+        found = solve_path(self._data, values, init=init and self._own(init), **how)
+        while True:
+            with self._precision():
+                solution = next(found, None)
+            if solution is None:
+                return
+            yield self._model(solution)
 
     def _own(self, model: Model) -> tuple[np.ndarray, np.ndarray]:
-        weight, bias = model.weight[self.solved], model.bias[self.solved]
+        weight, bias = model.weight[self._solved], model.bias[self._solved]
         bias = np.where(np.isfinite(bias), bias, 0)  # a class that the other data did not have
         if self._single:
             return weight[1:] - weight[:1], bias[1:] - bias[:1]
@@ -129,16 +120,9 @@ class Fitter:
         weight, bias = solution.weight, solution.bias
         if self._single:
             weight, bias = (np.concatenate([-half, half]) for half in (weight / 2, bias / 2))
-        every, intercept = np.zeros((self._classes, weight.shape[1])), self._bias.copy()
-        every[self.solved], intercept[self.solved] = weight, bias
-        return Model(
-            every,
-            intercept,
-            float(solution.C),
-            solution.objective,
-            solution.iterations,
-            solution.gap,
-        )
+        every, intercept = np.zeros((len(self._bias), weight.shape[1])), self._bias.copy()
+        every[self._solved], intercept[self._solved] = weight, bias
+        return Model(every, intercept, float(solution.C), *solution[3:])
 
 
 def _targets(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,33 +144,28 @@ def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
             f"features of shape {features.shape} and labels of shape {labels.shape}; logistic "
             "regression needs one row of features for each label, and at least one"
         )
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
+    bad = int((~np.isfinite(features).all(axis=1)).sum())
+    if bad:
         raise EvaluationError(
-            f"{bad} of {len(features)} rows of features hold nan or infinity, so there is nothing "
-            "to fit; check the checkpoint that they come from"
+            f"{bad} of {len(features)} rows of features hold nan or infinity; check the checkpoint "
+            "that they come from"
         )
+    least, most = labels.min(), labels.max()
     if labels.ndim == 2:
         if labels.shape[1] != classes or not np.isin(labels, (-1, 0, 1)).all():
             raise EvaluationError(
-                f"labels of shape {labels.shape} from {labels.min()} to {labels.max()}; several "
-                f"labels an image are one of -1, 0, 1 for each of the {classes} classes"
+                f"labels of shape {labels.shape} from {least} to {most}; several labels an image "
+                f"are one of -1, 0, 1 for each of the {classes} classes"
             )
-    elif labels.min() < 0 or labels.max() >= classes:
+    elif least < 0 or most >= classes:
         raise EvaluationError(
-            f"labels run from {labels.min()} to {labels.max()}, but there are {classes} classes; "
-            "leave out rows without a class"
+            f"labels run from {least} to {most}, but there are {classes} classes; leave out rows "
+            "without a class"
         )
-    if labels.ndim == 1 and labels.min() == labels.max():
+    elif least == most:
         raise EvaluationError(
-            f"all {len(labels)} training rows are of class {labels[0]}; give rows of at least two "
-            "classes"
+            f"all {len(labels)} training rows are of class {least}; give at least two classes"
         )
-
-
-def _mesh() -> Mesh | None:
-    mesh = jax.sharding.get_mesh()
-    return None if mesh.empty else mesh
 
 
 def fit(
@@ -200,7 +179,7 @@ def fit(
     """Finds the optimum for one C.
 
     Args:
-      C: weight of the losses, scikit-learn's convention: 1/2 |W|^2 + C sum of losses.
+      C: weight of the losses, scikit-learn's convention.
       init: a model of similar data or C to start from. Without one, smaller C's lead there.
       max_iter: Newton steps.
       tol: relative, on the objective, see `newton.solve_path`.
@@ -209,14 +188,12 @@ def fit(
       EvaluationError: for a C that is not positive.
     """
     check_values([C])
-    found: list[Model] = []
     if init is None:
         # From zero, a large C takes many halved steps; half decades, solved roughly, lead to it.
         smaller = [v for v in 10 ** np.arange(-6, np.log10(C), 0.5) if v < C]
-        fitter.path(smaller, found.append, tol=1e-3, max_iter=max_iter)
-        init = found[-1] if found else None
-    fitter.path([C], found.append, init=init, tol=tol, max_iter=max_iter)
-    return found[-1]
+        rough = list(fitter.path(smaller, tol=1e-3, max_iter=max_iter))
+        init = rough[-1] if rough else None
+    return next(fitter.path([C], init=init, tol=tol, max_iter=max_iter))
 
 
 def check_values(values: Sequence[float]) -> None:

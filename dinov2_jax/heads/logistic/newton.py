@@ -1,15 +1,10 @@
 """Logistic regression to its optimum: Newton's method in fp64, its linear systems in fp32.
 
-The objective is scikit-learn's and cuML's, 1/2 |W|^2 + C sum of cross-entropies, with an intercept
-that is not penalised; either the softmax over K classes or K independent sigmoids.
-
 A Newton step needs an exact gradient but only a rough direction. So gradient and objective are fp64
 (one pass over the data a step), and the direction comes from conjugate gradients with fp32 products
 of the Hessian, preconditioned by a Kronecker product (features x classes) of the weighted
-covariances. Along a path of C's, each fit starts from a parabola through the last three solutions.
-
-Arrays have the classes first, [K, n]: sums over classes then run along memory's rows, and a mesh
-splits n, the last axis.
+covariances. Arrays have the classes first, [K, n]: sums over classes then run along memory's rows,
+and a mesh splits n, the last axis.
 """
 
 import functools
@@ -20,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dinov2_jax.parallel.constraints import replicate
+
+Pair = tuple[Array, Array]  # weight [K, D] and bias [K], or a gradient or direction of them
 
 CG_STEPS = 250
 CG_RESIDUAL = 0.1  # of the gradient, both in the norm of the preconditioner
@@ -51,27 +48,24 @@ class Solution(NamedTuple):
     """Optimum for one C: weight [K, D] and bias [K] in fp64 for the features as they were given.
 
     `gap` is the estimated distance of the objective from the optimum, relative, before the last
-    step; `iterations` the Newton steps, `products` those with the Hessian.
+    step; `iterations` the Newton steps.
     """
 
     C: float
     weight: np.ndarray
     bias: np.ndarray
     objective: float
-    gap: float
     iterations: int
-    products: int
+    gap: float
 
 
 class Point(NamedTuple):
-    """A point where the objective has been evaluated. p: [K, n] fp32, see `_probabilities`."""
+    """Weights where the objective has been evaluated. p: [K, n] fp32, see `_probabilities`."""
 
-    w: Array
-    b: Array
+    at: Pair
     objective: Array
     loss: Array
-    grad_w: Array
-    grad_b: Array
+    gradient: Pair
     p: Array
 
 
@@ -88,39 +82,28 @@ class Preconditioner(NamedTuple):
 
 # ------------------------------------------------------------------------------------ objective
 def place(
-    features: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    mesh: Mesh | None,
-    dtype: type = np.float64,
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, dtype: type = np.float64
 ) -> Problem:
-    """Centres the features [n, D] and puts all on the device, rows split over a mesh.
+    """Centres the features [n, D] and puts all on the device; the mesh that is set splits rows.
 
     Centring changes only the optimum's intercept, and keeps digits that fp32 would lose where the
     mean of the features is far larger than their spread.
     """
+    mesh = jax.sharding.get_mesh()
     wide = np.asarray(features, np.float64)
     mean = wide.mean(axis=0)
-    wide = wide - mean
-    shards = mesh.size if mesh is not None else 1
-    extra = -len(wide) % shards
-    wide = np.pad(wide, ((0, extra), (0, 0)))
+    extra = 0 if mesh.empty else -len(wide) % mesh.size
+    wide = np.pad(wide - mean, ((0, extra), (0, 0)))
     targets, weights = (np.pad(a, ((0, 0), (0, extra))) for a in (targets, weights))
 
-    def put(x: np.ndarray, axis: int) -> Array:
-        if mesh is None:
+    def put(x: np.ndarray, *before: None) -> Array:
+        if mesh.empty:
             return jnp.asarray(x)
-        spec = P(*(mesh.axis_names if d == axis else None for d in range(x.ndim)))
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return jax.device_put(x, NamedSharding(mesh, P(*before, mesh.axis_names)))
 
-    x = put(wide.astype(np.float32), 0)
-    return Problem(
-        x,
-        x if dtype == np.float32 else put(wide, 0),
-        put(targets, 1),
-        put(weights.astype(np.float32), 1),
-        mean,
-    )
+    x = put(wide.astype(np.float32))
+    wide = x if dtype == np.float32 else put(wide)
+    return Problem(x, wide, put(targets, None), put(weights.astype(np.float32), None), mean)
 
 
 def _own(values: Array, targets: Array) -> Array:
@@ -149,7 +132,8 @@ def _probabilities(z: Array, targets: Array, kind: str) -> tuple[Array, Array, A
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _evaluate(data: Problem, w: Array, b: Array, C: Array, kind: str) -> Point:
+def _evaluate(data: Problem, at: Pair, C: Array, kind: str) -> Point:
+    w, b = at
     z = jnp.matmul(w, data.wide.T, precision="highest") + b[:, None]
     loss, residual, p = _probabilities(z, data.targets, kind)
     loss = (loss * data.weights).sum()
@@ -157,7 +141,7 @@ def _evaluate(data: Problem, w: Array, b: Array, C: Array, kind: str) -> Point:
     grad_w = replicate(w + C * jnp.matmul(residual, data.wide, precision="highest"))
     grad_b = replicate(C * residual.sum(axis=1))
     objective = 0.5 * (w**2).sum() + C * loss
-    return Point(w, b, objective, loss, grad_w, grad_b, p.astype(jnp.float32))
+    return Point(at, objective, loss, (grad_w, grad_b), p.astype(jnp.float32))
 
 
 def _curvature(data: Problem, p: Array, u: Array, kind: str) -> Array:
@@ -188,18 +172,13 @@ def _precondition(data: Problem, p: Array, kind: str) -> Preconditioner:
     mean = row @ data.x / total
     covariance = jnp.matmul((data.x * row[:, None]).T, data.x) - total * jnp.outer(mean, mean)
     features, feature_basis = jnp.linalg.eigh(covariance)
-    return Preconditioner(
-        jnp.maximum(features, 0),
-        feature_basis,
-        jnp.maximum(classes, 0),
-        class_basis,
-        mean,
-        total,
-    )
+    features, classes = jnp.maximum(features, 0), jnp.maximum(classes, 0)
+    return Preconditioner(features, feature_basis, classes, class_basis, mean, total)
 
 
-def _apply(pre: Preconditioner, grad_w: Array, grad_b: Array, C: Array) -> tuple[Array, Array]:
+def _apply(pre: Preconditioner, gradient: Pair, C: Array) -> Pair:
     """Multiplies a gradient by an approximate inverse of the Hessian."""
+    grad_w, grad_b = gradient
     rotated = pre.class_basis.T @ (grad_w - jnp.outer(grad_b, pre.mean)) @ pre.feature_basis
     weight = C * pre.classes[:, None] * pre.features / pre.total
     w = pre.class_basis @ (rotated / (1 + weight)) @ pre.feature_basis.T
@@ -209,23 +188,23 @@ def _apply(pre: Preconditioner, grad_w: Array, grad_b: Array, C: Array) -> tuple
     return w, b - w @ pre.mean
 
 
-def _dot(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+def _dot(a: Pair, b: Pair) -> Array:
     return (a[0] * b[0]).sum() + (a[1] * b[1]).sum()
 
 
-def _add(a: tuple[Array, Array], scale: Array, b: tuple[Array, Array]) -> tuple[Array, Array]:
+def _add(a: Pair, scale: Array | float, b: Pair) -> Pair:
     return a[0] + scale * b[0], a[1] + scale * b[1]
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _direction(data: Problem, pre: Preconditioner, at: Point, C: Array, kind: str):
-    """Approximates Newton's direction: dw, db, its slope, the expected decrease, and the CG steps.
+    """Approximates Newton's direction: it, its slope, the expected decrease, and the CG steps.
 
     The gradient is scaled to length 1, so that fp32 neither over- nor underflows.
     """
     C = C.astype(jnp.float32)
-    size = jnp.sqrt((at.grad_w**2).sum() + (at.grad_b**2).sum()) + 1e-300
-    goal = tuple((-g / size).astype(jnp.float32) for g in (at.grad_w, at.grad_b))
+    size = jnp.sqrt(_dot(at.gradient, at.gradient)) + 1e-300
+    wanted = tuple((-g / size).astype(jnp.float32) for g in at.gradient)
 
     def product(v):
         u = jnp.matmul(v[0], data.x.T, precision="highest") + v[1][:, None]
@@ -244,64 +223,48 @@ def _direction(data: Problem, pre: Preconditioner, at: Point, C: Array, kind: st
         bent = bend > 0  # rounding may hide that the Hessian is positive
         length = jnp.where(bent, left / jnp.where(bent, bend, 1), 0)
         x, r = _add(x, length, d), _add(r, -length, h)
-        z = _apply(pre, *r, C)
+        z = _apply(pre, r, C)
         new = _dot(r, z)
         return x, r, _add(z, new / left, d), new, steps + 1, bent
 
-    z = _apply(pre, *goal, C)
-    first = _dot(goal, z)
-    zero = jnp.zeros_like(goal[0]), jnp.zeros_like(goal[1])
-    x, _, _, left, steps, _ = jax.lax.while_loop(go_on, step, (zero, goal, z, first, 0, first > 0))
-    dw, db = (size * part for part in x)
-    slope = (at.grad_w * dw).sum() + (at.grad_b * db).sum()
-    return dw, db, slope, 0.5 * (size**2 * left - slope), steps
+    z = _apply(pre, wanted, C)
+    first = _dot(wanted, z)
+    begin = jax.tree.map(jnp.zeros_like, wanted), wanted, z, first, 0, first > 0
+    x, _, _, left, steps, _ = jax.lax.while_loop(go_on, step, begin)
+    x = tuple(size * part for part in x)
+    slope = _dot(at.gradient, x)
+    return x, slope, 0.5 * (size**2 * left - slope), steps
 
 
 def _newton(
     data: Problem, at: Point, C: float, pre: Preconditioner | None, kind: str, tol: float, most: int
-) -> tuple[Point, Preconditioner, float, int, int]:
-    """Goes from `at` to the optimum for C."""
-    products, gap = 0, np.inf
-    size = at.w.dtype.type(C)
-    # Rounding of the objective must not look like a failed step.
-    noise = 16 * float(jnp.finfo(at.w.dtype).eps)
-    for iteration in range(1, most + 1):
+) -> tuple[Point, Preconditioner, float, int]:
+    """Goes from `at` to the optimum for C; also the estimated gap and the number of steps."""
+    dtype = data.wide.dtype
+    gap, size = np.inf, dtype.type(C)
+    noise = 16 * float(jnp.finfo(dtype).eps)  # rounding must not look like a failed step
+    for iterations in range(1, most + 1):  # noqa: B007 - the last one is returned
         if pre is None:
             pre = _precondition(data, at.p, kind)
-        dw, db, slope, left, steps = _direction(data, pre, at, size, kind)
-        slope, left, steps, value = (
-            float(v) for v in jax.device_get((slope, left, steps, at.objective))
-        )
-        products += int(steps)
-        gap = left / value
-        length = 1.0
+        step, *numbers = _direction(data, pre, at, size, kind)
+        slope, left, products, value = map(float, jax.device_get((*numbers, at.objective)))
+        gap, length = left / value, 1.0
         for _ in range(BACKTRACKS):
-            new = _evaluate(data, at.w + length * dw, at.b + length * db, size, kind)
+            new = _evaluate(data, _add(at.at, length, step), size, kind)
             if float(new.objective) <= value + 1e-4 * length * slope + noise * value:
                 break
             length /= 2
         else:
-            return at, pre, gap, iteration, products  # no lower point within rounding
+            break  # no lower point within rounding
         at = new
-        if steps > STALE_CG_STEPS or length < 1:
+        if products > STALE_CG_STEPS or length < 1:
             pre = None
         if gap <= tol:
             break
-    return at, pre, gap, iteration, products
+    return at, pre, gap, iterations
 
 
 # ------------------------------------------------------------------------------------------ path
-def _predict(found: Sequence[tuple[float, Point]], C: float) -> tuple[Array, Array]:
-    """Extrapolates weights and bias to C by a polynomial in log C through the last solutions."""
-    nodes = [np.log(c) for c, _ in found]
-    w = b = 0.0
-    for i, (_, point) in enumerate(found):
-        others = [x for j, x in enumerate(nodes) if j != i]
-        share = float(np.prod([(np.log(C) - x) / (nodes[i] - x) for x in others]))
-        w, b = w + share * point.w, b + share * point.b
-    return w, b
-
-
 def solve_path(
     data: Problem,
     values: Sequence[float],
@@ -322,29 +285,31 @@ def solve_path(
       max_iter: Newton steps a value.
       init: weight [K, D] and bias [K] to start from, for the features as given; zeros by default.
     """
-    classes, dim, dtype = len(data.targets), data.x.shape[1], data.wide.dtype
+    dtype = data.wide.dtype
     # numpy arrays are replicated on every device, also with several processes.
-    w, b = np.zeros((classes, dim), dtype), np.zeros(classes, dtype)
-    if init is not None:
-        w, b = init[0].astype(dtype), (init[1] + init[0] @ data.mean).astype(dtype)
+    w = np.zeros((len(data.targets), data.x.shape[1]))
+    w, b = init or (w, np.zeros(len(w)))
+    start = w.astype(dtype), (b + w @ data.mean).astype(dtype)
     found: list[tuple[float, Point]] = []
     pre = None
     for C in values:
-        first = not found
-        at = _evaluate(data, w, b, dtype.type(C), kind) if first else _start(data, found, C, kind)
-        at, pre, gap, iterations, products = _newton(data, at, C, pre, kind, tol, max_iter)
+        at = _start(data, found, C, kind) if found else _evaluate(data, start, dtype.type(C), kind)
+        at, pre, gap, iterations = _newton(data, at, C, pre, kind, tol, max_iter)
         found = [*[pair for pair in found if pair[0] != C][-2:], (C, at)]
-        weight = np.asarray(at.w, np.float64)
-        bias = np.asarray(at.b, np.float64) - weight @ data.mean
-        yield Solution(C, weight, bias, float(at.objective), gap, iterations, products)
+        weight, bias = (np.asarray(part, np.float64) for part in at.at)
+        yield Solution(C, weight, bias - weight @ data.mean, float(at.objective), iterations, gap)
 
 
 def _start(data: Problem, found: Sequence[tuple[float, Point]], C: float, kind: str) -> Point:
-    """Starts from the prediction for C, or from the last solution if that is better."""
-    last, dtype = found[-1][1], data.wide.dtype
-    size = dtype.type(C)
-    guess = _evaluate(data, *_predict(found, C), size, kind)
+    """Starts from a polynomial in log C through the last solutions, or the last if it is better."""
+    logs, size = np.array([np.log(c) for c, _ in found]), data.wide.dtype.type(C)
+    guess = 0.0, 0.0
+    for i, (_, point) in enumerate(found):
+        others = np.delete(logs, i)
+        guess = _add(guess, float(np.prod((np.log(C) - others) / (logs[i] - others))), point.at)
+    guess = _evaluate(data, guess, size, kind)
+    last = found[-1][1]
     # The last solution's loss does not depend on C: no need to evaluate it again.
-    if float(guess.objective) <= float(0.5 * (last.w**2).sum() + C * last.loss):
+    if float(guess.objective) <= float(0.5 * (last.at[0] ** 2).sum() + C * last.loss):
         return guess
-    return _evaluate(data, last.w, last.b, size, kind)
+    return _evaluate(data, last.at, size, kind)

@@ -1,22 +1,21 @@
 """Logistic regression on frozen features (FB dinov2/eval/log_regression.py, reference-facts 8.4).
 
-The penalty is 1/2 |W|^2 + C sum of losses; the intercept is fitted and not penalised. C is chosen
-from 45 values between 1e-6 and 1e5 on a validation set, or else on a random tenth of the training
-set; the final model is fitted on training and validation set together. Labels [n] are fitted by
-softmax (two classes by one sigmoid, as scikit-learn and cuML do); labels [n, K] of 1, 0 and -1
-(unknown) by one sigmoid a class.
+C is chosen from 45 values between 1e-6 and 1e5 on a validation set, or else on a random tenth of
+the training set; the final model is fitted on training and validation set together. fit.py has the
+objective.
 """
 
 # DINOv2: the reference stops cuML's L-BFGS after 1000 steps, before the optimum of a large C; here
 # every C is solved to its optimum (see newton.py).
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.heads.logistic.fit import C_VALUES, TOLERANCE, Fitter, Model, check_values, fit
+from dinov2_jax.heads.logistic.fit import C_VALUES, Fitter, Model, check_values, fit
 from dinov2_jax.metrics.classification import (
     mean_average_precision,
     mean_per_class_accuracy,
@@ -28,8 +27,8 @@ HELD_OUT = 10  # one in so many chooses C where no validation set is given
 
 Set = tuple[np.ndarray, np.ndarray]  # features [n, D]; labels [n] or [n, K]
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "top1": lambda scores, labels: top_accuracy(scores, labels, 1),
-    "mean_per_class": lambda scores, labels: mean_per_class_accuracy(scores, labels),
+    "top1": functools.partial(top_accuracy, top=1),
+    "mean_per_class": mean_per_class_accuracy,
     "mAP": lambda scores, labels: mean_average_precision(scores, labels)[0],
 }
 
@@ -61,7 +60,6 @@ def sweep(
     values: Sequence[float] = C_VALUES,
     metric: str = "top1",
     max_iter: int = 1000,
-    tol: float = TOLERANCE,
     show: bool = False,
 ) -> tuple[Model, tuple[Trial, ...]]:
     """Fits every C and rates it on `val`.
@@ -78,20 +76,16 @@ def sweep(
       EvaluationError: for a C that is not positive.
     """
     check_values(values)
-    best: tuple[float, Model] | None = None
     trials: list[Trial] = []
+    best: tuple[float, Model] | None = None
     progress = Progress(len(values), unit="C") if show else None
-
-    def rate(model: Model) -> None:
-        nonlocal best
+    for model in fitter.path(sorted(values), max_iter=max_iter):
         value = METRICS[metric](model.scores(val[0]), val[1])
         trials.append(Trial(model.C, value, model.objective, model.iterations))
         if best is None or value > best[0]:
             best = value, model
         if progress:
             progress.update(len(trials), C=model.C, **{metric: value})
-
-    fitter.path(sorted(values), rate, tol=tol, max_iter=max_iter)
     if progress:
         progress.close()
     assert best is not None
@@ -120,7 +114,6 @@ def evaluate(
     metric: str = "top1",
     seed: int = 0,
     max_iter: int = 1000,
-    tol: float = TOLERANCE,
     show: bool = False,
 ) -> Report:
     """Chooses C by a sweep, fits all training data with it, and tests the model.
@@ -136,12 +129,12 @@ def evaluate(
         labels, or fewer than 10 training rows without `val`.
     """
     _check_metric(metric, train[1], test[1], *([] if val is None else [val[1]]))
-    fitted, chosen_on = split(train, seed) if val is None else (train, val)
-    how = {"max_iter": max_iter, "tol": tol}
-    fitter = Fitter(*fitted, classes)
-    model, trials = sweep(fitter, chosen_on, values=values, metric=metric, show=show, **how)
-    everything = train if val is None else _join(train, val)
-    model = fit(Fitter(*everything, classes), model.C, init=model, **how)
+    fitted, chosen_on = (train, val) if val is not None else split(train, seed)
+    how = {"metric": metric, "max_iter": max_iter, "show": show}
+    model, trials = sweep(Fitter(*fitted, classes), chosen_on, values=values, **how)
+    if val is not None:
+        train = np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]])
+    model = fit(Fitter(*train, classes), model.C, init=model, max_iter=max_iter)
     names = ("mAP",) if metric == "mAP" else ("top1", "mean_per_class")
     scores = model.scores(test[0])
     return Report({name: METRICS[name](scores, test[1]) for name in names}, model.C, trials, model)
@@ -164,7 +157,3 @@ def split(data: Set, seed: int) -> tuple[Set, Set]:
     order = np.random.default_rng(seed).permutation(len(features))
     kept, chosen = np.sort(order[held:]), np.sort(order[:held])
     return (features[kept], labels[kept]), (features[chosen], labels[chosen])
-
-
-def _join(first: Set, second: Set) -> Set:
-    return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))
