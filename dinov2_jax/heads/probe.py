@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from dinov2_jax.heads.grid import Grid, Heads, Kind, head_logits, scaled
 from dinov2_jax.heads.linear import HeadColumns, head_input
-from dinov2_jax.heads.probe_data import check_finite, check_training, checksum
+from dinov2_jax.heads.probe_data import check_finite, check_training, checksum, state_file
 from dinov2_jax.parallel.mesh import BATCH, make_mesh
 from dinov2_jax.run.resume import StateFile, run_steps
 
@@ -32,7 +32,8 @@ STATE_FILE = "linear_state.safetensors"
 STRIDE = 32
 
 ProbeBatch = dict[str, Any]
-State = dict[str, list[Array]]
+State = dict[str, list[Array]]  # an array a kind for each name
+_STATE = ("weights", "biases", "weight_momenta", "bias_momenta")
 # (constants, batch) -> (columns [B, D] each, labels [B]), inside the jitted step.
 ReadBatch = Callable[[Any, ProbeBatch], tuple[list[Array], Array]]
 
@@ -64,31 +65,25 @@ def initial_state(settings: ProbeSettings, dim: int, classes: int) -> dict[str, 
 
     The draw of a classifier does not depend on which others are trained beside it.
     """
-    grid = settings.grid
-    weights = []
-    for kind in grid.kinds:
+    weights, rates = [], settings.grid.rates
+    for kind in settings.grid.kinds:
         width = dim * (kind.blocks + kind.avgpool)
-        weight = np.empty((width, len(grid.rates), classes), np.float32)
-        for place, rate in enumerate(grid.rates):
+        weight = np.empty((width, len(rates), classes), np.float32)
+        for place, rate in enumerate(rates):
             name = f"{kind.blocks} {kind.avgpool} {rate!r}".encode()
             rng = np.random.default_rng((settings.seed, zlib.crc32(name)))
             weight[:, place] = 0.01 * rng.standard_normal((width, classes), np.float32)
         weights.append(weight)
     biases = [np.zeros(weight.shape[1:], np.float32) for weight in weights]
-    return {
-        "weights": weights,
-        "biases": biases,
-        "weight_momenta": [np.zeros_like(x) for x in weights],
-        "bias_momenta": [np.zeros_like(x) for x in biases],
-    }
+    momenta = ([np.zeros_like(x) for x in part] for part in (weights, biases))
+    return dict(zip(_STATE, (weights, biases, *momenta), strict=True))
 
 
 def rates_at(settings: ProbeSettings, iteration: int) -> np.ndarray:
     """Learning rates [R] at an iteration: a half cosine from lr x batch / 256 to 0."""
     factor = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
-    return np.asarray(
-        [factor * scaled(rate, settings.batch_size) for rate in settings.grid.rates], np.float32
-    )
+    rates = [factor * scaled(rate, settings.batch_size) for rate in settings.grid.rates]
+    return np.asarray(rates, np.float32)
 
 
 def _shard_logits(logits: Array) -> Array:
@@ -132,24 +127,21 @@ def _train_step(
 ) -> tuple[State, Array]:
     """One step of SGD on the sum of all losses: the new state, and the loss of each head."""
     columns, labels = read(constants, batch)
-    blocks, found, losses = max(kinds).blocks, {name: [] for name in state}, []
+    found, losses = [], []
     parts = zip(kinds, *(state[name] for name in _STATE), strict=True)
     for kind, weight, bias, weight_momentum, bias_momentum in parts:
-        x = head_input(columns, *kind, blocks)
+        x = head_input(columns, *kind, max(kinds).blocks)
         logits = _shard_logits(head_logits(x, weight, bias))
         gradient, loss = _gradient(logits, labels)
         by_weight = jnp.einsum("nd,nrk->drk", x, gradient, precision="highest")
         weight_momentum = momentum * weight_momentum + by_weight
         bias_momentum = momentum * bias_momentum + gradient.sum(axis=0)
-        found["weights"].append(weight - rates[:, None] * weight_momentum)
-        found["biases"].append(bias - rates[:, None] * bias_momentum)
-        found["weight_momenta"].append(weight_momentum)
-        found["bias_momenta"].append(bias_momentum)
+        weight = weight - rates[:, None] * weight_momentum
+        bias = bias - rates[:, None] * bias_momentum
+        found.append((weight, bias, weight_momentum, bias_momentum))
         losses.append(loss)
-    return found, jnp.concatenate(losses)
-
-
-_STATE = ("weights", "biases", "weight_momenta", "bias_momenta")
+    arrays = map(list, zip(*found, strict=True))
+    return dict(zip(_STATE, arrays, strict=True)), jnp.concatenate(losses)
 
 
 def state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[NamedSharding]]:
@@ -162,26 +154,18 @@ def state_shardings(mesh: Mesh, kinds: int, classes: int) -> dict[str, list[Name
 
 @functools.lru_cache(maxsize=8)
 def compiled_step(
-    read: ReadBatch, kinds: tuple[Kind, ...], momentum: float, mesh: Mesh, classes: int
+    read: ReadBatch,
+    kinds: tuple[Kind, ...],
+    momentum: float,
+    mesh: Mesh,
+    classes: int,
+    several: bool = False,
 ) -> Callable[..., tuple[State, Array]]:
     """Compiles (state, constants, batch, rates) -> state and losses.
 
-    One program serves all learning rates, and all tries of a few-shot evaluation.
-    """
-    return jax.jit(
-        functools.partial(_train_step, read, kinds, momentum),
-        donate_argnums=0,
-        out_shardings=(state_shardings(mesh, len(kinds), classes), NamedSharding(mesh, P())),
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def compiled_steps(
-    read: ReadBatch, kinds: tuple[Kind, ...], momentum: float, mesh: Mesh, classes: int
-) -> Callable[..., tuple[State, Array]]:
-    """As `compiled_step`, for `count` steps on the first of the batches and rates given.
-
-    The loop stays on the device and updates the state in place, which is faster.
+    One program serves all learning rates, and all tries of a few-shot evaluation. With `several`,
+    a fifth argument says how many steps are done, on the first of the batches and rates given; the
+    loop stays on the device and updates the state in place, which is faster.
     """
     step = functools.partial(_train_step, read, kinds, momentum)
 
@@ -195,11 +179,8 @@ def compiled_steps(
         losses = jnp.zeros(len(kinds) * rates.shape[1])
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
-    return jax.jit(
-        steps,
-        donate_argnums=0,
-        out_shardings=(state_shardings(mesh, len(kinds), classes), NamedSharding(mesh, P())),
-    )
+    placed = state_shardings(mesh, len(kinds), classes), NamedSharding(mesh, P())
+    return jax.jit(steps if several else step, donate_argnums=0, out_shardings=placed)
 
 
 def _next(
@@ -209,8 +190,7 @@ def _next(
     rates = [rates_at(settings, iteration) for iteration in now]
     if stride == 1:
         return next(batches), rates[0]
-    rows = [next(batches) for _ in now]
-    missing = stride - len(now)
+    rows, missing = [next(batches) for _ in now], stride - len(now)
     stacked = jax.tree.map(lambda *x: np.stack([*x, *x[:1] * missing]), *rows)
     return stacked, np.stack([*rates, *rates[:1] * missing]), np.int32(len(now))
 
@@ -236,8 +216,7 @@ def train(
     """
     state, start = file.load(initial_state(settings, dim, classes))
     kinds = tuple(settings.grid.kinds)
-    make = compiled_step if stride == 1 else compiled_steps
-    step = make(read, kinds, settings.momentum, mesh, classes)
+    step = compiled_step(read, kinds, settings.momentum, mesh, classes, stride > 1)
     # A copy, because the step donates its inputs, which on CPU could be numpy's own memory.
     state = jax.device_put(state, state_shardings(mesh, len(kinds), classes), may_alias=False)
     with jax.set_mesh(mesh), feed(start) as batches:
@@ -302,14 +281,11 @@ def train_cached(
         order = epochs(len(labels), settings.batch_size, settings.seed, start)
         return contextlib.nullcontext(map(batch, order))
 
-    about = {"feed": "cached", "features": checksum(columns), "labels": checksum([labels])}
-    file = state_file(folder, settings, classes, about)
-    dim = columns[0].shape[1]
-    read = read_held if held else read_given
-    stride = STRIDE if held else 1
-    return train(
-        read, constants, feed, dim, classes, settings, file, mesh, stride=stride, quiet=quiet
-    )
+    about = {"feed": "cached", "features": checksum(columns), "classes": classes}
+    file = state_file(folder and Path(folder) / STATE_FILE, settings, labels, **about)
+    read, stride = (read_held, STRIDE) if held else (read_given, 1)
+    given = read, constants, feed, columns[0].shape[1], classes, settings, file, mesh
+    return train(*given, stride=stride, quiet=quiet)
 
 
 def read_held(constants: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
@@ -335,12 +311,3 @@ def epochs(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[n
             waiting, epoch, skip = np.concatenate([waiting, order]), epoch + 1, 0
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
-
-
-def state_file(
-    folder: Path | None, settings: ProbeSettings, classes: int, about: dict[str, str]
-) -> StateFile:
-    """The file of a run's state, which knows the settings that it depends on."""
-    known = dataclasses.asdict(settings) | {"classes": classes} | about
-    known.pop("save_every")
-    return StateFile(None if folder is None else Path(folder) / STATE_FILE, known)

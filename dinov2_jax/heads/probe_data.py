@@ -1,8 +1,10 @@
 """What classifiers are trained on: checked features and labels, few shots, batches of pictures."""
 
 import contextlib
+import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,30 +19,23 @@ from dinov2_jax.errors import EvaluationError
 from dinov2_jax.heads.grid import Grid, check_rows
 from dinov2_jax.heads.linear import HeadColumns
 from dinov2_jax.parallel.placement import local_groups, put_batch
+from dinov2_jax.run.resume import StateFile
 
 
 def check_training(columns: HeadColumns, labels: np.ndarray, classes: int, grid: Grid) -> None:
-    """Refuses rows, columns or classes that do not fit together.
-
-    Raises:
-      EvaluationError: in one sentence.
-    """
+    """Refuses, by an EvaluationError, rows, columns or classes that do not fit together."""
     check_rows(columns, labels, grid)
     check_classes(labels, classes)
 
 
 def check_classes(labels: np.ndarray, classes: int) -> None:
-    """Refuses a class without pictures, and labels beyond the classes.
-
-    Raises:
-      EvaluationError: naming one that is wrong.
-    """
+    """Refuses, by an EvaluationError, a class without pictures, and labels beyond the classes."""
     present = np.unique(labels)
     outside = present[(present < 0) | (present >= classes)]
     if len(outside):
         raise EvaluationError(
-            f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check the "
-            "label file, or give the right number of classes"
+            f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check labels "
+            "and number of classes"
         )
     missing = np.setdiff1d(np.arange(classes), present)
     if len(missing):
@@ -77,6 +72,13 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
     return f"{found:08x}"
 
 
+def state_file(path: Path | None, settings: Any, labels: np.ndarray, **about: Any) -> StateFile:
+    """The file of a run's state, which knows labels and settings; None stores nothing."""
+    known = dataclasses.asdict(settings) | {"labels": checksum([np.asarray(labels, np.int32)])}
+    known.pop("save_every")
+    return StateFile(path, known | about)
+
+
 def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
     """Draws the rows of `n_per_class` random examples of every class, or all of a rarer one.
 
@@ -92,11 +94,7 @@ def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray
 
 
 def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that are not one a picture, and classes without pictures.
-
-    Raises:
-      EvaluationError: in one sentence.
-    """
+    """Refuses, by an EvaluationError, labels that are not one a picture, and what classes lack."""
     if len(labels) != len(source):
         raise EvaluationError(
             f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "
@@ -139,6 +137,5 @@ def labelled_batches(
         share=local_groups(mesh, parts),
         **how,
     )
-    names = "images", "labels"
     with contextlib.closing(loader):
-        yield (put_batch({name: batch[name] for name in names}, mesh) for batch in loader)
+        yield (put_batch({n: batch[n] for n in ("images", "labels")}, mesh) for batch in loader)

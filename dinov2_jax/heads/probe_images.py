@@ -19,8 +19,8 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.heads.grid import Heads
-from dinov2_jax.heads.probe import ProbeBatch, ProbeSettings, state_file, train
-from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches
+from dinov2_jax.heads.probe import STATE_FILE, ProbeBatch, ProbeSettings, train
+from dinov2_jax.heads.probe_data import check_labels, labelled_batches, state_file
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 from dinov2_jax.parallel.mesh import make_mesh
 
@@ -60,29 +60,17 @@ def train_images(
     mesh = mesh or make_mesh()
     params = jax.device_put(unstack_blocks(params), NamedSharding(mesh, P()))
 
-    feed = functools.partial(
-        labelled_batches,
-        source,
-        labels,
-        preprocessing,
-        mesh,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=workers,
-        max_pixels=max_pixels,
-    )
+    how = {"seed": settings.seed, "workers": workers, "max_pixels": max_pixels}
+    given = source, labels, preprocessing, mesh
+    feed = functools.partial(labelled_batches, *given, batch_size=settings.batch_size, **how)
 
     def read(params: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
         images = normalize(batch["images"], preprocessing.mean, preprocessing.std)
         return probe_columns(model, params, images, max(settings.grid.blocks)), batch["labels"]
 
-    about = {
-        "feed": "images",
-        "identity": identity,
-        "size": preprocessing.image_px,
-        "labels": checksum([np.asarray(labels, np.int32)]),
-    }
-    file = state_file(folder, settings, classes, about)
+    about = {"feed": "images", "identity": identity, "size": preprocessing.image_px}
+    path = folder and Path(folder) / STATE_FILE
+    file = state_file(path, settings, labels, classes=classes, **about)
     return train(read, params, feed, model.dim, classes, settings, file, mesh)
 
 

@@ -221,7 +221,8 @@ def test_steps_of_the_optimizer_by_hand():
     value, gradients = rng.normal(size=(2, 3, 3)), rng.normal(size=(6, 2, 3, 3))
     tree = lambda x: {"backbone": {"blocks": {"fc": {"kernel": jnp.asarray(x, jnp.float32)}}}}  # noqa: E731
     rates = dict(lr=0.1, min_lr=0.01, warmup_iterations=2, iterations=6)
-    adamw = layerwise_adamw(tree(value), 2, layerwise_decay=0.5, weight_decay=0.3, **rates)
+    settings = FinetuneSettings(layerwise_decay=0.5, weight_decay=0.3, **rates)
+    adamw = layerwise_adamw(tree(value), 2, settings)
     params, state = tree(value), adamw.init(tree(value))
     m, v = np.zeros_like(value), np.zeros_like(value)
     for step, gradient in enumerate(gradients):

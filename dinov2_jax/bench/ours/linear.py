@@ -25,7 +25,7 @@ def side(settings: Settings) -> Side:
     mesh = make_mesh()
     kinds = tuple(probe.grid.kinds)
     how = linear.read_held, kinds, probe.momentum, mesh, classes
-    steps = linear.compiled_steps(*how)
+    steps = linear.compiled_step(*how, several=True)
     constants = jax.device_put((drawn.columns, drawn.labels.astype(np.int32)))
     placed = linear.state_shardings(mesh, len(kinds), classes)
 

@@ -1,5 +1,6 @@
-"""AdamW for fine-tuning, with a smaller learning rate for earlier blocks."""
+"""The settings of fine-tuning and its AdamW, with a smaller rate for earlier blocks."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,10 +8,65 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads.finetune.lora import Lora
 from dinov2_jax.parallel.mesh import path_name
 
 _TOKENS = ("cls_token", "pos_embed", "mask_token", "register_tokens")
 _EMBEDDING = (*_TOKENS, "patch_embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+    """How backbone and head are trained.
+
+    Attributes:
+      iterations: 20 epochs of ImageNet are 50,000 at this batch size.
+      batch_size: images over all devices; lr is for this size, it is not scaled.
+      group_size: images that share a draw of mixing and of stochastic depth; divides the batch.
+      lr, min_lr: peak and end of a cosine after a linear warm-up of `warmup_iterations`.
+      layerwise_decay: factor on lr from one block to the one below; 1 for none.
+      weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
+      drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
+      smoothing, mixup, cutmix: see mixing.py.
+      ema: decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
+      avgpool: the head reads the mean patch beside cls.
+      lora: train low-rank factors in place of the backbone.
+      seed: of head, order, crops, mixing and stochastic depth.
+      save_every: iterations between two states on disk.
+    """
+
+    iterations: int = 50_000
+    batch_size: int = 512
+    group_size: int = 64
+    lr: float = 1e-5
+    min_lr: float = 1e-6
+    warmup_iterations: int = 12_500
+    layerwise_decay: float = 1.0
+    weight_decay: float = 0.1
+    drop_path: float = 0.2
+    smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    ema: float = 0.99996
+    avgpool: bool = False
+    lora: Lora | None = None
+    seed: int = 0
+    save_every: int = 1000
+
+
+def check_settings(settings: FinetuneSettings) -> None:
+    """Refuses a group or a warm-up that does not fit, by an EvaluationError."""
+    if settings.batch_size % settings.group_size:
+        raise EvaluationError(
+            f"batch_size {settings.batch_size} is no multiple of group_size {settings.group_size}; "
+            "give a group_size that divides it"
+        )
+    if settings.warmup_iterations >= settings.iterations:
+        raise EvaluationError(
+            f"warmup_iterations {settings.warmup_iterations} leave nothing of "
+            f"{settings.iterations} iterations; a quarter of them is usual"
+        )
 
 
 def lr_multipliers(params: Any, depth: int, decay: float) -> Any:
@@ -44,28 +100,17 @@ def is_decayed(params: Any) -> Any:
 
 
 def layerwise_adamw(
-    params: Any,
-    depth: int,
-    *,
-    lr: float,
-    min_lr: float,
-    warmup_iterations: int,
-    iterations: int,
-    layerwise_decay: float,
-    weight_decay: float,
+    params: Any, depth: int, settings: FinetuneSettings
 ) -> optax.GradientTransformation:
     """AdamW with a learning rate a layer: linear warm-up from 1e-6 to `lr`, cosine to `min_lr`."""
+    lr, end = settings.lr, min(settings.min_lr, settings.lr)
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=min(1e-6, lr),
-        peak_value=lr,
-        warmup_steps=warmup_iterations,
-        decay_steps=iterations,
-        end_value=min(min_lr, lr),
+        min(1e-6, lr), lr, settings.warmup_iterations, settings.iterations, end
     )
-    factors = lr_multipliers(params, depth, layerwise_decay)
+    factors = lr_multipliers(params, depth, settings.layerwise_decay)
     return optax.chain(
         optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=is_decayed(params)),
+        optax.add_decayed_weights(settings.weight_decay, mask=is_decayed(params)),
         optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)),
         optax.scale_by_learning_rate(schedule),
     )

@@ -9,9 +9,8 @@ trained.
 # DINOv2: no RandAugment, which DeiT III's fine-tuning has beside crop, flip, mixup and CutMix.
 # Layerwise decay is not part of that recipe and off by default.
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +28,18 @@ from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.heads.finetune.classifier import Finetuned, logits_of
-from dinov2_jax.heads.finetune.lora import Lora, init_factors, merge
+from dinov2_jax.heads.finetune.lora import init_factors, merge
 from dinov2_jax.heads.finetune.mixing import mix, smooth_targets
-from dinov2_jax.heads.finetune.optimizer import layerwise_adamw
+from dinov2_jax.heads.finetune.optimizer import FinetuneSettings, check_settings, layerwise_adamw
 from dinov2_jax.heads.linear import LinearHead
-from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches
+from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches, state_file
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.parallel.mesh import make_mesh, state_shardings
-from dinov2_jax.run.resume import StateFile, run_steps, to_host
+from dinov2_jax.run.resume import run_steps, to_host
 from dinov2_jax.weights.adapt import with_image_size
 
 STATE_FILE = "finetune_state.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneSettings:
-    """How backbone and head are trained.
-
-    Attributes:
-      iterations: 20 epochs of ImageNet are 50,000 at this batch size.
-      batch_size: images over all devices; lr is for this size, it is not scaled.
-      group_size: images that share a draw of mixing and of stochastic depth; divides the batch.
-      lr, min_lr: peak and end of a cosine after a linear warm-up of `warmup_iterations`.
-      layerwise_decay: factor on lr from one block to the one below; 1 for none.
-      weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
-      drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
-      smoothing, mixup, cutmix: see mixing.py.
-      ema: decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
-      avgpool: the head reads the mean patch beside cls.
-      lora: train low-rank factors in place of the backbone.
-      seed: of head, order, crops, mixing and stochastic depth.
-      save_every: iterations between two states on disk.
-    """
-
-    iterations: int = 50_000
-    batch_size: int = 512
-    group_size: int = 64
-    lr: float = 1e-5
-    min_lr: float = 1e-6
-    warmup_iterations: int = 12_500
-    layerwise_decay: float = 1.0
-    weight_decay: float = 0.1
-    drop_path: float = 0.2
-    smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    ema: float = 0.99996
-    avgpool: bool = False
-    lora: Lora | None = None
-    seed: int = 0
-    save_every: int = 1000
 
 
 def at_resolution(
@@ -188,20 +148,6 @@ def first_params(
     return {"lora": init_factors(params, settings.lora, settings.seed), **found}
 
 
-def check_settings(settings: FinetuneSettings) -> None:
-    """Refuses a group or a warm-up that does not fit, by an EvaluationError."""
-    if settings.batch_size % settings.group_size:
-        raise EvaluationError(
-            f"batch_size {settings.batch_size} is no multiple of group_size "
-            f"{settings.group_size}; give a group_size that divides it"
-        )
-    if settings.warmup_iterations >= settings.iterations:
-        raise EvaluationError(
-            f"warmup_iterations {settings.warmup_iterations} leave nothing of "
-            f"{settings.iterations} iterations; a quarter of them is usual"
-        )
-
-
 def finetune(
     model: VisionTransformer,
     params: Any,
@@ -223,13 +169,9 @@ def finetune(
 
     Args:
       model, params: the backbone; its position table is resampled to that size first.
-      source, labels: pictures and their classes [len(source)]; -1 leaves a picture out.
       head: see `first_params`.
       class_names: kept with the classifier.
-      workers: loader processes.
-      folder: where the state is stored; a killed run continues from there.
-      identity: of weights and data; a stored state of another identity is refused.
-      mesh: all devices by default.
+      source, labels, workers, folder, identity, mesh: as in `probe_images.train_images`.
 
     Returns:
       The averaged weights, the same on all processes.
@@ -242,15 +184,16 @@ def finetune(
     mesh = mesh or make_mesh()
     model, params = at_resolution(model, params, preprocessing.image_px)
     trained = first_params(model, params, classes, settings, head)
-    optimizer = _optimizer(settings, trained, model.depth)
-    known = _settings_of_state(settings) | {
-        "classes": classes,
-        "identity": identity,
-        "size": preprocessing.image_px,
-        "labels": checksum([np.asarray(labels, np.int32)]),
-        "head": "" if head is None else f"{head.name} {checksum([head.weight, head.bias])}",
-    }
-    file = StateFile(None if folder is None else Path(folder) / STATE_FILE, known)
+    optimizer = layerwise_adamw(trained, model.depth, settings)
+    file = state_file(
+        folder and Path(folder) / STATE_FILE,
+        settings,
+        labels,
+        classes=classes,
+        identity=identity,
+        size=preprocessing.image_px,
+        head="" if head is None else f"{head.name} {checksum([head.weight, head.bias])}",
+    )
     begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
     state, start = file.load(begun)
     placed = state_shardings(begun, mesh)
@@ -258,18 +201,15 @@ def finetune(
     frozen = None
     if settings.lora is not None:
         frozen = jax.device_put(params, state_shardings(params, mesh))
-    step = _compile_step(model, settings, preprocessing, optimizer, placed, mesh)
-    feed = labelled_batches(
-        source,
-        labels,
-        preprocessing,
-        mesh,
-        start,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=workers,
-        max_pixels=max_pixels,
+    deep = model.clone(drop_path_rate=settings.drop_path, drop_path_uniform=True)
+    step = jax.jit(
+        functools.partial(_train_step, deep, settings, preprocessing, optimizer),
+        donate_argnums=0,
+        out_shardings=(placed, NamedSharding(mesh, P())),
     )
+    how = {"seed": settings.seed, "workers": workers, "max_pixels": max_pixels}
+    given = source, labels, preprocessing, mesh, start
+    feed = labelled_batches(*given, batch_size=settings.batch_size, **how)
     with jax.set_mesh(mesh), feed as batches:
         state = run_steps(
             lambda state, now: step(state, frozen, next(batches), np.int32(now.start)),
@@ -280,57 +220,13 @@ def finetune(
         )
         backbone = jax.jit(functools.partial(_backbone, settings))(state["ema"], frozen)
     values = jax.tree.map(to_host, state["ema"]["head"])
-    classifier = _classifier(values, settings.avgpool, class_names, identity)
-    return Finetuned(model, jax.tree.map(to_host, backbone), classifier)
-
-
-def _classifier(
-    values: dict[str, np.ndarray], avgpool: bool, class_names: Sequence[str], identity: str
-) -> LinearHead:
-    return LinearHead(
+    classifier = LinearHead(
         np.ascontiguousarray(values["kernel"].T),
         values["bias"],
         blocks=1,
-        avgpool=avgpool,
+        avgpool=settings.avgpool,
         class_names=tuple(class_names),
         identity=identity,
         metadata={"name": "fine-tuned"},
     )
-
-
-def _optimizer(
-    settings: FinetuneSettings, trained: Any, depth: int
-) -> optax.GradientTransformation:
-    return layerwise_adamw(
-        trained,
-        depth,
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        warmup_iterations=settings.warmup_iterations,
-        iterations=settings.iterations,
-        layerwise_decay=settings.layerwise_decay,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def _settings_of_state(settings: FinetuneSettings) -> dict[str, Any]:
-    """All settings that a stored state depends on: all but `save_every`."""
-    known = dataclasses.asdict(settings)
-    known.pop("save_every")
-    return known
-
-
-def _compile_step(
-    model: VisionTransformer,
-    settings: FinetuneSettings,
-    preprocessing: Preprocessing,
-    optimizer: optax.GradientTransformation,
-    placed: Any,
-    mesh: Mesh,
-) -> Callable[..., tuple[dict[str, Any], Array]]:
-    deep = model.clone(drop_path_rate=settings.drop_path, drop_path_uniform=True)
-    return jax.jit(
-        functools.partial(_train_step, deep, settings, preprocessing, optimizer),
-        donate_argnums=0,
-        out_shardings=(placed, NamedSharding(mesh, P())),
-    )
+    return Finetuned(model, jax.tree.map(to_host, backbone), classifier)
