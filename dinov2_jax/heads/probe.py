@@ -32,7 +32,7 @@ STATE_FILE = "linear_state.safetensors"
 STRIDE = 32
 
 ProbeBatch = dict[str, Any]
-State = dict[str, list[Array]]  # an array a kind for each name
+State = dict[str, list[Array]]  # for each name, one array a kind
 _STATE = ("weights", "biases", "weight_momenta", "bias_momenta")
 # (constants, batch) -> (columns [B, D] each, labels [B]), inside the jitted step.
 ReadBatch = Callable[[Any, ProbeBatch], tuple[list[Array], Array]]
@@ -190,7 +190,8 @@ def _next(
     rates = [rates_at(settings, iteration) for iteration in now]
     if stride == 1:
         return next(batches), rates[0]
-    rows, missing = [next(batches) for _ in now], stride - len(now)
+    rows = [next(batches) for _ in now]
+    missing = stride - len(now)
     stacked = jax.tree.map(lambda *x: np.stack([*x, *x[:1] * missing]), *rows)
     return stacked, np.stack([*rates, *rates[:1] * missing]), np.int32(len(now))
 
@@ -282,10 +283,12 @@ def train_cached(
         return contextlib.nullcontext(map(batch, order))
 
     about = {"feed": "cached", "features": checksum(columns), "classes": classes}
-    file = state_file(folder and Path(folder) / STATE_FILE, settings, labels, **about)
+    file = state_file(folder, STATE_FILE, settings, labels, about)
+    dim = columns[0].shape[1]
     read, stride = (read_held, STRIDE) if held else (read_given, 1)
-    given = read, constants, feed, columns[0].shape[1], classes, settings, file, mesh
-    return train(*given, stride=stride, quiet=quiet)
+    return train(
+        read, constants, feed, dim, classes, settings, file, mesh, stride=stride, quiet=quiet
+    )
 
 
 def read_held(constants: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def check_classes(labels: np.ndarray, classes: int) -> None:
     outside = present[(present < 0) | (present >= classes)]
     if len(outside):
         raise EvaluationError(
-            f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check labels "
-            "and number of classes"
+            f"label {outside[0]} is not one of {classes} classes, 0 to {classes - 1}; check the "
+            "label file, or give the right number of classes"
         )
     missing = np.setdiff1d(np.arange(classes), present)
     if len(missing):
@@ -72,11 +72,16 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
     return f"{found:08x}"
 
 
-def state_file(path: Path | None, settings: Any, labels: np.ndarray, **about: Any) -> StateFile:
-    """The file of a run's state, which knows labels and settings; None stores nothing."""
+def state_file(
+    folder: Path | None, name: str, settings: Any, labels: np.ndarray, about: Mapping[str, Any]
+) -> StateFile:
+    """The file of a run's state; folder None stores nothing.
+
+    A stored state is refused where labels, `about` or any setting but `save_every` is another.
+    """
     known = dataclasses.asdict(settings) | {"labels": checksum([np.asarray(labels, np.int32)])}
     known.pop("save_every")
-    return StateFile(path, known | about)
+    return StateFile(None if folder is None else Path(folder) / name, {**known, **about})
 
 
 def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
@@ -94,7 +99,11 @@ def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray
 
 
 def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
-    """Refuses, by an EvaluationError, labels that are not one a picture, and what classes lack."""
+    """Refuses labels that are not one a picture, and labels as `check_classes` does.
+
+    Raises:
+      EvaluationError: in one sentence.
+    """
     if len(labels) != len(source):
         raise EvaluationError(
             f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "
@@ -108,12 +117,11 @@ def labelled_batches(
     source: Source,
     labels: np.ndarray,
     preprocessing: Preprocessing,
+    settings: Any,
     mesh: Mesh,
-    start: int,
-    *,
-    batch_size: int,
+    workers: int,
     max_pixels: int,
-    **how: Any,
+    start: int,
 ) -> Iterator[Iterator[dict[str, Array]]]:
     """Yields {"images": uint8 [B, S, S, C], "labels": int32 [B]} from batch `start` on, for ever.
 
@@ -121,21 +129,23 @@ def labelled_batches(
 
     Args:
       preprocessing: gives the side of the crops and the number of channels.
+      settings: has batch_size and seed.
       max_pixels: larger pictures are replaced by others.
-      how: other arguments of `LabelledLoader`.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = shards if batch_size % shards == 0 else 1
+    parts = shards if settings.batch_size % shards == 0 else 1
     loader = LabelledLoader(
         source,
         labels,
-        batch_size=batch_size,
+        batch_size=settings.batch_size,
         size=preprocessing.image_px,
         decoding=DecodeSpec(max_pixels, len(preprocessing.mean)),
         start_batch=start,
         parts=parts,
         share=local_groups(mesh, parts),
-        **how,
+        seed=settings.seed,
+        workers=workers,
     )
+    names = "images", "labels"
     with contextlib.closing(loader):
-        yield (put_batch({n: batch[n] for n in ("images", "labels")}, mesh) for batch in loader)
+        yield (put_batch({name: batch[name] for name in names}, mesh) for batch in loader)

@@ -60,17 +60,16 @@ def train_images(
     mesh = mesh or make_mesh()
     params = jax.device_put(unstack_blocks(params), NamedSharding(mesh, P()))
 
-    how = {"seed": settings.seed, "workers": workers, "max_pixels": max_pixels}
-    given = source, labels, preprocessing, mesh
-    feed = functools.partial(labelled_batches, *given, batch_size=settings.batch_size, **how)
+    feed = functools.partial(
+        labelled_batches, source, labels, preprocessing, settings, mesh, workers, max_pixels
+    )
 
     def read(params: Any, batch: ProbeBatch) -> tuple[list[Array], Array]:
         images = normalize(batch["images"], preprocessing.mean, preprocessing.std)
         return probe_columns(model, params, images, max(settings.grid.blocks)), batch["labels"]
 
     about = {"feed": "images", "identity": identity, "size": preprocessing.image_px}
-    path = folder and Path(folder) / STATE_FILE
-    file = state_file(path, settings, labels, classes=classes, **about)
+    file = state_file(folder, STATE_FILE, settings, labels, {"classes": classes, **about})
     return train(read, params, feed, model.dim, classes, settings, file, mesh)
 
 

@@ -12,14 +12,13 @@ from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.heads.finetune.classifier import predict
 from dinov2_jax.heads.finetune.lora import Lora
-from dinov2_jax.heads.finetune.optimizer import is_decayed, layerwise_adamw, lr_multipliers
-from dinov2_jax.heads.finetune.train import (
-    STATE_FILE,
+from dinov2_jax.heads.finetune.optimizer import (
     FinetuneSettings,
-    at_resolution,
-    finetune,
-    first_params,
+    is_decayed,
+    layerwise_adamw,
+    lr_multipliers,
 )
+from dinov2_jax.heads.finetune.train import STATE_FILE, at_resolution, finetune, first_params
 from dinov2_jax.heads.grid import Grid, best
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.heads.probe import ProbeSettings, train_cached

@@ -22,7 +22,8 @@ start({"coordinator": place, "processes": 2, "process_id": number, "heartbeat_s"
 import numpy as np
 from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.heads.finetune.classifier import predict
-from dinov2_jax.heads.finetune.train import FinetuneSettings, finetune
+from dinov2_jax.heads.finetune.optimizer import FinetuneSettings
+from dinov2_jax.heads.finetune.train import finetune
 from tests.features.tiny import PREPROCESSING, backbone
 pictures = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
 source, labels, weights = Arrays(list(pictures)), np.arange(8) % 2, backbone()

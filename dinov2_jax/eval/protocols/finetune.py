@@ -12,7 +12,8 @@ from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Metric, Task, Work
 from dinov2_jax.heads.finetune.classifier import Finetuned, predict
 from dinov2_jax.heads.finetune.lora import Lora
-from dinov2_jax.heads.finetune.train import STATE_FILE, FinetuneSettings, check_settings, finetune
+from dinov2_jax.heads.finetune.optimizer import FinetuneSettings, check_settings
+from dinov2_jax.heads.finetune.train import STATE_FILE, finetune
 from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main

@@ -103,9 +103,13 @@ def layerwise_adamw(
     params: Any, depth: int, settings: FinetuneSettings
 ) -> optax.GradientTransformation:
     """AdamW with a learning rate a layer: linear warm-up from 1e-6 to `lr`, cosine to `min_lr`."""
-    lr, end = settings.lr, min(settings.min_lr, settings.lr)
+    lr = settings.lr
     schedule = optax.warmup_cosine_decay_schedule(
-        min(1e-6, lr), lr, settings.warmup_iterations, settings.iterations, end
+        init_value=min(1e-6, lr),
+        peak_value=lr,
+        warmup_steps=settings.warmup_iterations,
+        decay_steps=settings.iterations,
+        end_value=min(settings.min_lr, lr),
     )
     factors = lr_multipliers(params, depth, settings.layerwise_decay)
     return optax.chain(

@@ -171,7 +171,8 @@ def finetune(
       model, params: the backbone; its position table is resampled to that size first.
       head: see `first_params`.
       class_names: kept with the classifier.
-      source, labels, workers, folder, identity, mesh: as in `probe_images.train_images`.
+      source, labels, workers, identity: as in `probe_images.train_images`.
+      folder, mesh: as in `probe.train_cached`.
 
     Returns:
       The averaged weights, the same on all processes.
@@ -185,15 +186,10 @@ def finetune(
     model, params = at_resolution(model, params, preprocessing.image_px)
     trained = first_params(model, params, classes, settings, head)
     optimizer = layerwise_adamw(trained, model.depth, settings)
-    file = state_file(
-        folder and Path(folder) / STATE_FILE,
-        settings,
-        labels,
-        classes=classes,
-        identity=identity,
-        size=preprocessing.image_px,
-        head="" if head is None else f"{head.name} {checksum([head.weight, head.bias])}",
-    )
+    origin = "" if head is None else f"{head.name} {checksum([head.weight, head.bias])}"
+    about = {"classes": classes, "identity": identity, "head": origin}
+    about["size"] = preprocessing.image_px
+    file = state_file(folder, STATE_FILE, settings, labels, about)
     begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
     state, start = file.load(begun)
     placed = state_shardings(begun, mesh)
@@ -207,9 +203,9 @@ def finetune(
         donate_argnums=0,
         out_shardings=(placed, NamedSharding(mesh, P())),
     )
-    how = {"seed": settings.seed, "workers": workers, "max_pixels": max_pixels}
-    given = source, labels, preprocessing, mesh, start
-    feed = labelled_batches(*given, batch_size=settings.batch_size, **how)
+    feed = labelled_batches(
+        source, labels, preprocessing, settings, mesh, workers, max_pixels, start
+    )
     with jax.set_mesh(mesh), feed as batches:
         state = run_steps(
             lambda state, now: step(state, frozen, next(batches), np.int32(now.start)),

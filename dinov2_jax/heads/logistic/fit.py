@@ -102,7 +102,7 @@ class Fitter:
         """Yields the model of every C, in their order; ascending ones are fastest."""
         how = {"kind": self._kind, "tol": tol, "max_iter": max_iter}
         found = solve_path(self._data, values, init=init and self._own(init), **how)
-        while True:
+        while True:  # by hand, so that the caller's code between two models stays 32-bit
             with self._precision():
                 solution = next(found, None)
             if solution is None:
@@ -122,7 +122,8 @@ class Fitter:
             weight, bias = (np.concatenate([-half, half]) for half in (weight / 2, bias / 2))
         every, intercept = np.zeros((len(self._bias), weight.shape[1])), self._bias.copy()
         every[self._solved], intercept[self._solved] = weight, bias
-        return Model(every, intercept, float(solution.C), *solution[3:])
+        objective, iterations, gap = solution.objective, solution.iterations, solution.gap
+        return Model(every, intercept, float(solution.C), objective, iterations, gap)
 
 
 def _targets(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,8 +148,8 @@ def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
     bad = int((~np.isfinite(features).all(axis=1)).sum())
     if bad:
         raise EvaluationError(
-            f"{bad} of {len(features)} rows of features hold nan or infinity; check the checkpoint "
-            "that they come from"
+            f"{bad} of {len(features)} rows of features hold nan or infinity, so there is nothing "
+            "to fit; check the checkpoint that they come from"
         )
     least, most = labels.min(), labels.max()
     if labels.ndim == 2:
@@ -164,7 +165,8 @@ def _check(features: np.ndarray, labels: np.ndarray, classes: int) -> None:
         )
     elif least == most:
         raise EvaluationError(
-            f"all {len(labels)} training rows are of class {least}; give at least two classes"
+            f"all {len(labels)} training rows are of class {least}; give rows of at least "
+            "two classes"
         )
 
 

@@ -248,7 +248,8 @@ def _newton(
             pre = _precondition(data, at.p, kind)
         step, *numbers = _direction(data, pre, at, size, kind)
         slope, left, products, value = map(float, jax.device_get((*numbers, at.objective)))
-        gap, length = left / value, 1.0
+        gap = left / value
+        length = 1.0
         for _ in range(BACKTRACKS):
             new = _evaluate(data, _add(at.at, length, step), size, kind)
             if float(new.objective) <= value + 1e-4 * length * slope + noise * value:
@@ -287,8 +288,8 @@ def solve_path(
     """
     dtype = data.wide.dtype
     # numpy arrays are replicated on every device, also with several processes.
-    w = np.zeros((len(data.targets), data.x.shape[1]))
-    w, b = init or (w, np.zeros(len(w)))
+    classes, dim = len(data.targets), data.x.shape[1]
+    w, b = init or (np.zeros((classes, dim)), np.zeros(classes))
     start = w.astype(dtype), (b + w @ data.mean).astype(dtype)
     found: list[tuple[float, Point]] = []
     pre = None
@@ -301,8 +302,9 @@ def solve_path(
 
 
 def _start(data: Problem, found: Sequence[tuple[float, Point]], C: float, kind: str) -> Point:
-    """Starts from a polynomial in log C through the last solutions, or the last if it is better."""
-    logs, size = np.array([np.log(c) for c, _ in found]), data.wide.dtype.type(C)
+    """The better start: a polynomial in log C through the last three solutions, or the last."""
+    logs = np.array([np.log(c) for c, _ in found])
+    size = data.wide.dtype.type(C)
     guess = 0.0, 0.0
     for i, (_, point) in enumerate(found):
         others = np.delete(logs, i)
