@@ -1,4 +1,4 @@
-"""Pictures as PNG files and as one page that carries them all."""
+"""Figures as PNG files, and one page that holds them all."""
 
 import html
 import itertools
@@ -16,14 +16,14 @@ PAGE_FILE = "pictures.html"
 
 
 class Figure(NamedTuple):
-    """A picture to be shown.
+    """A figure of the page.
 
     Attributes:
       heading: of its section; figures of one section follow each other.
-      lead: what the section's pictures show and how they were computed.
+      lead: what the section's figures show and how they were computed.
       file: name of the PNG.
       image: uint8 [H, W, 3].
-      caption: what is special about this one.
+      caption: what this figure alone shows.
     """
 
     heading: str
@@ -41,12 +41,12 @@ def write_gallery(
     notes: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a PNG a figure and the page around them, each whole or not at all.
+    """Writes a PNG for each figure and the page around them, each whole or not at all.
 
     Args:
       folder: made if missing; files of the same names are replaced.
       title: of the page.
-      facts: a line each under the title.
+      facts: lines under the title.
       figures: in the order of the page.
       notes: sentences for the reader; those that begin with "warning" stand out.
       settings: the configuration, nested; folded away at the end.
@@ -55,13 +55,10 @@ def write_gallery(
       the page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {figure.file: png_bytes(figure.image) for figure in figures}
-    for name, content in files.items():
-        write_bytes(folder / name, content)
     lines = "\n".join(html.escape(fact) for fact in facts)
     parts = [f'<h1>{html.escape(title)}</h1>\n<p class="quiet lines">{lines}</p>', note_list(notes)]
     for (heading, lead), group in itertools.groupby(figures, key=lambda f: (f.heading, f.lead)):
-        shown = "\n".join(_figure(figure, files[figure.file]) for figure in group)
+        shown = "\n".join(_write_figure(folder, figure) for figure in group)
         parts.append(section(heading, f'<div class="plates">{shown}</div>', lead))
     parts.append(folded("Configuration", settings_table(settings or {})))
     page = folder / PAGE_FILE
@@ -69,10 +66,12 @@ def write_gallery(
     return page
 
 
-def _figure(figure: Figure, png: bytes) -> str:
-    caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>"
-    width = figure.image.shape[1]
+def _write_figure(folder: Path, figure: Figure) -> str:
+    """Writes the PNG; returns the HTML that holds it."""
+    png = png_bytes(figure.image)
+    write_bytes(folder / figure.file, png)
     return (
-        f'<figure class="plate" style="max-width: {width}px">'
-        f"{picture(png, figure.caption)}{caption}</figure>"
+        f'<figure class="plate" style="max-width: {figure.image.shape[1]}px">'
+        f"{picture(png, figure.caption)}<figcaption>{html.escape(figure.caption)}</figcaption>"
+        "</figure>"
     )

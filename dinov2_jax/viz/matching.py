@@ -8,6 +8,7 @@ import numpy as np
 from dinov2_jax.features.search import unit
 from dinov2_jax.viz.canvas import WHITE, wheel
 
+BLACK = (0, 0, 0)
 LINE_GAP_PX = 24  # between the two pictures
 _FINE = 4  # cv2 draws in fractions of 1 / 2**_FINE px
 
@@ -45,18 +46,18 @@ def mutual_matches(
       ValueError: the shapes of features or masks do not fit each other.
     """
     _check(first, second, masks)
-    kept = [np.flatnonzero(np.ones(first.shape[:2], bool) if masks is None else masks[0])]
-    kept.append(np.flatnonzero(np.ones(second.shape[:2], bool) if masks is None else masks[1]))
-    if not (len(kept[0]) and len(kept[1])):
+    inside = masks or [np.ones(x.shape[:2], bool) for x in (first, second)]
+    kept = [np.flatnonzero(mask) for mask in inside]
+    if not all(map(len, kept)):
         return Matches(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     flat = [x.reshape(-1, x.shape[-1])[k] for x, k in zip((first, second), kept, strict=True)]
     cosine = unit(flat[0], np.float64) @ unit(flat[1], np.float64).T
     there, back = cosine.argmax(axis=1), cosine.argmax(axis=0)
     rows = np.flatnonzero(back[there] == np.arange(len(there)))
     rows = rows[np.argsort(-cosine[rows, there[rows]], kind="stable")]
-    found = Matches(kept[0][rows], kept[1][there[rows]], cosine[rows, there[rows]])
-    chosen = _spread(found, (first.shape[1], second.shape[1]), most, spacing)
-    return Matches(*(values[chosen] for values in found))
+    pairs = Matches(kept[0][rows], kept[1][there[rows]], cosine[rows, there[rows]])
+    chosen = _spread(pairs, (first.shape[1], second.shape[1]), most, spacing)
+    return Matches(*(values[chosen] for values in pairs))
 
 
 def draw_matches(
@@ -65,9 +66,9 @@ def draw_matches(
     matches: Matches,
     grids: tuple[tuple[int, int], tuple[int, int]],
 ) -> np.ndarray:
-    """Draws two pictures side by side, with a line in its own colour for every match.
+    """Draws two pictures side by side, with a line for every match.
 
-    Colours follow the place in the first picture, so that neighbours there look alike.
+    A line's colour follows its place in the first picture, so that neighbours there look alike.
 
     Args:
       first, second: uint8 [H, W, 3].
@@ -86,11 +87,14 @@ def draw_matches(
     centre = np.array([first.shape[1], first.shape[0]]) / 2
     turns = np.arctan2(*(starts - centre).T[::-1]) / (2 * np.pi)
     colours = wheel(turns).tolist()
+    # Fixed-point numbers, from which cv2 draws sub-pixel positions. A dark rim shows on any ground.
+    starts, ends = (np.rint(points * 2**_FINE).astype(int).tolist() for points in (starts, ends))
     for start, end, colour in zip(starts, ends, colours, strict=True):
-        _line(canvas, start, end, colour)
-    for points in (starts, ends):  # after all lines, which would hide them
-        for point, colour in zip(points, colours, strict=True):
-            _dot(canvas, point, colour)
+        for width, shade in ((3, BLACK), (1, colour)):
+            cv2.line(canvas, start, end, shade, width, cv2.LINE_AA, _FINE)
+    for point, colour in zip(starts + ends, colours + colours, strict=True):  # lines hide dots
+        for radius, shade in ((5, BLACK), (4, colour)):
+            cv2.circle(canvas, point, radius << _FINE, shade, -1, cv2.LINE_AA, _FINE)
     return canvas
 
 
@@ -102,50 +106,28 @@ def _check(
             f"features of shapes {first.shape} and {second.shape} cannot be matched; pass maps "
             "[h, w, D] of one width"
         )
-    if masks is not None and any(
-        mask.shape != x.shape[:2] for mask, x in zip(masks, (first, second), strict=True)
-    ):
+    grids = [first.shape[:2], second.shape[:2]]
+    if masks is not None and [mask.shape for mask in masks] != grids:
         raise ValueError(
             f"masks of shapes {masks[0].shape} and {masks[1].shape} do not fit features of "
-            f"{first.shape[:2]} and {second.shape[:2]} patches"
+            f"{grids[0]} and {grids[1]} patches"
         )
 
 
-def _spread(found: Matches, columns: tuple[int, int], most: int | None, spacing: int) -> list[int]:
+def _spread(pairs: Matches, columns: tuple[int, int], most: int | None, spacing: int) -> list[int]:
     """Chooses the pairs to keep, greedily from the most similar."""
-    places = [
-        np.stack(np.divmod(side, width), axis=1)
-        for side, width in zip((found.first, found.second), columns, strict=True)
-    ]
+    numbers = zip((pairs.first, pairs.second), columns, strict=True)
+    places = [np.stack(np.divmod(patches, width), axis=1) for patches, width in numbers]
     chosen: list[int] = []
-    for pair in range(len(found.first)):
+    for pair in range(len(pairs.first)):
         if most is not None and len(chosen) >= most:
             break
-        near = [np.abs(p[chosen] - p[pair]).max(axis=1) < spacing for p in places]
-        if not (np.any(near[0]) or np.any(near[1])):
+        if not any((np.abs(p[chosen] - p[pair]).max(axis=1) < spacing).any() for p in places):
             chosen.append(pair)
     return chosen
 
 
 def _centres(patches: np.ndarray, grid: tuple[int, int], size_px: tuple[int, ...]) -> np.ndarray:
     """Centres of patches in px: [n, 2], x before y."""
-    row, column = np.divmod(patches, grid[1])
-    return np.stack(
-        [(column + 0.5) * size_px[1] / grid[1], (row + 0.5) * size_px[0] / grid[0]], axis=1
-    )
-
-
-def _line(canvas: np.ndarray, start: np.ndarray, end: np.ndarray, colour: list[int]) -> None:
-    """Draws a line with a dark rim that shows on any ground."""
-    for width, shade in ((3, [0, 0, 0]), (1, colour)):
-        cv2.line(canvas, _fixed(start), _fixed(end), shade, width, cv2.LINE_AA, _FINE)
-
-
-def _dot(canvas: np.ndarray, point: np.ndarray, colour: list[int]) -> None:
-    for radius, shade in ((5, [0, 0, 0]), (4, colour)):
-        cv2.circle(canvas, _fixed(point), radius << _FINE, shade, -1, cv2.LINE_AA, _FINE)
-
-
-def _fixed(point: np.ndarray) -> list[int]:
-    """Pixels as the fixed-point numbers that cv2 draws sub-pixel positions from."""
-    return np.rint(point * 2**_FINE).astype(int).tolist()
+    places = np.stack(np.divmod(patches, grid[1]), axis=1) + 0.5
+    return (places * size_px / grid)[:, ::-1]

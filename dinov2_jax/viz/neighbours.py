@@ -1,4 +1,4 @@
-"""Whole pictures by their cls features: the nearest of a folder, and all of them on a plane."""
+"""Pictures by their cls features: the nearest neighbours of a few, and a folder on a plane."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,16 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinov2_jax.features.search import search, unit
-from dinov2_jax.viz.canvas import (
-    INK,
-    WHITE,
-    beside,
-    fit,
-    framed,
-    text_line,
-    titled,
-    under,
-)
+from dinov2_jax.viz.canvas import INK, WHITE, beside, fit, framed, text_line, titled, under
 from dinov2_jax.viz.pca import principal_directions, project, scale_robust
 
 THUMB_PX = 128
@@ -55,37 +46,33 @@ def nearest(
             f"{k} neighbours of queries {queries.shape} in a bank {bank.shape} cannot be found; "
             "pass k of 1 or more and features [n, D] of one width"
         )
-    given = np.full(len(queries), -1) if own is None else np.asarray(own)
-    spare = int((given >= 0).any())
+    own = np.full(len(queries), -1) if own is None else np.asarray(own)
+    spare = int((own >= 0).any())
     k = min(k, len(bank) - spare)
     similarity, rows = search(bank, queries, k + spare)
-    places = [np.flatnonzero(row != mine)[:k] for row, mine in zip(rows, given, strict=True)]
-    chosen = np.array(places, int).reshape(len(queries), k)
-    return Neighbours(
-        np.take_along_axis(rows, chosen, axis=1), np.take_along_axis(similarity, chosen, axis=1)
-    )
+    order = np.argsort(rows == own[:, None], axis=1, kind="stable")[:, :k]  # own rows go last
+    return Neighbours(*(np.take_along_axis(x, order, axis=1) for x in (rows, similarity)))
 
 
 def neighbour_sheet(
     queries: Sequence[np.ndarray],
     names: Sequence[str],
     bank: Sequence[np.ndarray],
-    found: Neighbours,
+    neighbours: Neighbours,
 ) -> np.ndarray:
-    """One row for each query: the query at the left, its neighbours under their similarity at the
-    right.
+    """Draws a row for each query: the query, then its neighbours under their similarity.
 
     Args:
       queries: uint8 [H, W, 3] each.
       names: one for each query.
       bank: uint8 [H, W, 3] each; only neighbours are read.
-      found: from `nearest`.
+      neighbours: from `nearest`.
 
     Returns:
       uint8 [H, W, 3].
     """
     lines = []
-    for query, name, rows, similarity in zip(queries, names, *found, strict=True):
+    for query, name, rows, similarity in zip(queries, names, *neighbours, strict=True):
         cells = [
             titled(fit(bank[row], THUMB_PX), f"{value:.2f}")
             for row, value in zip(rows, similarity, strict=True)
@@ -102,19 +89,18 @@ def plane(features: np.ndarray) -> Plane:
     """
     values = unit(features, np.float64)
     scores = project(values, principal_directions(values, 2))
-    if scores.shape[1] < 2:
-        scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
+    scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))  # of features of one dimension
     total = ((values - values.mean(axis=0)) ** 2).sum()
     return Plane(scale_robust(scores), (scores**2).sum(axis=0) / max(total, 1e-30))
 
 
 def scatter_sheet(
-    thumbs: Sequence[np.ndarray], found: Plane, size_px: tuple[int, int] = (760, 1000)
+    thumbs: Sequence[np.ndarray], placed: Plane, size_px: tuple[int, int] = (760, 1000)
 ) -> np.ndarray:
-    """Draws every picture as a thumbnail at its place: first component right, second up.
+    """Draws each picture as a thumbnail at its place: the first component right, the second up.
 
     Args:
-      thumbs: uint8 [H, W, 3] each, in the order of `found.places`.
+      thumbs: uint8 [H, W, 3] each, in the order of `placed.places`.
       size_px: height and width of the plane.
 
     Returns:
@@ -123,18 +109,11 @@ def scatter_sheet(
     height, width = size_px
     side = int(np.clip(0.75 * (height * width / max(len(thumbs), 1)) ** 0.5, 24, 110))
     canvas = np.full((height, width, 3), WHITE, np.uint8)
-    for thumb, (x, y) in zip(thumbs, found.places, strict=True):
-        cell = _bordered(fit(thumb, side))
+    for thumb, (x, y) in zip(thumbs, placed.places, strict=True):
+        cell = framed(fit(thumb, side), 1, INK)  # a rim, so that thumbnails stay apart
         top = round((1 - y) * (height - cell.shape[0]))
         left = round(x * (width - cell.shape[1]))
         canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
-    shares = [f"{100 * share:.0f} %" for share in found.explained]
+    shares = [f"{100 * share:.0f} %" for share in placed.explained]
     text = f"right: first component, {shares[0]} of the variance; up: second, {shares[1]}"
     return framed(under([canvas, text_line(text, width)]))
-
-
-def _bordered(cell: np.ndarray) -> np.ndarray:
-    """A thin rim, so that overlapping thumbnails stay apart."""
-    rim = np.full((cell.shape[0] + 2, cell.shape[1] + 2, 3), INK, np.uint8)
-    rim[1:-1, 1:-1] = cell
-    return rim

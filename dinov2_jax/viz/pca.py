@@ -12,12 +12,13 @@ DARKEST = 45  # of 255: foreground patches never look like the black background
 
 
 class PcaPictures(NamedTuple):
-    """Colours and foreground of some pictures, one pixel a patch.
+    """Colours and foreground of several pictures; a pixel stands for a patch.
 
     Attributes:
-      colours: uint8 [h, w, 3] a picture, of all patches.
-      foreground: bool [h, w] a picture.
-      foreground_colours: uint8 [h, w, 3] a picture, of the foreground's own PCA; black elsewhere.
+      colours: uint8 [h, w, 3] for each picture, by the PCA of all patches.
+      foreground: bool [h, w] for each picture.
+      foreground_colours: uint8 [h, w, 3] for each picture, by the PCA of the foreground; black
+        elsewhere.
     """
 
     colours: list[np.ndarray]
@@ -30,14 +31,13 @@ def pca_pictures(
 ) -> PcaPictures:
     """Colours patches of several pictures by PCA, with and without their background.
 
-    As in the paper's figure 1 (section 7.6): the first component of a joint PCA, thresholded, tells
-    foreground from background; the three components of a second joint PCA, of foreground patches
-    alone, are red, green and blue. Equal colours are similar features, across pictures too.
+    As in the paper's figure 1 (section 7.6): a threshold on the first component of a joint PCA
+    separates foreground from background. A second joint PCA, of the foreground patches alone, gives
+    red, green and blue. Equal colours mean similar features, across pictures too.
 
     Args:
       features: [h, w, D] of each picture; grids may differ. Non-finite values count as 0.
-      threshold: in standard deviations of the first component from its mean.
-      side: of the threshold that is foreground, see `foreground_masks`.
+      threshold, side: see `foreground_masks`.
 
     Raises:
       ValueError: no pictures, not of one width D, or an unknown side.
@@ -55,16 +55,17 @@ def pca_pictures(
 def foreground_masks(
     features: Sequence[np.ndarray], threshold: float = 0.0, side: str = "auto"
 ) -> list[np.ndarray]:
-    """Which patches are foreground: bool [h, w] of each picture's features [h, w, D].
+    """Separates foreground from background: features [h, w, D] -> bool [h, w], for each picture.
 
     Args:
-      threshold: of the first component of the joint PCA, in its standard deviations.
-      side: "high": above the threshold; "low": below it after its sign has changed; "auto": the
-        sign for which the outermost patches of the pictures lie lower than the others, because a
-        component's own sign means nothing and pictures rarely show their subject at the edge.
+      features: see `pca_pictures`.
+      threshold: in standard deviations of the first component of the joint PCA from its mean.
+      side: "high": patches above the threshold; "low": above it after a change of sign; "auto": the
+        sign that puts the outermost patches lower than the others, because the sign of a component
+        means nothing and a picture rarely shows its subject at the edge.
 
     Raises:
-      ValueError: no pictures, not of one width D, or an unknown side.
+      ValueError: see `pca_pictures`.
     """
     if side not in SIDES:
         raise ValueError(f"side {side!r} is unknown; choose one of {', '.join(SIDES)}")
@@ -79,21 +80,19 @@ def foreground_masks(
 
 
 def pca_rgb(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Colours every patch by its three leading components, computed over all pictures jointly.
+    """Colours every patch by the three leading components of all pictures together.
 
-    Equal colours therefore mean similar features across pictures; see `pca_pictures` for the
-    removal of the background.
+    Equal colours mean similar features, across pictures too; `pca_pictures` removes the background.
 
     Args:
-        patches: [n, P, D] float features, row-major over the grid. Non-finite values count as 0.
-        grid: (rows h, columns w) with h * w = P.
+      patches: [n, P, D] float features, row-major over the grid. Non-finite values count as 0.
+      grid: (rows h, columns w) with h * w = P.
 
     Returns:
-        uint8 [n, h*k, w*k, 3], enlarged by an integer k so that the shorter side has at least
-        64 px.
+      uint8 [n, h*k, w*k, 3] with the least integer k that makes the shorter side 64 px or more.
 
     Raises:
-        ValueError: P is not h * w, or there is nothing to show.
+      ValueError: P is not h * w, or there is nothing to show.
     """
     rows, columns = grid
     if patches.ndim != 3 or 0 in patches.shape or patches.shape[1] != rows * columns:
@@ -101,8 +100,8 @@ def pca_rgb(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             f"patches of shape {patches.shape} do not fill a grid of {rows} x {columns}: "
             "pass [n, rows * columns, D] without the cls and register tokens."
         )
-    n, _, dim = patches.shape
-    pixels = _colours(_finite(patches).reshape(-1, dim)).reshape(n, rows, columns, 3)
+    pixels = _colours(_rows(patches.reshape(-1, *grid, patches.shape[-1])))
+    pixels = pixels.reshape(-1, *grid, 3)
     return enlarge(pixels, math.ceil(MIN_SIDE_PX / min(grid)))
 
 
@@ -143,7 +142,7 @@ def enlarge(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _colours(features: np.ndarray, darkest: int = 0) -> np.ndarray:
-    """[N, D] -> uint8 [N, 3], from `darkest`; a component that the features lack is neutral."""
+    """[N, D] -> uint8 [N, 3], `darkest` or more; a missing component is neutral."""
     scores = project(features, principal_directions(features))
     colours = np.full((len(features), 3), 0.5)
     colours[:, : scores.shape[1]] = scale_robust(scores)
@@ -158,11 +157,8 @@ def _rows(features: Sequence[np.ndarray]) -> np.ndarray:
     dims = sorted({f.shape[-1] for f in features})
     if len(dims) > 1:
         raise ValueError(f"features of widths {dims} cannot share one PCA; use one model")
-    return np.concatenate([_finite(f).reshape(-1, dims[0]) for f in features])
-
-
-def _finite(features: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(features.astype(np.float64), posinf=0.0, neginf=0.0)
+    rows = np.concatenate([f.reshape(-1, dims[0]) for f in features]).astype(np.float64)
+    return np.nan_to_num(rows, posinf=0.0, neginf=0.0)
 
 
 def _unflatten(rows: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
@@ -172,7 +168,7 @@ def _unflatten(rows: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.n
 
 
 def _edge_excess(scores: np.ndarray) -> float:
-    """Mean of the outermost patches of [h, w] above that of the others; 0 where there are none."""
+    """How far the mean of the outermost patches of [h, w] lies above that of the others; or 0."""
     inner = scores[1:-1, 1:-1]
     if not inner.size:
         return 0.0
