@@ -1,6 +1,7 @@
 """Curves as inline SVG: no scripts, no fonts, nothing to fetch."""
 
 import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ def curve(
     log_x: bool = False,
     chosen: float | tuple[str, float] | None = None,
 ) -> str:
-    """Draws a figure of one or several lines: axes, ticks, values on hover.
+    """Draws one or several lines with axes, ticks, and values on hover.
 
     A line breaks where a value is None. The headline is the value of the chosen point, or else the
     last value of a single line.
@@ -47,31 +48,32 @@ def curve(
       mark_points: draw a dot at every value.
       start_line: draw a dashed line at the level of the first value.
       x_name: name of the x axis.
-      log_x: place x by its logarithm; x must be positive.
-      chosen: x of the point to mark, with the line's name before it if there are several lines.
+      log_x: logarithmic x axis; x must be positive.
+      chosen: x of the point to mark, or (name of the line, x).
     """
     lines = points if isinstance(points, Mapping) else {"": points}
     lines = {name: thin(line, MAX_POINTS) for name, line in lines.items()}
     axes = _axes([point for line in lines.values() for point in line], min_span, log_x, x_name)
-    several = len(lines) > 1
-    drawn = [
-        _draw_line(axes, line, f"{name}, " if several else "", unit, mark_points, number_of_line)
-        for number_of_line, (name, line) in enumerate(lines.items())
-    ]
-    known = [value for _, value in next(iter(lines.values())) if value is not None]
-    start = axes.y(known[0]) if known else None
-    parts = [
-        _x_axis(axes),
-        _y_axis(axes),
-        _line("start", LEFT, start, WIDTH - RIGHT, start) if start_line and start else "",
-        *drawn,
-        _mark(axes, *_find(lines, chosen), unit) if chosen is not None else "",
-    ]
-    headline = _headline(lines, chosen, unit, x_name)
+    known = {name: _known(line) for name, line in lines.items()}
+    several, first = len(lines) > 1, next(iter(lines))
+    parts = [_x_axis(axes), _y_axis(axes)]
+    if start_line and known[first]:
+        level = axes.y(known[first][0][1])
+        parts.append(_line("start", LEFT, level, WIDTH - RIGHT, level))
+    for place, (name, line) in enumerate(lines.items()):
+        label, colour = (f"{name}, ", f" line{place % LINE_COLOURS}") if several else ("", "")
+        parts.append(_draw_line(axes, line, label, unit, mark_points, colour))
+    headline = "" if several else f"{number(known[first][-1][1])}{unit}"
+    if chosen is not None:
+        name, wanted = chosen if isinstance(chosen, tuple) else (first, chosen)
+        x, value = min(known[name], key=lambda point: abs(point[0] - wanted))
+        text = f"chosen, {x_name} {number(x)}: {number(value)}{unit}"
+        parts.append(_circle("chosen", axes.x(x), axes.y(value), 6, text))
+        headline = f"{number(value)}{unit} at {x_name} {number(x)}"
     return (
         f"<figure><figcaption>{html.escape(title)}<span>{html.escape(headline)}</span></figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(_summary(title, lines, unit))}">{"".join(parts)}</svg>'
+        f'aria-label="{html.escape(_summary(title, known, unit))}">{"".join(parts)}</svg>'
         f"{_legend(list(lines)) if several else ''}</figure>"
     )
 
@@ -97,8 +99,10 @@ class _Axes(NamedTuple):
 
 def _axes(points: Points, min_span: float, log_x: bool, x_name: str) -> _Axes:
     xs = [x for x, _ in points]
-    known = [value for _, value in points if value is not None]
-    y_ticks = ticks(*_widen(min(known), max(known), min_span), 4)
+    values = [value for _, value in _known(points)]
+    least, greatest = min(values), max(values)
+    missing = max(0.0, max(min_span, 1e-3 * abs(least), 1e-9) - (greatest - least)) / 2
+    y_ticks = ticks(least - missing, greatest + missing, 4)
     low, high = min(xs), max(xs)
     if log_x:
         high = high if high > low else 10 * low
@@ -112,58 +116,42 @@ def _axes(points: Points, min_span: float, log_x: bool, x_name: str) -> _Axes:
     return _Axes((low, high), (y_ticks[0], y_ticks[-1]), x_ticks, y_ticks, log_x, x_name)
 
 
-def _draw_line(
-    axes: _Axes, line: Points, label: str, unit: str, dots: bool, number_of_line: int
-) -> str:
-    """One line, and a hover target at every value."""
-    placed = [(axes.x(x), None if y is None else axes.y(y)) for x, y in line]
-    colour = f" line{number_of_line % LINE_COLOURS}" if label else ""
-    paths = [_path(run, colour) for run in _runs(placed)]
-    hovers = [
-        _hover(at, f"{label}{axes.x_name} {number(x)}: {number(value)}{unit}", dots, colour)
-        for at, (x, value) in zip(placed, line, strict=True)
-        if value is not None
-    ]
+def _known(line: Points) -> list[tuple[float, float]]:
+    return [(x, value) for x, value in line if value is not None]
+
+
+def _draw_line(axes: _Axes, line: Points, label: str, unit: str, dots: bool, colour: str) -> str:
+    """One line, broken at missing values, and a hover target at every value."""
+    paths, hovers = [], []
+    for missing, points in itertools.groupby(line, key=lambda point: point[1] is None):
+        if missing:
+            continue
+        run = _known(list(points))
+        placed = [(axes.x(x), axes.y(value)) for x, value in run]
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        polyline = f'<polyline class="curve{colour}" points="{corners}"/>'
+        paths.append(polyline if len(run) > 1 else _circle(f"dot{colour}", *placed[0], 3))
+        for at, (x, value) in zip(placed, run, strict=True):
+            text = f"{label}{axes.x_name} {number(x)}: {number(value)}{unit}"
+            if dots:
+                hovers.append(_circle(f"dot{colour}", *at, 3))
+            hovers.append(_circle("hit", *at, 7, text))
     return "".join([*paths, *hovers])
 
 
-def _find(lines: Mapping[str, Points], chosen: float | tuple[str, float]) -> tuple[float, float]:
-    """The chosen point (x, value): the one of its line that is nearest in x."""
-    name, x = chosen if isinstance(chosen, tuple) else (next(iter(lines)), chosen)
-    known = [(at, value) for at, value in lines[name] if value is not None]
-    return min(known, key=lambda point: abs(point[0] - x))
+def _circle(kind: str, x: float, y: float, radius: int, text: str = "") -> str:
+    """A dot that shows its text under the pointer."""
+    title = f"<title>{html.escape(text)}</title>" if text else ""
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{title}</circle>'
 
 
-def _mark(axes: _Axes, x: float, value: float, unit: str) -> str:
-    text = html.escape(f"chosen, {axes.x_name} {number(x)}: {number(value)}{unit}")
-    at = f'cx="{axes.x(x):.1f}" cy="{axes.y(value):.1f}"'
-    return f'<circle class="chosen" {at} r="6"><title>{text}</title></circle>'
-
-
-def _headline(
-    lines: Mapping[str, Points],
-    chosen: float | tuple[str, float] | None,
-    unit: str,
-    x_name: str,
-) -> str:
-    if chosen is not None:
-        x, value = _find(lines, chosen)
-        return f"{number(value)}{unit} at {x_name} {number(x)}"
-    if len(lines) > 1:
-        return ""
-    return (
-        number([value for _, value in next(iter(lines.values())) if value is not None][-1]) + unit
-    )
-
-
-def _summary(title: str, lines: Mapping[str, Points], unit: str) -> str:
+def _summary(title: str, known: Mapping[str, list[tuple[float, float]]], unit: str) -> str:
     """What a screen reader says: the first and last value of every line."""
     said = []
-    for name, line in lines.items():
-        known = [value for _, value in line if value is not None]
-        if known:
-            label = f"{name} " if len(lines) > 1 else ""
-            said.append(f"{label}from {number(known[0])}{unit} to {number(known[-1])}{unit}")
+    for name, line in known.items():
+        if line:
+            label = f"{name} " if len(known) > 1 else ""
+            said.append(f"{label}from {number(line[0][1])}{unit} to {number(line[-1][1])}{unit}")
     return f"{title}: {'; '.join(said)}"
 
 
@@ -181,8 +169,7 @@ def thin(points: Points, most: int) -> Points:
         return points
     thinned: Points = []
     for stretch in np.array_split(np.arange(len(points)), most):
-        values = [points[i][1] for i in stretch]
-        known = [value for value in values if value is not None]
+        known = [value for _, value in _known([points[i] for i in stretch])]
         thinned.append((points[stretch[-1]][0], math.fsum(known) / len(known) if known else None))
     return thinned
 
@@ -200,41 +187,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 def number(value: float) -> str:
     """Four significant digits, thousands separated: 0.01234, 41.25, 12,345."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
-def _widen(low: float, high: float, min_span: float) -> tuple[float, float]:
-    span = max(min_span, 1e-3 * abs(low), 1e-9)
-    missing = max(0.0, span - (high - low)) / 2
-    return low - missing, high + missing
-
-
-def _runs(placed: Sequence[tuple[float, float | None]]) -> list[list[tuple[float, float]]]:
-    """Splits a line at its missing values."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for x, y in placed:
-        if y is None:
-            runs.append([])
-        else:
-            runs[-1].append((x, y))
-    return [run for run in runs if run]
-
-
-def _path(run: list[tuple[float, float]], colour: str) -> str:
-    if len(run) == 1:
-        return f'<circle class="dot{colour}" cx="{run[0][0]:.1f}" cy="{run[0][1]:.1f}" r="3"/>'
-    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in run)
-    return f'<polyline class="curve{colour}" points="{corners}"/>'
-
-
-def _hover(at: tuple[float, float | None], text: str, visible: bool, colour: str) -> str:
-    """A dot, or an invisible one, that shows its text under the pointer."""
-    place = f'cx="{at[0]:.1f}" cy="{at[1]:.1f}"'
-    dot = f'<circle class="dot{colour}" {place} r="3"/>' if visible else ""
-    title = f"<title>{html.escape(text)}</title>"
-    return f'{dot}<circle class="hit" {place} r="7">{title}</circle>'
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:

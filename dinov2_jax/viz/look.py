@@ -1,4 +1,4 @@
-"""A few pictures through a backbone at their own shape, and many at the size of the weights."""
+"""Features of a few pictures in their own shape, and of many at the size of the weights."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ THUMB_PX = 128
 
 
 class Picture(NamedTuple):
-    """A picture as the model sees it: uint8 [H, W, 3], sides multiples of the patch."""
+    """A picture as the model's input: uint8 [H, W, 3], sides multiples of the patch."""
 
     name: str
     record: int
@@ -35,12 +35,12 @@ class Picture(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a model makes of a picture.
+    """Features of a picture after the final norm, and its attention.
 
     Attributes:
-      cls: [D], after the final norm.
-      patches: [h, w, D], after the final norm.
-      attention: [heads, h, w], from cls to each patch; sums to less than 1 a head.
+      cls: [D].
+      patches: [h, w, D].
+      attention: [heads, h, w], from cls to each patch; the sum of a head is below 1.
     """
 
     cls: np.ndarray
@@ -49,12 +49,12 @@ class Seen(NamedTuple):
 
 
 class Album(NamedTuple):
-    """Many pictures as squares of `side_px`.
+    """Many pictures as squares.
 
     Attributes:
       features: [n, D], cls after the final norm.
-      thumbs: uint8 [n, S, S, 3], what the model was given, resized.
-      records: [n], of the source.
+      thumbs: uint8 [n, S, S, 3], the model's input, resized.
+      records: [n], numbers in the source.
       side_px: of the model's input.
     """
 
@@ -67,7 +67,7 @@ class Album(NamedTuple):
 def read_pictures(
     source: Source, records: Sequence[int], side_px: int, patch_px: int, max_pixels: int
 ) -> tuple[list[Picture], list[str]]:
-    """Those of `records` that can be decoded, fitted to whole patches, and notes on the others."""
+    """Decodes records and fits them to whole patches; returns them, and notes on the others."""
     pictures, notes = [], []
     for record in map(int, records):
         try:
@@ -75,25 +75,21 @@ def read_pictures(
         except BadImage as error:
             notes.append(f"warning: {source.name(record)} is left out: {error}")
             continue
-        fitted = fit_to_patches(image, side_px, patch_px)
-        pictures.append(Picture(source.name(record), record, fitted))
+        pixels = fit_to_patches(image, side_px, patch_px)
+        pictures.append(Picture(source.name(record), record, pixels))
     return pictures, notes
 
 
 def fit_to_patches(image: np.ndarray, side_px: int, patch_px: int) -> np.ndarray:
-    """Shorter side to `side_px`, the longer one in proportion, rounded to whole patches.
+    """Resizes the shorter side to `side_px` and the longer one in proportion, to whole patches.
 
-    Nothing is cut, but for the ends of pictures more than twice as long as wide.
+    It cuts only the ends of pictures that are more than twice as long as wide.
     """
     return Fit("resize", (side_px,), 0, patch_px)(image)
 
 
 def look(backbone: Backbone, pictures: Sequence[Picture], block: int = -1) -> Iterator[Seen]:
-    """Computes features and attention of a block, one picture after the other.
-
-    Raises:
-      ValueError: the block does not exist.
-    """
+    """Computes features and attention of a block, picture by picture."""
     model, block = backbone.model, block % backbone.model.depth
     fit = Fit("resize", (model.patch_size,), 0, model.patch_size)  # the pictures are fitted already
     columns = (("cls", "cls", block), ("patches", "patches", block))
@@ -108,11 +104,7 @@ def look(backbone: Backbone, pictures: Sequence[Picture], block: int = -1) -> It
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocessing", "block"))
 def _attention(
-    params: Any,
-    pixels: Array,
-    model: VisionTransformer,
-    preprocessing: Preprocessing,
-    block: int,
+    params: Any, pixels: Array, model: VisionTransformer, preprocessing: Preprocessing, block: int
 ) -> Array:
     """Attention from cls to the patches of a picture, [heads, P]."""
     images = normalize(pixels[None], preprocessing.mean, preprocessing.std)
@@ -122,9 +114,7 @@ def _attention(
 def leaf_through(
     backbone: Backbone, source: Source, records: Sequence[int], batch_size: int, max_pixels: int
 ) -> Album:
-    """cls features and thumbnails of many pictures, at the size that the weights expect.
-
-    Pictures that cannot be decoded are left out.
+    """Computes cls features and thumbnails of the pictures that can be decoded.
 
     Raises:
       SourceError: none can be decoded.

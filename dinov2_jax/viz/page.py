@@ -1,4 +1,4 @@
-"""The look of a page: one style sheet and the pieces of HTML that every section uses."""
+"""Parts of a page: one style sheet and the pieces of HTML that every section uses."""
 
 import base64
 import html
@@ -62,7 +62,7 @@ th { color: var(--quiet); }
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """Puts sections, which are HTML already, into a whole page; `title` is escaped here."""
+    """Puts sections of HTML into a page; escapes `title`."""
     body = "\n".join(part for part in parts if part)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -73,46 +73,39 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def section(heading: str, body: str, lead: str = "") -> str:
-    """A heading and its content; nothing at all when there is no content."""
-    if not body:
-        return ""
+    """A heading and its content; "" without content."""
     lead = f'<p class="quiet">{html.escape(lead)}</p>' if lead else ""
-    return f"<section><h2>{html.escape(heading)}</h2>\n{lead}{body}</section>"
+    return f"<section><h2>{html.escape(heading)}</h2>\n{lead}{body}</section>" if body else ""
 
 
 def folded(heading: str, body: str) -> str:
-    """A section that opens on a click; nothing at all when there is no content."""
-    if not body:
-        return ""
-    return f"<details><summary>{html.escape(heading)}</summary>\n{body}</details>"
+    """A section that opens on a click; "" without content."""
+    summary = f"<summary>{html.escape(heading)}</summary>"
+    return f"<details>{summary}\n{body}</details>" if body else ""
 
 
 def picture(png: bytes, text: str) -> str:
-    """An <img> that carries its file within the page."""
+    """An <img> that holds its file within the page."""
     data = base64.b64encode(png).decode("ascii")
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}">'
 
 
 def numbers(entries: Sequence[tuple[str, str]]) -> str:
-    """Names with a value each, set large."""
-    cells = (
-        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
-        for name, value in entries
-    )
+    """Names with a value each, in large type."""
+    texts = ((html.escape(name), html.escape(value)) for name, value in entries)
+    cells = (f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in texts)
     return f"<dl>{''.join(cells)}</dl>" if entries else ""
 
 
 def table(entries: Sequence[tuple[str, str]]) -> str:
     """Two columns: names and values."""
-    rows = (
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-        for name, value in entries
-    )
+    texts = ((html.escape(name), html.escape(value)) for name, value in entries)
+    rows = (f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in texts)
     return f"<table>{''.join(rows)}</table>" if entries else ""
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
-    """A table of nested settings by dotted name, in their order."""
+    """Nested settings as a table of dotted names, in their order."""
     return table([(name, str(value)) for name, value in leaves(settings).items()])
 
 

@@ -1,4 +1,4 @@
-"""report.html: one file that tells how a run went, readable without a network or a server."""
+"""report.html: the curves and pictures of a run in one file, readable without network or server."""
 
 import html
 import statistics
@@ -42,33 +42,30 @@ def write_report(
     attribution: str | None,
     notes: Sequence[str],
 ) -> None:
-    """Writes <workdir>/report.html from <workdir>/metrics.jsonl and what is passed, atomically.
+    """Writes <workdir>/report.html from <workdir>/metrics.jsonl and the arguments, atomically.
 
     Args:
-        workdir: the run directory; an empty or missing metrics.jsonl gives a page that says so.
-        config: the resolved configuration, nested.
-        crops_png: the file of `sheet.crop_sheet`, or None.
-        pca_pairs: (picture, its `pca.pca_rgb`), both uint8 [H, W, 3].
-        attribution: who made the pictures shown, if their licence asks for it.
-        notes: sentences for the reader; those that begin with "warning" stand out.
+      workdir: the run directory; an empty or missing metrics.jsonl gives a page that says so.
+      config: the resolved configuration, nested.
+      crops_png: the file of `sheet.crop_sheet`, or None.
+      pca_pairs: (picture, its `pca.pca_rgb`), both uint8 [H, W, 3].
+      attribution: who made the pictures shown, if their licence asks for it.
+      notes: sentences for the reader; those that begin with "warning" stand out.
     """
-    rows = read_metrics(workdir)
-    page = document(
-        f"dinov2_jax run: {Path(workdir).resolve().name}",
-        [
-            _heading(Path(workdir), config),
-            numbers(headline(rows, config)),
-            note_list(notes),
-            _curves(rows),
-            _crops(crops_png),
-            _pca(pca_pairs),
-            _health(rows),
-            folded("Configuration", settings_table(config)),
-            section("Pictures", _lines(attribution)),
-        ],
-    )
-    path = Path(workdir) / REPORT_FILE
-    write_text(path, page)
+    rows, name = read_metrics(workdir), Path(workdir).resolve().name
+    licence = f'<p class="quiet lines">{html.escape(attribution)}</p>' if attribution else ""
+    parts = [
+        _heading(name, config),
+        numbers(headline(rows, config)),
+        note_list(notes),
+        _curves(rows),
+        _crops(crops_png),
+        _pca(pca_pairs),
+        _health(rows),
+        folded("Configuration", settings_table(config)),
+        section("Pictures", licence),
+    ]
+    write_text(Path(workdir) / REPORT_FILE, document(f"dinov2_jax run: {name}", parts))
 
 
 def headline(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -76,51 +73,44 @@ def headline(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> li
     if not rows:
         return []
     steps = max(row["step"] for row in rows)
-    entries = [*_knn_numbers(_known(rows, "knn_top1")), ("Steps", f"{steps:,}")]
+    knn, entries = _finite(rows, "knn_top1"), []
+    if knn:
+        entries.append(("k-NN top-1, last", f"{knn[-1]:.1f} %"))
+    if len(knn) > 1:
+        gain = f"{knn[-1] - knn[0]:+.1f}".replace("-", "\N{MINUS SIGN}")
+        first = ("k-NN top-1, first", f"{knn[0]:.1f} %")
+        entries = [first, *entries, ("Gain, points", gain)]
+    entries.append(("Steps", f"{steps:,}"))
     if config.get("batch_size"):
         entries.append(("Images seen", f"{steps * config['batch_size']:,}"))
-    if rates := _known(rows, "images_per_s"):
+    if rates := _finite(rows, "images_per_s"):
         # The median: the first reading includes the compilation.
         entries.append(("Images a second", number(statistics.median(rates))))
-    if skipped := _known(rows, "skipped_pictures"):
+    if skipped := _finite(rows, "skipped_pictures"):
         entries.append(("Pictures skipped", f"{skipped[-1]:,.0f}"))
     return entries
 
 
-def _known(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """The values of one metric, without the lines where it was not finite."""
+def _finite(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The finite values of a metric."""
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def _knn_numbers(values: Sequence[float]) -> list[tuple[str, str]]:
-    if not values:
-        return []
-    last = ("k-NN top-1, last", f"{values[-1]:.1f} %")
-    if len(values) == 1:
-        return [last]
-    gain = f"{values[-1] - values[0]:+.1f}".replace("-", "\N{MINUS SIGN}")
-    return [("k-NN top-1, first", f"{values[0]:.1f} %"), last, ("Gain, points", gain)]
-
-
-def _heading(workdir: Path, config: Mapping[str, Any]) -> str:
+def _heading(name: str, config: Mapping[str, Any]) -> str:
     model, data = config.get("model", {}), config.get("data", {})
     facts = [model.get("variant"), data.get("source"), data.get("path")]
-    line = " \N{MIDDLE DOT} ".join(str(fact) for fact in facts if fact)
-    return (
-        f"<h1>{html.escape(workdir.resolve().name)}</h1>\n"
-        f'<p class="quiet">dinov2_jax: {html.escape(line or "training run")}</p>'
-    )
+    line = " \N{MIDDLE DOT} ".join(str(fact) for fact in facts if fact) or "training run"
+    return f'<h1>{html.escape(name)}</h1>\n<p class="quiet">dinov2_jax: {html.escape(line)}</p>'
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return section("Curves", "<p>No metrics were written yet.</p>")
     knn, figures = series(rows, "knn_top1"), []
+    percent = {"unit": " %", "min_span": KNN_SPAN_POINTS, "mark_points": True, "start_line": True}
     for title, points in (("k-NN", knn), ("Linear probe", series(rows, "linear_top1"))):
         if points:
-            options = {"unit": " %", "min_span": KNN_SPAN_POINTS}
-            options |= {"mark_points": True, "start_line": True}
-            figures.append(curve(f"{title} top-1, teacher", points, **options))
+            figures.append(curve(f"{title} top-1, teacher", points, **percent))
     for name, title in LOSSES.items():
         points = series(rows, name)
         if any(value for _, value in points):  # a part that is 0 throughout is switched off
@@ -132,9 +122,11 @@ def _curves(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _health(rows: Sequence[dict[str, Any]]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("health/"))
-    titles = {name: name.removeprefix("health/").replace("_", " ").capitalize() for name in names}
-    drawn = [curve(titles[name], points) for name in names if (points := series(rows, name))]
+    drawn = []
+    for name in dict.fromkeys(name for row in rows for name in row if name.startswith("health/")):
+        if points := series(rows, name):
+            title = name.removeprefix("health/").replace("_", " ").capitalize()
+            drawn.append(curve(title, points))
     return folded("Health", f'<div class="curves">{"".join(drawn)}</div>' if drawn else "")
 
 
@@ -142,8 +134,8 @@ def _crops(png: bytes | None) -> str:
     if png is None:
         return ""
     lead = (
-        "What the model is shown: each row one picture, its two global crops, then its local "
-        "crops, with colours changed. Check that they still show something worth recognising."
+        "What the model is shown. Each row is one picture: its two global crops, then its local "
+        "crops, with changed colours. Check that they still show something worth recognising."
     )
     return section("Crops", f'<div class="sheet">{picture(png, "crops of a batch")}</div>', lead)
 
@@ -156,11 +148,7 @@ def _pca(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     ]
     lead = (
         "The three leading principal components of the teacher's patch features as red, green and "
-        "blue, computed over all pictures together: similar colours are similar features."
+        "blue, computed over all pictures together. Similar colours mean similar features."
     )
     body = f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
     return section("Patch features", body, lead)
-
-
-def _lines(text: str | None) -> str:
-    return f'<p class="quiet lines">{html.escape(text)}</p>' if text else ""

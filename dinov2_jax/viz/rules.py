@@ -17,7 +17,7 @@ RULES: Rules = {
     "pca.threshold": Range(),
     "pca.side": SIDES,
     "matching.pairs": COUNT_OR_NONE,
-    "matching.lines": COUNT_OR_NONE,
+    "matching.lines": COUNT,
     "matching.spacing": COUNT,
     "attention.pictures": COUNT_OR_NONE,
     "neighbours.k": COUNT,

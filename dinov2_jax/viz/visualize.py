@@ -1,44 +1,30 @@
-"""Task "visualize": what a backbone sees in some pictures, as PNG files and one page."""
+"""Task "visualize": features and attention of a backbone as PNG files and one page."""
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import ConfigError, leaves
+from dinov2_jax.config.files import ConfigError
 from dinov2_jax.config.files import nearest as nearest_name
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.features.extractor import with_progress
 from dinov2_jax.models.layers import compute_dtype
-from dinov2_jax.viz.figures import (
-    attention_figures,
-    match_figures,
-    neighbour_figure,
-    pca_figure,
-    plane_figure,
-)
+from dinov2_jax.viz import figures as draw
 from dinov2_jax.viz.gallery import Figure, write_gallery
 from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
 from dinov2_jax.viz.pca import pca_pictures
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone, load
 
-# Least value of each number; what is 0 is not drawn.
-LEAST = {
-    **{"pictures": 1, "image_px": 1, "folder_pictures": 0, "batch_size": 1},
-    **{"matching.pairs": 0, "matching.lines": 1, "matching.spacing": 1},
-    **{"attention.pictures": 0, "neighbours.k": 1},
-}
-
 
 def visualize(config: ConfigDict, workdir: str) -> Path:
-    """Draws what `config.weights` see in the pictures of `config.data`.
+    """Draws features and attention of `config.weights` for the pictures of `config.data`.
 
     Args:
-      config: configs/visualize.py.
+      config: configs/visualize.py, checked against viz/rules.py.
       workdir: where the PNG files and pictures.html go.
 
     Returns:
@@ -62,25 +48,21 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
         raise SourceError(f"none of the {len(chosen)} pictures can be used: {notes[0]}")
     block = config.block % backbone.model.depth
     seen = list(with_progress(look(backbone, pictures, block), len(pictures)))
-    figures, more = _few(config, pictures, seen, block)
-    whole, others = _many(config, backbone, source, pictures)
-    page = write_gallery(
-        Path(workdir).expanduser(),
-        "What the model sees",
-        _facts(config, backbone, pictures),
-        figures + whole,
-        [*notes, *more, *others],
-        config.to_dict(),
-    )
-    print(f"{len(figures + whole)} pictures in {time.monotonic() - started:.0f} s: {page}")
+    figures, more = _of_pictures(config, pictures, seen, block)
+    whole, others = _of_folder(config, backbone, source, pictures)
+    facts, notes = _facts(config, backbone, pictures), [*notes, *more, *others]
+    folder, settings = Path(workdir).expanduser(), config.to_dict()
+    figures += whole
+    page = write_gallery(folder, "What the model sees", facts, figures, notes, settings)
+    print(f"{len(figures)} pictures in {time.monotonic() - started:.0f} s: {page}")
     return page
 
 
 def choose(source: Source, count: int, names: str = "") -> list[int]:
-    """Records of the pictures named, or of `count` evenly spread ones.
+    """Records of the named pictures, or of `count` evenly spread ones.
 
     Raises:
-      ConfigError: a name that the source does not have, with the nearest one.
+      ConfigError: an unknown name; the message has the nearest one.
     """
     if not names.strip():
         return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
@@ -95,51 +77,46 @@ def choose(source: Source, count: int, names: str = "") -> list[int]:
     return [known[name] for name in wanted]
 
 
-def _few(
+def _of_pictures(
     config: ConfigDict, pictures: list[Picture], seen: list[Seen], block: int
 ) -> tuple[list[Figure], list[str]]:
-    """Figures of the chosen pictures, and what could not be drawn."""
+    """Figures of the chosen pictures, and notes on missing ones."""
     threshold, side = config.pca.threshold, config.pca.side
+    matching, few = config.matching, config.attention.pictures
     pca = pca_pictures([view.patches for view in seen], threshold, side)
-    figures, notes = [pca_figure(pictures, pca, threshold, side)], []
-    if config.matching.pairs and len(pictures) < 2:
+    figures, notes = [draw.pca_figure(pictures, pca, threshold, side)], []
+    if matching.pairs and len(pictures) < 2:
         notes.append("no matches: they need two pictures")
-    elif config.matching.pairs:
-        figures += match_figures(
-            pictures,
-            seen,
-            pca.foreground if config.matching.foreground else None,
-            pairs=config.matching.pairs,
-            lines=config.matching.lines,
-            spacing=config.matching.spacing,
-        )
-    few = config.attention.pictures
-    return figures + attention_figures(pictures[:few], seen[:few], block), notes
+    elif matching.pairs:
+        masks = pca.foreground if matching.foreground else None
+        how = {name: matching[name] for name in ("pairs", "lines", "spacing")}
+        figures += draw.match_figures(pictures, seen, masks, **how)
+    return figures + draw.attention_figures(pictures[:few], seen[:few], block), notes
 
 
-def _many(
+def _of_folder(
     config: ConfigDict, backbone: Backbone, source: Source, pictures: list[Picture]
 ) -> tuple[list[Figure], list[str]]:
-    """Figures of the whole folder, and what could not be drawn."""
+    """Figures of the whole folder, and notes on missing ones."""
     if not config.folder_pictures:
         return [], []
-    few = [picture.record for picture in pictures]
-    records = sorted({*choose(source, config.folder_pictures), *few})
+    chosen = choose(source, config.folder_pictures)
+    records = sorted({*chosen, *(picture.record for picture in pictures)})
     if len(records) < 3:
         return [], ["no neighbours and no plane: they need three pictures"]
     album = leaf_through(backbone, source, records, config.batch_size, config.data.max_pixels)
     lost = len(records) - len(album.records)
     notes = [f"warning: {lost} pictures of the folder cannot be decoded"] if lost else []
-    return [neighbour_figure(pictures, album, config.neighbours.k), plane_figure(album)], notes
+    neighbours = draw.neighbour_figure(pictures, album, config.neighbours.k)
+    return [neighbours, draw.plane_figure(album)], notes
 
 
 def _facts(config: ConfigDict, backbone: Backbone, pictures: list[Picture]) -> list[str]:
-    """What the page says under its title."""
     model = backbone.model
     facts = [
         f"Weights: {backbone.source}, width {model.dim}, {model.depth} blocks, {model.heads} "
         f"heads, patches of {model.patch_size} px, {model.registers} registers",
-        f"Pictures: {config.data.source} {config.data.path}, {len(pictures)} looked at closely, "
+        f"Pictures: {config.data.source} {config.data.path}, {len(pictures)} of them drawn in detail, "
         f"shorter side {config.image_px} px",
     ]
     if config.data.source == "openmoji":
@@ -150,7 +127,6 @@ def _facts(config: ConfigDict, backbone: Backbone, pictures: list[Picture]) -> l
 
 
 def _check(config: ConfigDict, workdir: str) -> None:
-    """Refuses what cannot be drawn before anything is read."""
     if not workdir:
         raise ConfigError("pictures need a folder to go to; add --workdir=runs/pictures")
     if not config.weights:
@@ -158,14 +134,9 @@ def _check(config: ConfigDict, workdir: str) -> None:
             "config.weights is empty; add --config.weights=dinov2_vits14, or a path of weights, "
             "such as runs/quickstart"
         )
-    fields: dict[str, Any] = leaves(config)
-    for name, least in LEAST.items():
-        if fields[name] < least:
-            raise ConfigError(f"config.{name} is {fields[name]}, but must be at least {least}")
 
 
 def _check_model(config: ConfigDict, backbone: Backbone) -> None:
-    """Refuses what does not fit the weights."""
     patch, depth = backbone.model.patch_size, backbone.model.depth
     channels = in_channels(backbone.params, patch)
     if channels != 3:
