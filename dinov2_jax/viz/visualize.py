@@ -116,7 +116,7 @@ def _facts(config: ConfigDict, backbone: Backbone, pictures: list[Picture]) -> l
     facts = [
         f"Weights: {backbone.source}, width {model.dim}, {model.depth} blocks, {model.heads} "
         f"heads, patches of {model.patch_size} px, {model.registers} registers",
-        f"Pictures: {config.data.source} {config.data.path}, {len(pictures)} of them drawn in detail, "
+        f"Pictures: {config.data.source} {config.data.path}, {len(pictures)} of them in detail, "
         f"shorter side {config.image_px} px",
     ]
     if config.data.source == "openmoji":
