@@ -1,7 +1,7 @@
-"""Attention maps: the attention of a block as probabilities, which no fused kernel returns.
+"""The attention of a block as probabilities, which no fused kernel returns.
 
-The blocks before the chosen one run as configured. The chosen one computes only its norm, q and k,
-then logits and softmax in fp32. Later blocks do not run.
+The blocks before it run as configured. It computes only its norm, q and k, then logits and softmax
+in fp32. Later blocks do not run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,7 @@ def attention_maps(
       source: "cls", "registers", or the numbers of patches, row-major.
 
     Returns:
-      fp32 probabilities [B, H, P] from "cls", [B, H, R, P] from the R "registers", [B, H, n, P]
-      from n patches.
+      fp32 [B, H, P] from "cls", [B, H, R, P] from the R "registers", [B, H, n, P] from n patches.
 
     Raises:
       ValueError: for a block, source or patch that does not exist.
@@ -50,7 +49,8 @@ def attention_maps(
     elif isinstance(source, str):
         raise ValueError(f'source {source!r} is unknown; use "cls", "registers" or patch numbers')
     else:
-        tokens = [first + patch for patch in _check_patches(source, model, images)]
+        _check_patches(source, model, images)
+        tokens = [first + patch for patch in source]
     return attention_rows(model, params, images, tokens, block)[..., first:]
 
 
@@ -101,9 +101,7 @@ def _split_at(
     return {**params, "blocks": few}, pick(block)
 
 
-def _check_patches(
-    patches: Sequence[int], model: VisionTransformer, images: Array
-) -> Sequence[int]:
+def _check_patches(patches: Sequence[int], model: VisionTransformer, images: Array) -> None:
     rows, columns = (side // model.patch_size for side in images.shape[1:3])
     wrong = [patch for patch in patches if not 0 <= patch < rows * columns]
     if wrong or not len(patches):
@@ -111,4 +109,3 @@ def _check_patches(
             f"source names {wrong[0] if wrong else 'no patch'}, but the image has patches 0 to "
             f"{rows * columns - 1} ({rows} rows of {columns})"
         )
-    return patches

@@ -10,16 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.layers import (
-    Attention,
-    LayerScale,
-    Mlp,
-    SwiGLU,
-    layer_norm,
-    pack,
-    swiglu_hidden_dim,
-    unpack,
-)
+from dinov2_jax.models.layers import Attention, FeedForward, LayerScale, layer_norm, pack, unpack
 from dinov2_jax.ops.stochastic_depth import (
     gather,
     kept_crops,
@@ -56,10 +47,8 @@ def add_residual(
 
     Args:
       crops: crop sets [G, b, N, D].
-      branch: the residual branch, on packed tokens.
       gamma: LayerScale [D], or 1.0.
       keys: [G], randomness of this branch; None computes every crop (evaluation, teacher).
-      rate: share of crops that skip the branch.
     """
     if keys is None or rate == 0.0:
         out = unpack(branch(pack(crops), crops), crops)
@@ -89,12 +78,6 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
     attention: str = "auto"
 
-    def _ffn(self, dim: int) -> nn.Module:
-        if self.ffn == "swiglu":
-            hidden = swiglu_hidden_dim(dim, self.mlp_ratio)
-            return SwiGLU(hidden, self.ffn_bias, self.dtype, name="mlp")
-        return Mlp(int(dim * self.mlp_ratio), self.ffn_bias, self.dtype, name="mlp")
-
     def _gamma(self, dim: int, name: str) -> Array | float:
         return LayerScale(self.layerscale, name=name)(dim) if self.layerscale else 1.0
 
@@ -109,7 +92,7 @@ class Block(nn.Module):
         attn = Attention(
             self.heads, self.qkv_bias, self.proj_bias, self.dtype, self.attention, name="attn"
         )
-        ffn = self._ffn(dim)
+        ffn = FeedForward(self.ffn, self.mlp_ratio, self.ffn_bias, self.dtype, name="mlp")
         gamma1, gamma2 = self._gamma(dim, "ls1"), self._gamma(dim, "ls2")
         crops = add_residual(
             crops, lambda x, like: attn(norm1(x), like), gamma1, attn_keys, drop_rate
@@ -128,20 +111,16 @@ def run_blocks(
     remat: str,
     keep: Sequence[int] = (),
 ) -> tuple[list[Array], list[list[Array]]]:
-    """Runs L blocks one after the other.
+    """Runs L blocks one after the other; returns the last outputs, and those of blocks in `keep`.
 
     Args:
-      params: of all blocks, each leaf with a leading axis L; or a tuple of L trees, which are
-        never scanned.
+      params: of all blocks, each leaf with a leading axis L; or a tuple of L trees, never scanned.
       crops: crop sets [G, b, N, D].
       keys: [G], turn stochastic depth on, or None.
       rates: [L], stochastic depth of each block; different rates are never scanned.
       scan: lax.scan over the blocks, or unrolled.
       remat: one of REMAT.
-      keep: ascending indices of blocks whose outputs to return too.
-
-    Returns:
-      The outputs of the last block, and those of the blocks in `keep`.
+      keep: ascending indices of blocks.
     """
     depth, apart = len(rates), isinstance(params, tuple)
     scan = scan and not apart and (keys is None or bool(np.all(rates == rates[0])))
@@ -165,11 +144,7 @@ def run_blocks(
 
 
 def _scan(
-    step: Callable[..., list[Array]],
-    crops: list[Array],
-    layers: Any,
-    rates: np.ndarray,
-    keep: Sequence[int],
+    step: Callable[..., Any], crops: list[Array], layers: Any, rates: Any, keep: Sequence[int]
 ) -> tuple[list[Array], list[list[Array]]]:
     """lax.scan of `step` over the leading axis of `layers`, storing only the blocks in `keep`."""
     # A block writes to the slot of the next kept block, which overwrites it; the blocks after the

@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.layers import linear
+from dinov2_jax.models.patches import uniform_fan_in
 from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.parallel.constraints import constrain_batch, constrain_prototypes
 
@@ -38,12 +39,7 @@ class WeightNormLinear(nn.Module):
     @nn.compact
     def __call__(self, in_dim: int) -> Array:
         """The prototypes [K, in_dim], fp32."""
-        bound = in_dim**-0.5
-
-        def draw(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        v = self.param("weight_v", draw, (self.out_dim, in_dim))
+        v = self.param("weight_v", uniform_fan_in(in_dim), (self.out_dim, in_dim))
         g = self.param("weight_g", nn.initializers.ones, (self.out_dim,))
         return v * (g * inverse_norm(v))[:, None]
 
@@ -67,11 +63,7 @@ class DINOHead(nn.Module):
     def __call__(self, features: Array) -> tuple[Array, Array]:
         """The two factors of the logits, which are their inner products (see ssl/scores.py).
 
-        Args:
-          features: [..., D].
-
-        Returns:
-          Unit vectors [..., d] and prototypes [K, d], both in the compute dtype.
+        Features [..., D] -> unit vectors [..., d] and prototypes [K, d], in the compute dtype.
         """
         x = constrain_batch(features)
         for i in range(self.layers):

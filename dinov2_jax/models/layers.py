@@ -18,9 +18,6 @@ from jax.typing import DTypeLike
 from dinov2_jax.ops.attention import attention
 from dinov2_jax.ops.gelu import gelu
 
-linear_init = nn.initializers.normal(0.02)
-LAYER_NORM_EPS = 1e-6
-
 
 def compute_dtype(name: str) -> Any:
     """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
@@ -37,12 +34,13 @@ def swiglu_hidden_dim(dim: int, mlp_ratio: float = 4.0) -> int:
 
 def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
     """LayerNorm with the reference's epsilon; statistics in fp32, two-pass variance."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> nn.Dense:
     """A linear layer with the backbone's initialisation."""
-    return nn.Dense(features, use_bias=use_bias, kernel_init=linear_init, dtype=dtype, name=name)
+    init = nn.initializers.normal(0.02)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=init, dtype=dtype, name=name)
 
 
 def pack(crops: Sequence[Array]) -> Array:
@@ -84,35 +82,27 @@ class Attention(nn.Module):
         return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
 
 
-class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+class FeedForward(nn.Module):
+    """The feed-forward network; its hidden width for "swiglu" is that of `swiglu_hidden_dim`.
 
-    hidden_dim: int
+    "mlp": linear, exact GELU, linear. "swiglu": silu(a) * b with a, b from one packed projection
+    (a, the gated half, first).
+    """
+
+    kind: str
+    ratio: float  # of the hidden width to that of the tokens
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dim = x.shape[-1]
-        x = linear(self.hidden_dim, self.use_bias, self.dtype, "fc1")(x)
-        x = gelu(x)
-        return linear(dim, self.use_bias, self.dtype, "fc2")(x)
-
-
-class SwiGLU(nn.Module):
-    """silu(a) * b with a, b from one packed projection (a, the gated half, first)."""
-
-    hidden_dim: int
-    use_bias: bool = True
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        dim = x.shape[-1]
-        gate, value = jnp.split(
-            linear(2 * self.hidden_dim, self.use_bias, self.dtype, "w12")(x), 2, axis=-1
-        )
-        return linear(dim, self.use_bias, self.dtype, "w3")(jax.nn.silu(gate) * value)
+        dim, options = x.shape[-1], (self.use_bias, self.dtype)
+        if self.kind == "mlp":
+            hidden = gelu(linear(int(dim * self.ratio), *options, "fc1")(x))
+            return linear(dim, *options, "fc2")(hidden)
+        packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x)
+        gate, value = jnp.split(packed, 2, axis=-1)
+        return linear(dim, *options, "w3")(jax.nn.silu(gate) * value)
 
 
 class LayerScale(nn.Module):

@@ -78,18 +78,8 @@ class VisionTransformer(nn.Module):
     attention: str = "auto"
 
     def _block(self) -> Block:
-        return Block(
-            heads=self.heads,
-            ffn=self.ffn,
-            mlp_ratio=self.mlp_ratio,
-            layerscale=self.layerscale,
-            qkv_bias=self.qkv_bias,
-            proj_bias=self.proj_bias,
-            ffn_bias=self.ffn_bias,
-            dtype=self.dtype,
-            attention=self.attention,
-            parent=None,
-        )
+        shared = {field.name for field in dataclasses.fields(Block)} - {"parent", "name"}
+        return Block(**{name: getattr(self, name) for name in shared}, parent=None)
 
     def table_grid(self) -> tuple[int, int]:
         """Rows and columns of patches in the position table."""
@@ -104,13 +94,9 @@ class VisionTransformer(nn.Module):
 
     def _embedding(self, channels: int) -> tuple[nn.Dense, dict[str, Array]]:
         """The patch projection (reshape and matmul instead of a convolution) and the tokens."""
-        fan_in_init = uniform_fan_in(channels * self.patch_size**2)
+        init = uniform_fan_in(channels * self.patch_size**2)
         project = nn.Dense(
-            self.dim,
-            kernel_init=fan_in_init,
-            bias_init=fan_in_init,
-            dtype=self.dtype,
-            name="patch_embed",
+            self.dim, kernel_init=init, bias_init=init, dtype=self.dtype, name="patch_embed"
         )
         rows, cols = self.table_grid()
         normal, tiny = nn.initializers.normal(0.02), nn.initializers.normal(1e-6)
@@ -139,14 +125,12 @@ class VisionTransformer(nn.Module):
             patches = jnp.where(masks[..., None], tokens["mask"], patches)
         positions = tokens["pos"]
         if grid != self.table_grid():
-            positions = resize_positions(
-                positions, grid, self.interpolate_offset, self.interpolate_antialias
-            )
+            rule = self.interpolate_offset, self.interpolate_antialias
+            positions = resize_positions(positions, grid, *rule)
         first = [tokens["cls"] + positions[:, :1]]
         if self.registers:
             first.append(tokens["registers"])
-        batch = patches.shape[:2]
-        leading = [jnp.broadcast_to(t, (*batch, *t.shape[1:])) for t in first]
+        leading = [jnp.broadcast_to(t, (*patches.shape[:2], *t.shape[1:])) for t in first]
         return jnp.concatenate([*leading, patches + positions[:, 1:]], axis=2)
 
     def _block_params(self) -> Any:
@@ -179,7 +163,7 @@ class VisionTransformer(nn.Module):
             statistical groups of b crops each, see design 3.3).
           masks: for a list, bool [G, b, P] or None for each set; True becomes the mask token.
           drop_path_keys: [G], one a group; given, stochastic depth is on (student in training).
-          intermediate: ascending indices of blocks to return too (see `intermediate_layers`).
+          intermediate: ascending 0-based indices of blocks to return too.
 
         Returns:
           A dict (a list of dicts for a list of crop sets) of "cls" [..., D], "registers"
@@ -188,28 +172,19 @@ class VisionTransformer(nn.Module):
           final norm, tokens after it).
         """
         single = not isinstance(crops, (list, tuple))
-        sets = [crops[None]] if single else list(crops)
-        set_masks = [None] * len(sets) if masks is None else list(masks)
-        if single and masks is not None:
-            set_masks = [masks[None]]
-        embedding = self._embedding(sets[0].shape[-1])
-        tokens = [self._embed(x, m, *embedding) for x, m in zip(sets, set_masks, strict=True)]
-        tokens, blocks = run_blocks(
-            self._block(),
-            self._block_params(),
-            tokens,
-            drop_path_keys,
-            self.drop_rates(),
-            scan=self.scan_blocks,
-            remat=self.remat,
-            keep=list(intermediate),
-        )
+        if single:
+            crops, masks = [crops[None]], None if masks is None else [masks[None]]
+        masks = [None] * len(crops) if masks is None else masks
+        embedding = self._embedding(crops[0].shape[-1])
+        tokens = [self._embed(x, m, *embedding) for x, m in zip(crops, masks, strict=True)]
+        block, params, rates = self._block(), self._block_params(), self.drop_rates()
+        how = {"scan": self.scan_blocks, "remat": self.remat, "keep": list(intermediate)}
+        tokens, kept = run_blocks(block, params, tokens, drop_path_keys, rates, **how)
         norm = layer_norm(jnp.float32, "norm")
-        out = []
-        for i, x in enumerate(tokens):
-            features = self._split(x, norm(x))
-            features["blocks"] = [(states[i], norm(states[i])) for states in blocks]
-            out.append(features)
+        out = [
+            self._split(x, norm(x)) | {"blocks": [(y[i], norm(y[i])) for y in kept]}
+            for i, x in enumerate(tokens)
+        ]
         return jax.tree.map(lambda x: x[0], out[0]) if single else out
 
     def _split(self, tokens: Array, normed: Array) -> dict[str, Any]:
@@ -233,58 +208,12 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**params, "blocks": blocks}
 
 
-def intermediate_layers(
-    model: VisionTransformer,
-    params: Any,
-    images: Array,
-    n: int | Sequence[int] = 1,
-    *,
-    reshape: bool = False,
-    norm: bool = True,
-) -> list[tuple[Array, Array]]:
-    """Patch and cls tokens after chosen blocks (reference `get_intermediate_layers`).
-
-    Args:
-      images: [B, H, W, C] normalised.
-      n: the last n blocks, or 0-based block indices; the output order is always ascending.
-      reshape: patch tokens as maps [B, h, w, D] instead of [B, P, D].
-      norm: apply the final LayerNorm to every output.
-
-    Returns:
-      One (patches, cls) pair per block, cls [B, D].
-
-    Raises:
-      ValueError: for an index outside 0..depth-1.
-    """
-    wanted = range(model.depth - n, model.depth) if isinstance(n, int) else sorted(set(n))
-    if not all(0 <= i < model.depth for i in wanted):
-        raise ValueError(
-            f"blocks {list(wanted)} are not all in 0..{model.depth - 1}; ask for at most "
-            f"{model.depth} blocks, or for indices in that range"
-        )
-    blocks = model.apply({"params": params}, images, intermediate=tuple(wanted))["blocks"]
-    rows, cols = (side // model.patch_size for side in images.shape[1:3])
-    first, out = 1 + model.registers, []
-    for prenorm, normed in blocks:
-        tokens = normed if norm else prenorm
-        patches = tokens[:, first:]
-        if reshape:
-            patches = patches.reshape(-1, rows, cols, model.dim)
-        out.append((patches, tokens[:, 0]))
-    return out
-
-
 def from_config(
-    model: Mapping[str, Any],
-    image_size: int,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    drop_path: bool = False,
+    model: Mapping[str, Any], image_size: int, *, dtype: Any = jnp.float32, drop_path: bool = False
 ) -> VisionTransformer:
-    """Builds the ViT that `config.model` describes.
+    """Builds the ViT that the fields of `config.model` describe.
 
     Args:
-      model: the fields of `config.model`.
       image_size: pixels; sizes the position table (the global crop size in training).
       drop_path: with the configured stochastic depth (student), or none (teacher, evaluation).
 
@@ -298,26 +227,11 @@ def from_config(
     if model["ffn"] not in ("mlp", "swiglu"):
         raise ValueError(f"model.ffn {model['ffn']!r} is unknown; choose mlp or swiglu")
     variant = VARIANTS[model["variant"]]
-    return VisionTransformer(
-        dim=model["dim"] or variant.dim,
-        depth=model["depth"] or variant.depth,
-        heads=model["heads"] or variant.heads,
-        patch_size=model["patch_size"],
-        image_size=image_size,
-        ffn=model["ffn"],
-        registers=model["registers"],
-        layerscale=model["layerscale"] or None,
-        drop_path_rate=model["drop_path_rate"] if drop_path else 0.0,
-        drop_path_uniform=model["drop_path_uniform"],
-        interpolate_offset=model["interpolate_offset"],
-        interpolate_antialias=model["interpolate_antialias"],
-        qkv_bias=model["qkv_bias"],
-        proj_bias=model["proj_bias"],
-        ffn_bias=model["ffn_bias"],
-        scan_blocks=model["scan_blocks"],
-        # Runs from before the policies stored a bool.
-        remat={False: "none", True: "blocks"}.get(model["remat"], model["remat"]),
-        # Runs from before this field store none.
-        attention=model.get("attention", "auto"),
-        dtype=dtype,
-    )
+    known = {field.name for field in dataclasses.fields(VisionTransformer)}
+    options = {name: value for name, value in model.items() if name in known}
+    options |= {name: model[name] or getattr(variant, name) for name in ("dim", "depth", "heads")}
+    options |= {"image_size": image_size, "layerscale": model["layerscale"] or None, "dtype": dtype}
+    options["drop_path_rate"] = model["drop_path_rate"] if drop_path else 0.0
+    # Runs from before the policies stored a bool.
+    options["remat"] = {False: "none", True: "blocks"}.get(model["remat"], model["remat"])
+    return VisionTransformer(**options)

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.features.extract import extract
 from dinov2_jax.heads.linear import LinearHead, from_stored, load_head
-from dinov2_jax.models.vit import intermediate_layers
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import load
@@ -24,8 +23,10 @@ def columns_of(images, blocks):
     model, rng = tiny_backbone().model.clone(depth=4), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    outputs = intermediate_layers(model, params, images, blocks)
-    return [*(np.asarray(cls) for _, cls in outputs), np.asarray(outputs[-1][0].mean(1))]
+    last = tuple(range(4 - blocks, 4))
+    outputs = model.apply({"params": params}, images, intermediate=last)["blocks"]
+    cls = [np.asarray(normed[:, 0]) for _, normed in outputs]
+    return [*cls, np.asarray(outputs[-1][1][:, 1:].mean(1))]
 
 
 def some_head(blocks=1, avgpool=False, classes=5, dim=24):

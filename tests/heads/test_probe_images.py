@@ -11,7 +11,6 @@ from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.heads.grid import Grid
 from dinov2_jax.heads.probe import ProbeSettings, initial_state
 from dinov2_jax.heads.probe_images import train_images
-from dinov2_jax.models.vit import intermediate_layers
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.run import resume
 from tests.features.tiny import PREPROCESSING, backbone
@@ -51,9 +50,12 @@ def features_by_hand(data, weights):
     for batch in itertools.islice(loader, 6):
         pixels = (batch["images"] / 255 - PREPROCESSING.mean) / PREPROCESSING.std
         images = pixels.astype(np.float32)
-        layers = intermediate_layers(weights.model, weights.params, images, 3)
-        cls = [np.asarray(c, np.float64) for _, c in layers]
-        mean = np.asarray(layers[-1][0], np.float64).mean(axis=1)
+        depth, first = weights.model.depth, 1 + weights.model.registers
+        last = tuple(range(depth - 3, depth))
+        out = weights.model.apply({"params": weights.params}, images, intermediate=last)
+        layers = [np.asarray(normed, np.float64) for _, normed in out["blocks"]]
+        cls = [x[:, 0] for x in layers]
+        mean = layers[-1][:, first:].mean(axis=1)
         parts = [cls[2:], [cls[2], mean], cls, [*cls, mean]]
         yield [np.concatenate(part, axis=1) for part in parts], batch["labels"]
     loader.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.models.positions import resize_positions
-from dinov2_jax.models.vit import VisionTransformer, intermediate_layers
+from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.convert import from_reference, to_reference
 
 MODELS = {
@@ -44,6 +44,15 @@ def load(forward, name):
     return flat, from_reference(flat)
 
 
+def tokens_after(model, params, images, blocks, norm=True):
+    """(patches as maps [B, h, w, D], cls [B, D]) of each block, as the reference gives them."""
+    pairs = model.apply({"params": params}, images, intermediate=blocks)["blocks"]
+    rows, cols = (side // model.patch_size for side in images.shape[1:3])
+    tokens = [pair[norm] for pair in pairs]
+    first = 1 + model.registers
+    return [(x[:, first:].reshape(-1, rows, cols, model.dim), x[:, 0]) for x in tokens]
+
+
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MODELS)
@@ -73,9 +82,7 @@ def test_forward(forward, name, size, scan):
         model.interpolate_antialias,
     )
     np.testing.assert_allclose(positions, case["pos_embed"], rtol=0, atol=2e-5)
-    layers = jax.jit(lambda p, x: intermediate_layers(model, p, x, n=[3, 1], reshape=True))(
-        params, image
-    )
+    layers = jax.jit(lambda p, x: tokens_after(model, p, x, (1, 3)))(params, image)
     for block, (patches, cls) in zip([1, 3], layers, strict=True):
         want = case[f"intermediate{block}/patch"].transpose(0, 2, 3, 1)
         np.testing.assert_allclose(patches, want, rtol=0, atol=2e-5)
@@ -225,9 +232,7 @@ def test_worked_positions_and_first_block(name):
     first, total = WORKED[name]["positions"]
     np.testing.assert_allclose(positions[0, 1:4, 0], first, rtol=0, atol=2e-6)
     np.testing.assert_allclose(positions.sum(), total, rtol=0, atol=2e-5)
-    layers = intermediate_layers(
-        model, params, formula_image(42, 70), n=[0, 2], reshape=True, norm=False
-    )
+    layers = tokens_after(model, params, formula_image(42, 70), (0, 2), norm=False)
     cls, value = WORKED[name]["layer0"]
     np.testing.assert_allclose(layers[0][1][0, :3], cls, rtol=0, atol=2e-6)
     np.testing.assert_allclose(layers[0][0][0, 1, 2, 0], value, rtol=0, atol=2e-6)
