@@ -1,6 +1,6 @@
 """The attention of a block as probabilities, which no fused kernel returns.
 
-The blocks before it run as configured. It computes only its norm, q and k, then logits and softmax
+Earlier blocks run as configured. The block computes only its norm, q and k, then logits and softmax
 in fp32. Later blocks do not run.
 """
 
@@ -34,7 +34,8 @@ def attention_maps(
       source: "cls", "registers", or the numbers of patches, row-major.
 
     Returns:
-      fp32 [B, H, P] from "cls", [B, H, R, P] from the R "registers", [B, H, n, P] from n patches.
+      fp32 probabilities [B, H, P] from "cls", [B, H, R, P] from the R "registers", [B, H, n, P]
+      from n patches.
 
     Raises:
       ValueError: for a block, source or patch that does not exist.

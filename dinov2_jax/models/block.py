@@ -120,7 +120,7 @@ def run_blocks(
       rates: [L], stochastic depth of each block; different rates are never scanned.
       scan: lax.scan over the blocks, or unrolled.
       remat: one of REMAT.
-      keep: ascending indices of blocks.
+      keep: ascending 0-based indices of blocks.
     """
     depth, apart = len(rates), isinstance(params, tuple)
     scan = scan and not apart and (keys is None or bool(np.all(rates == rates[0])))

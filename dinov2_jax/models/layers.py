@@ -96,7 +96,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dim, options = x.shape[-1], (self.use_bias, self.dtype)
+        dim = x.shape[-1]
+        options = self.use_bias, self.dtype
         if self.kind == "mlp":
             hidden = gelu(linear(int(dim * self.ratio), *options, "fc1")(x))
             return linear(dim, *options, "fc2")(hidden)

@@ -49,8 +49,8 @@ def resize_weights(size: int, table: int, offset: float, antialias: bool) -> np.
     """
     if antialias and offset:
         raise ValueError(
-            f"interpolate_offset {offset} with interpolate_antialias is not defined; set an offset "
-            "of 0.1 (released models without registers) or antialias (with registers)"
+            f"interpolate_offset {offset} with interpolate_antialias is not defined; set one of "
+            "them: offset 0.1 (released models without registers) or antialias (with registers)"
         )
     return _antialias_weights(size, table) if antialias else _offset_weights(size, table, offset)
 

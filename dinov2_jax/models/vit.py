@@ -125,8 +125,9 @@ class VisionTransformer(nn.Module):
             patches = jnp.where(masks[..., None], tokens["mask"], patches)
         positions = tokens["pos"]
         if grid != self.table_grid():
-            rule = self.interpolate_offset, self.interpolate_antialias
-            positions = resize_positions(positions, grid, *rule)
+            positions = resize_positions(
+                positions, grid, self.interpolate_offset, self.interpolate_antialias
+            )
         first = [tokens["cls"] + positions[:, :1]]
         if self.registers:
             first.append(tokens["registers"])
@@ -173,13 +174,21 @@ class VisionTransformer(nn.Module):
         """
         single = not isinstance(crops, (list, tuple))
         if single:
-            crops, masks = [crops[None]], None if masks is None else [masks[None]]
+            crops = [crops[None]]
+            masks = None if masks is None else [masks[None]]
         masks = [None] * len(crops) if masks is None else masks
         embedding = self._embedding(crops[0].shape[-1])
         tokens = [self._embed(x, m, *embedding) for x, m in zip(crops, masks, strict=True)]
-        block, params, rates = self._block(), self._block_params(), self.drop_rates()
-        how = {"scan": self.scan_blocks, "remat": self.remat, "keep": list(intermediate)}
-        tokens, kept = run_blocks(block, params, tokens, drop_path_keys, rates, **how)
+        tokens, kept = run_blocks(
+            self._block(),
+            self._block_params(),
+            tokens,
+            drop_path_keys,
+            self.drop_rates(),
+            scan=self.scan_blocks,
+            remat=self.remat,
+            keep=list(intermediate),
+        )
         norm = layer_norm(jnp.float32, "norm")
         out = [
             self._split(x, norm(x)) | {"blocks": [(y[i], norm(y[i])) for y in kept]}

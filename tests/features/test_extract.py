@@ -305,7 +305,8 @@ def test_weights_by_path(tiny, tmp_path):
     [
         ({"features": ("cls", "patch")}, "did you mean 'patches'"),
         ({"features": ()}, "of cls, registers"),
-        ({"layers": (3,)}, "depth 3; valid: 0 to 2"),
+        ({"layers": (3,)}, r"^layers=\(3,\) .* depth 3; valid: 0 to 2, or -1 \(the last\) to -3$"),
+        ({"layers": (0, -4)}, r"^layers=\(0, -4\) .* depth 3; valid: 0 to 2"),
         ({"layers": ()}, "valid: 0 to 2"),
         ({"policy": "crop"}, "did you mean 'center_crop'"),
         ({"size": (18,)}, r"nearest valid: size=\(16,\)"),
