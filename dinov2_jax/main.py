@@ -80,9 +80,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def export(config: ml_collections.ConfigDict, workdir: str) -> None:
     from dinov2_jax.weights import export as task
-    from dinov2_jax.weights.rules import RULES
 
-    check_values(config, RULES)
+    check_values(config, task.RULES)
     task.run(config, workdir)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError
@@ -20,7 +21,6 @@ from dinov2_jax.parallel.processes import main_first
 from dinov2_jax.train.setup import Run
 from dinov2_jax.weights.adapt import with_channels, with_image_size
 from dinov2_jax.weights.architecture import HEAD_DIM, in_channels
-from dinov2_jax.weights.convert import flatten
 from dinov2_jax.weights.load import Backbone, load
 
 _SIZES = ("dim", "depth", "heads")
@@ -116,7 +116,7 @@ def _matching_heads(
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(x.shape) for path, x in flatten(tree).items()}
+    return {path: tuple(x.shape) for path, x in flatten_dict(tree, sep="/").items()}
 
 
 def _require_same_model(config: ConfigDict, model: VisionTransformer, weights: Backbone) -> None:

@@ -12,19 +12,21 @@ from dinov2_jax.weights.architecture import in_channels
 Params = Mapping[str, Any]
 
 
-def with_image_size(params: Params, model: VisionTransformer, image_size: int) -> dict[str, Any]:
-    """Resamples the position table for square images of `image_size` px.
+def with_image_size(
+    params: Params, model: VisionTransformer, image_size: int | tuple[int, int]
+) -> dict[str, Any]:
+    """Resamples the position table for images of `image_size` px.
 
     The model itself computes this table at that size, so features of that size stay the same. At
     other sizes they change, because positions are then resampled from the new table.
 
     Args:
       params: of `model`, whose interpolate_offset and interpolate_antialias are followed.
-      image_size: px, a multiple of the patch.
+      image_size: px of the side, or (height, width), multiples of the patch.
     """
-    side = image_size // model.patch_size
+    grid = model.clone(image_size=image_size).table_grid()
     rule = model.interpolate_offset, model.interpolate_antialias
-    table = resize_positions(np.asarray(params["pos_embed"]), (side, side), *rule)
+    table = resize_positions(np.asarray(params["pos_embed"]), grid, *rule)
     return {**params, "pos_embed": np.asarray(table)}
 
 

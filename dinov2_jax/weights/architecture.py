@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dinov2_jax.models.layers import swiglu_hidden_dim
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer
 from dinov2_jax.weights.files import WeightsError
-
-Flat = Mapping[str, np.ndarray]
+from dinov2_jax.weights.layouts import Flat
 
 HEAD_DIM = 64  # of all released models
 
@@ -34,17 +32,18 @@ def vision_transformer(
     """
     dim = _shape(tensors, "cls_token")[-1]
     patch_size = _shape(tensors, "patch_embed.proj.weight")[-1]
-    side = math.isqrt(_shape(tensors, "pos_embed")[1] - 1)
-    if side * side != _shape(tensors, "pos_embed")[1] - 1:
+    rows = _shape(tensors, "pos_embed")[1]
+    side = math.isqrt(rows - 1)
+    if side * side != rows - 1:
         raise WeightsError(
-            f"pos_embed has {_shape(tensors, 'pos_embed')[1]} rows, which is no square of patches "
-            "and a cls token"
+            f"pos_embed has {rows} rows, which is no square of patches and a cls token"
         )
+    numbers = re.findall(r"^blocks\.(\d+)\.", "\n".join(tensors), re.MULTILINE)
     ffn, mlp_ratio = _feed_forward(tensors, dim)
     registers = tensors["register_tokens"].shape[1] if "register_tokens" in tensors else 0
     return VisionTransformer(
         dim=dim,
-        depth=_depth(tensors),
+        depth=max(map(int, numbers), default=-1) + 1,
         heads=heads or _heads(dim),
         patch_size=patch_size,
         image_size=side * patch_size,
@@ -79,32 +78,21 @@ def _shape(tensors: Flat, name: str) -> tuple[int, ...]:
     return tensors[name].shape
 
 
-def _depth(tensors: Flat) -> int:
-    numbers = [re.match(r"blocks\.(?:\d+\.)?(\d+)\.", name) for name in tensors]
-    return max((int(found[1]) + 1 for found in numbers if found), default=0)
-
-
 def _heads(dim: int) -> int:
-    for variant in VARIANTS.values():
-        if variant.dim == dim:
-            return variant.heads
-    if dim % HEAD_DIM:
+    known = {variant.dim: variant.heads for variant in VARIANTS.values()}
+    if dim not in known and dim % HEAD_DIM:
         raise WeightsError(
             f"the number of attention heads does not follow from a width of {dim}, which is no "
             f"multiple of {HEAD_DIM}; give it: load(..., heads=...)"
         )
-    return dim // HEAD_DIM
+    return known.get(dim, dim // HEAD_DIM)
 
 
 def _feed_forward(tensors: Flat, dim: int) -> tuple[str, float]:
     """The kind of the feed-forward network, and its hidden width relative to `dim`."""
-    packed = next((x for name, x in tensors.items() if name.endswith("0.mlp.w12.weight")), None)
-    if packed is None:
-        first = next((x for name, x in tensors.items() if name.endswith("0.mlp.fc1.weight")), None)
-        if first is None:
-            raise WeightsError("tensor 'blocks.0.mlp.fc1.weight' is missing")
-        return "mlp", first.shape[0] / dim
-    hidden = packed.shape[0] // 2
+    if "blocks.0.mlp.w12.weight" not in tensors:
+        return "mlp", _shape(tensors, "blocks.0.mlp.fc1.weight")[0] / dim
+    hidden = tensors["blocks.0.mlp.w12.weight"].shape[0] // 2
     for ratio in (4.0, 1.5 * hidden / dim):
         if swiglu_hidden_dim(dim, ratio) == hidden:
             return "swiglu", ratio

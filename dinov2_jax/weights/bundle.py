@@ -5,20 +5,21 @@
 <bundle>/bundle.json                architecture, preprocessing, source, version
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from dinov2_jax import __version__
+from dinov2_jax.config.files import tuples
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.files import WeightsError
@@ -27,21 +28,10 @@ from dinov2_jax.weights.heads import Head, write_heads
 _CARD = "bundle.json"
 # These fields define the architecture; the other fields of the module say how it runs.
 FIELDS = (
-    "dim",
-    "depth",
-    "heads",
-    "patch_size",
-    "image_size",
-    "ffn",
-    "mlp_ratio",
-    "registers",
-    "layerscale",
-    "interpolate_offset",
-    "interpolate_antialias",
-    "qkv_bias",
-    "proj_bias",
+    "dim", "depth", "heads", "patch_size", "image_size", "ffn", "mlp_ratio", "registers",
+    "layerscale", "interpolate_offset", "interpolate_antialias", "qkv_bias", "proj_bias",
     "ffn_bias",
-)
+)  # fmt: skip
 
 
 def is_bundle(path: Path) -> bool:
@@ -50,7 +40,6 @@ def is_bundle(path: Path) -> bool:
 
 
 def architecture_fields(model: VisionTransformer) -> dict[str, Any]:
-    """The fields of `model` that define its architecture; bundles store them."""
     return {name: getattr(model, name) for name in FIELDS}
 
 
@@ -68,26 +57,36 @@ def write_bundle(
 
     Args:
       source: where the weights come from, for the reader.
-      heads: linear classifiers by name, see weights/heads.py.
 
     Raises:
-      WeightsError: if there is something at `path` already.
+      WeightsError: there is something at `path` already.
+    """
+    card = {
+        "dinov2_jax": __version__,
+        "architecture": architecture_fields(model),
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "source": source,
+    }
+    with new_folder(path) as folder:
+        with _lone_writer() as writer:
+            writer.save((folder / "params").resolve(), jax.tree.map(np.asarray, params))
+        write_heads(folder, heads or {})
+        (folder / _CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes `path` if the body ends without error.
+
+    Raises:
+      WeightsError: there is something at `path` already.
     """
     if path.exists():
-        raise WeightsError(f"{path} exists already; give another place, or remove it")
+        raise WeightsError(f"{path} exists already; give another place (--workdir), or remove it")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        with _lone_writer() as writer:
-            writer.save((unfinished / "params").resolve(), jax.tree.map(np.asarray, params))
-        write_heads(unfinished, heads or {})
-        card = {
-            "dinov2_jax": __version__,
-            "architecture": architecture_fields(model),
-            "preprocessing": dataclasses.asdict(preprocessing),
-            "source": source,
-        }
-        (unfinished / _CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
+        yield unfinished
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -111,7 +110,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
     try:
         card = json.loads((path / _CARD).read_text(encoding="utf-8"))
         fields: Mapping[str, Any] = card["architecture"]
-        preprocessing = as_preprocessing(card["preprocessing"])
+        preprocessing = Preprocessing(**tuples(card["preprocessing"]))
         params = _restore((path / "params").resolve())
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
@@ -125,15 +124,8 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:
     return dict(fields), params, preprocessing
 
 
-def as_preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
-    """Reads what `dataclasses.asdict` and JSON made of a `Preprocessing`."""
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
-
-
 def _restore(folder: Path) -> Any:
-    handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(ocp.utils.epath.Path(folder)).tree
-    item = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), tree)
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    args = ocp.args.PyTreeRestore(item, restore_args=as_numpy)
-    return handler.restore(ocp.utils.epath.Path(folder), args=args)
+    handler, place = ocp.PyTreeCheckpointHandler(), ocp.utils.epath.Path(folder)
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32)
+    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(place).tree)
+    return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=restore_args))

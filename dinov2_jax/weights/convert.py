@@ -1,4 +1,4 @@
-"""Converts the reference's flat state dicts to our parameter tree and back, by one key table.
+"""Converts the reference's flat state dicts to our parameter tree and back.
 
 Reference names are those of the released files (`blocks.0.attn.qkv.weight`, torch layouts: linear
 (out, in), convolution (out, in, h, w)); ours stack all blocks on a leading depth axis and keep
@@ -10,49 +10,33 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-Flat = Mapping[str, np.ndarray]
+from dinov2_jax.weights.layouts import Flat, rename
 
-# Our path (below a block, or below the backbone or head) -> the reference's key.
-_BLOCK_KEYS = {
-    "norm1/scale": "norm1.weight",
-    "norm1/bias": "norm1.bias",
-    "attn/qkv/kernel": "attn.qkv.weight",
-    "attn/qkv/bias": "attn.qkv.bias",
-    "attn/proj/kernel": "attn.proj.weight",
-    "attn/proj/bias": "attn.proj.bias",
-    "ls1/gamma": "ls1.gamma",
-    "norm2/scale": "norm2.weight",
-    "norm2/bias": "norm2.bias",
-    "mlp/fc1/kernel": "mlp.fc1.weight",
-    "mlp/fc1/bias": "mlp.fc1.bias",
-    "mlp/fc2/kernel": "mlp.fc2.weight",
-    "mlp/fc2/bias": "mlp.fc2.bias",
-    "mlp/w12/kernel": "mlp.w12.weight",
-    "mlp/w12/bias": "mlp.w12.bias",
-    "mlp/w3/kernel": "mlp.w3.weight",
-    "mlp/w3/bias": "mlp.w3.bias",
-    "ls2/gamma": "ls2.gamma",
-}
-_TOP_KEYS = {
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embed",
-    "register_tokens": "register_tokens",
-    "mask_token": "mask_token",
-    "patch_embed/kernel": "patch_embed.proj.weight",
-    "patch_embed/bias": "patch_embed.proj.bias",
-    "norm/scale": "norm.weight",
-    "norm/bias": "norm.bias",
-    "last_layer/weight_g": "last_layer.weight_g",
-    "last_layer/weight_v": "last_layer.weight_v",
-} | {
-    f"mlp_{i}/{ours}": f"mlp.{i}.{theirs}"
-    for i in range(0, 20, 2)
-    for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-}
-_OUR_BLOCK = {theirs: ours for ours, theirs in _BLOCK_KEYS.items()}
-_OUR_TOP = {theirs: ours for ours, theirs in _TOP_KEYS.items()}
-_BLOCK_ORDER, _TOP_ORDER = list(_OUR_BLOCK), list(_OUR_TOP)
+# The parameters of a block, and those of a backbone or head, in the order of the released files.
+_BLOCK_PATHS = (
+    "norm1/scale", "norm1/bias", "attn/qkv/kernel", "attn/qkv/bias", "attn/proj/kernel",
+    "attn/proj/bias", "ls1/gamma", "norm2/scale", "norm2/bias", "mlp/fc1/kernel", "mlp/fc1/bias",
+    "mlp/fc2/kernel", "mlp/fc2/bias", "mlp/w12/kernel", "mlp/w12/bias", "mlp/w3/kernel",
+    "mlp/w3/bias", "ls2/gamma",
+)  # fmt: skip
+_TOP_PATHS = (
+    "cls_token", "pos_embed", "register_tokens", "mask_token", "patch_embed/kernel",
+    "patch_embed/bias", "norm/scale", "norm/bias", "last_layer/weight_g", "last_layer/weight_v",
+    *(f"mlp_{i}/{name}" for i in range(0, 20, 2) for name in ("kernel", "bias")),
+)  # fmt: skip
+
+
+# Our path -> the reference's key.
+_TO_KEY = (
+    (r"(kernel|scale)$", "weight"),
+    (r"^patch_embed/", "patch_embed.proj."),
+    (r"^mlp_", "mlp."),
+    (r"/", "."),
+)
+_OUR_BLOCK = {rename(path, _TO_KEY): path for path in _BLOCK_PATHS}
+_OUR_TOP = {rename(path, _TO_KEY): path for path in _TOP_PATHS}
 # With block_chunks > 0 the reference writes blocks.{chunk}.{index}; the index is the global one.
 _BLOCK = re.compile(r"^blocks\.(?:\d+\.)?(\d+)\.(.+)$")
 
@@ -75,30 +59,6 @@ def _to_reference_layout(path: str, value: np.ndarray, patch_size: int) -> np.nd
     return value[:, None] if path == "last_layer/weight_g" else value
 
 
-def _set(tree: dict[str, Any], path: str, value: Any) -> None:
-    *parents, name = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = value
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a tree of parameters to {"blocks/attn/qkv/kernel": ...}."""
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        _set(tree, path, value)
-    return tree
-
-
 def unknown_names(state_dict: Flat) -> list[str]:
     """Names of a reference state dict that have no counterpart here."""
     return [name for name in state_dict if _our_path(name) is None]
@@ -115,7 +75,7 @@ def from_reference(state_dict: Flat) -> dict[str, Any]:
     Raises:
       ValueError: a key has no counterpart here, or some blocks lack a weight.
     """
-    params: dict[str, Any] = {}
+    flat: dict[str, np.ndarray] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}
     for key, value in state_dict.items():
         block, path = _BLOCK.match(key), _our_path(key)
@@ -127,13 +87,13 @@ def from_reference(state_dict: Flat) -> dict[str, Any]:
         if block:
             stacked.setdefault(path, {})[int(block[1])] = value
         else:
-            _set(params, path, value)
-    depth = max((len(values) for values in stacked.values()), default=0)
+            flat[path] = value
+    depth = max(map(len, stacked.values()), default=0)
     for path, values in stacked.items():
         if sorted(values) != list(range(depth)):
             raise ValueError(f"weight {path!r} is missing in some of the {depth} blocks")
-        _set(params, f"blocks/{path}", np.stack([values[i] for i in range(depth)]))
-    return params
+        flat[f"blocks/{path}"] = np.stack([values[i] for i in range(depth)])
+    return unflatten_dict(flat, sep="/")
 
 
 def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np.ndarray]:
@@ -143,20 +103,19 @@ def to_reference(params: Mapping[str, Any], patch_size: int = 1) -> dict[str, np
       patch_size: of the backbone, for the shape of the patch embedding; unused for heads.
     """
     out = {}
-    for path, value in flatten(params).items():
-        value = np.asarray(value)
-        if path.startswith("blocks/"):
-            path = path.removeprefix("blocks/")
-            for i, layer in enumerate(value):
-                out[f"blocks.{i}.{_BLOCK_KEYS[path]}"] = _to_reference_layout(path, layer, 1)
-        else:
-            out[_TOP_KEYS[path]] = _to_reference_layout(path, value, patch_size)
-    return {name: out[name] for name in sorted(out, key=_position)}
+    for path, value in flatten_dict(params, sep="/").items():
+        own = path.removeprefix("blocks/")
+        key, arrays = rename(own, _TO_KEY), {"": np.asarray(value)}
+        if own != path:
+            arrays = {f"blocks.{i}.": layer for i, layer in enumerate(arrays[""])}
+        for prefix, array in arrays.items():
+            out[f"{prefix}{key}"] = _to_reference_layout(own, array, patch_size)
+    return dict(sorted(out.items(), key=lambda item: _position(item[0])))
 
 
 def _position(name: str) -> tuple[int, int, int]:
     """The place of a tensor in the released files: tokens and patches, blocks, final norm."""
     block = _BLOCK.match(name)
     if block:
-        return 1, int(block[1]), _BLOCK_ORDER.index(block[2])
-    return 2 * name.startswith("norm."), 0, _TOP_ORDER.index(name)
+        return 1, int(block[1]), list(_OUR_BLOCK).index(block[2])
+    return 2 * name.startswith("norm."), 0, list(_OUR_TOP).index(name)

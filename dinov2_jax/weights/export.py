@@ -6,12 +6,8 @@ compared and with which result. The directory appears only when all comparisons 
 
 import dataclasses
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,21 +15,27 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from dinov2_jax import __version__
+from dinov2_jax.config.checks import COUNT_OR_NONE, Rules
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.run.files import write_json
 from dinov2_jax.weights import huggingface, onnx, stablehlo
-from dinov2_jax.weights.architecture import in_channels
-from dinov2_jax.weights.bundle import write_bundle
-from dinov2_jax.weights.convert import flatten, to_reference
+from dinov2_jax.weights.bundle import new_folder, write_bundle
+from dinov2_jax.weights.convert import to_reference
 from dinov2_jax.weights.files import EXPORTED, WeightsError
 from dinov2_jax.weights.heads import linear_heads, write_heads
 from dinov2_jax.weights.layouts import from_reference_names
 from dinov2_jax.weights.load import Backbone, load
-from dinov2_jax.weights.stablehlo import Programs
+from dinov2_jax.weights.stablehlo import Programs, difference
 
 FORMATS = ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx")
 # timm adds the position of the cls token to the cls token, which rounds once.
 MAX_DIFFERENCE = 1e-5
+RULES: Rules = {
+    "which": ("teacher", "student"),
+    "format": ("", *FORMATS),
+    "heads": COUNT_OR_NONE,
+    "batch_sizes": COUNT_OR_NONE,
+}
 
 
 def run(config: ConfigDict, workdir: str) -> Path:
@@ -46,12 +48,8 @@ def run(config: ConfigDict, workdir: str) -> Path:
     for field, example in (("checkpoint", "runs/quickstart"), ("format", "huggingface")):
         if not config[field]:
             raise ConfigError(f"no {field} given; add --config.{field}={example}")
-    backbone = load(
-        config.checkpoint,
-        which=config.which,
-        heads=config.heads or None,
-        allow=config.allow.split(","),
-    )
+    heads, allow = config.heads or None, config.allow.split(",")
+    backbone = load(config.checkpoint, which=config.which, heads=heads, allow=allow)
     print("\n".join(backbone.report))
     sizes = [_size(text, backbone.model.patch_size) for text in config.image_sizes]
     programs = Programs(sizes, config.batch_sizes, config.bake_positions)
@@ -70,8 +68,8 @@ def run(config: ConfigDict, workdir: str) -> Path:
 def _size(text: str, patch: int) -> tuple[int, int]:
     """ "224x336" -> (224, 336)."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
-    height, width = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not found or height % patch or width % patch or not height * width:
+    height, width = map(int, found.groups()) if found else (0, 0)
+    if height % patch or width % patch or not height * width:
         raise ConfigError(
             f"config.image_sizes has {text!r}; a size is height x width in multiples of {patch} "
             f"px, such as {16 * patch}x{16 * patch}"
@@ -99,27 +97,20 @@ def export(
     if form not in FORMATS:
         raise WeightsError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
     folder = Path(workdir).expanduser() / form
-    if folder.exists():
-        raise WeightsError(f"{folder} exists already; give another --workdir, or remove it")
-    unfinished = folder.with_name(f".{form}.{os.getpid()}")
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         compared = _write(backbone, form, unfinished, programs or Programs())
         _write_report(backbone, form, unfinished, compared)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def _write(backbone: Backbone, form: str, folder: Path, programs: Programs) -> dict[str, float]:
     """Writes the files; returns the greatest difference of each comparison."""
-    if form in ("stablehlo", "onnx"):
-        module = stablehlo if form == "stablehlo" else onnx
-        compared = module.write(backbone, folder, programs)
+    if form == "stablehlo":
+        compared = stablehlo.write(backbone, folder, programs)
+    elif form == "onnx":
+        compared = onnx.write(backbone, folder, programs)
     else:
-        path = _WRITERS[form](backbone, folder)
-        compared = _compare(backbone, path)
+        compared = _compare(backbone, _write_weights(backbone, form, folder))
     worst = max(compared, key=lambda name: compared[name])
     if not compared[worst] <= MAX_DIFFERENCE:  # also nan
         raise WeightsError(
@@ -135,20 +126,35 @@ def reference_tensors(backbone: Backbone) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(x, np.float32) for name, x in flat.items()}
 
 
-def _write_reference(backbone: Backbone, folder: Path) -> Path:
-    path = folder / "backbone.safetensors"
-    save_file(reference_tensors(backbone), path, _exported(backbone))
+def _write_weights(backbone: Backbone, form: str, folder: Path) -> Path:
+    """Writes what `load` can read; returns the path to give it."""
+    if form == "bundle":
+        given = backbone.model, backbone.params, backbone.preprocessing, backbone.source
+        write_bundle(folder / "bundle", *given, linear_heads(backbone.heads))
+        return folder / "bundle"
+    tensors, about = reference_tensors(backbone), _exported(backbone)
+    if form == "huggingface":
+        huggingface.write(backbone, tensors, folder)
+        return folder
+    if form == "timm":
+        path = folder / "model.safetensors"
+        save_file(from_reference_names(tensors, "timm"), path, {"format": "pt"} | about)
+        return path
     write_heads(folder, linear_heads(backbone.heads))
+    path = folder / ("backbone.pth" if form == "pth" else "backbone.safetensors")
+    if form == "pth":
+        _write_pth(path, tensors, about)
+    else:
+        save_file(tensors, path, about)
     return path
 
 
 def _exported(backbone: Backbone) -> dict[str, str]:
     """What the tensors do not tell; `load` reads it again."""
-    about = {"preprocessing": dataclasses.asdict(backbone.preprocessing)}
-    return {EXPORTED: json.dumps(about)}
+    return {EXPORTED: json.dumps({"preprocessing": dataclasses.asdict(backbone.preprocessing)})}
 
 
-def _write_pth(backbone: Backbone, folder: Path) -> Path:
+def _write_pth(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:
     try:
         import torch
     except ImportError as error:
@@ -156,40 +162,8 @@ def _write_pth(backbone: Backbone, folder: Path) -> Path:
             'format pth is written by torch: pip install "dinov2_jax[torch]"; or use reference, '
             "the same tensors as safetensors"
         ) from error
-    path = folder / "backbone.pth"
-    torch.save({k: torch.from_numpy(x) for k, x in reference_tensors(backbone).items()}, path)
-    write_json(path.with_suffix(".json"), _exported(backbone))
-    write_heads(folder, linear_heads(backbone.heads))
-    return path
-
-
-def _write_timm(backbone: Backbone, folder: Path) -> Path:
-    path = folder / "model.safetensors"
-    about = {"format": "pt"} | _exported(backbone)
-    save_file(from_reference_names(reference_tensors(backbone), "timm"), path, about)
-    return path
-
-
-def _write_bundle(backbone: Backbone, folder: Path) -> Path:
-    path = folder / "bundle"
-    heads = linear_heads(backbone.heads)
-    given = backbone.model, backbone.params, backbone.preprocessing, backbone.source
-    write_bundle(path, *given, heads)
-    return path
-
-
-def _write_huggingface(backbone: Backbone, folder: Path) -> Path:
-    huggingface.write(backbone, reference_tensors(backbone), folder)
-    return folder
-
-
-_WRITERS: Mapping[str, Callable[[Backbone, Path], Path]] = {
-    "reference": _write_reference,
-    "pth": _write_pth,
-    "huggingface": _write_huggingface,
-    "timm": _write_timm,
-    "bundle": _write_bundle,
-}
+    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
+    write_json(path.with_suffix(".json"), about)
 
 
 def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
@@ -201,12 +175,8 @@ def _compare(backbone: Backbone, path: Path) -> dict[str, float]:
             f"the export keeps {again.preprocessing} instead of {backbone.preprocessing}, so its "
             "features of a picture would differ; nothing was written"
         )
-    compared = _compare_tensors(backbone, again) | _compare_heads(backbone, again)
-    for size, (ours, theirs) in _features(backbone, again).items():
-        compared[f"features at {size}"] = max(
-            float(np.abs(ours[name] - theirs[name]).max()) for name in ("cls", "patches")
-        )
-    return compared
+    tensors, heads = _compare_tensors(backbone, again), _compare_heads(backbone, again)
+    return tensors | heads | _compare_features(backbone, again)
 
 
 def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
@@ -214,12 +184,8 @@ def _compare_tensors(backbone: Backbone, again: Backbone) -> dict[str, float]:
     lost = set()
     if again.layout == "timm":
         lost = {"mask_token"} | ({"cls_token", "pos_embed"} if again.model.registers else set())
-    have, want = flatten(again.params), flatten(backbone.params)
-    return {
-        f"tensor {name}": float(np.abs(np.asarray(have[name]) - np.asarray(value)).max())
-        for name, value in want.items()
-        if name not in lost
-    }
+    have, want = stablehlo.flat_weights(again), stablehlo.flat_weights(backbone)
+    return {f"tensor {name}": difference(have, want, [name]) for name in want if name not in lost}
 
 
 def _compare_heads(backbone: Backbone, again: Backbone) -> dict[str, float]:
@@ -229,12 +195,24 @@ def _compare_heads(backbone: Backbone, again: Backbone) -> dict[str, float]:
         name = huggingface.classifier_of(backbone)
         kept = {name: kept["classifier"]} if name else {}
     return {
-        f"head {name}": max(
-            float(np.abs(head[part] - backbone.heads[name][part]).max())
-            for part in ("weight", "bias")
-        )
+        f"head {name}": difference(head, backbone.heads[name], ("weight", "bias"))
         for name, head in kept.items()
     }
+
+
+def _compare_features(backbone: Backbone, again: Backbone) -> dict[str, float]:
+    """Compares features of noise, at the table's own size and at another one that is not square."""
+    patch, own = backbone.model.patch_size, backbone.model.image_size
+    compared = {}
+    for size in ((own, own), (3 * patch, 5 * patch)):
+        images = stablehlo.noise(backbone, 2, size)
+        ours, theirs = (
+            jax.jit(side.model.clone(dtype=np.float32).apply)({"params": side.params}, images)
+            for side in (backbone, again)
+        )
+        name = f"features at {size[0]} x {size[1]} px"
+        compared[name] = difference(ours, theirs, stablehlo.OUTPUTS)
+    return compared
 
 
 def _notes(backbone: Backbone, form: str) -> list[str]:
@@ -252,25 +230,7 @@ def _notes(backbone: Backbone, form: str) -> list[str]:
     ]
 
 
-def _features(backbone: Backbone, again: Backbone) -> dict[str, tuple[Any, Any]]:
-    """Features of noise by both, at the table's own size and at another one that is not square."""
-    patch, own = backbone.model.patch_size, backbone.model.image_size
-    channels, rng = in_channels(backbone.params, patch), np.random.default_rng(0)
-    found = {}
-    for height, width in ((own, own), (3 * patch, 5 * patch)):
-        images = rng.standard_normal((2, height, width, channels)).astype(np.float32)
-        found[f"{height} x {width} px"] = tuple(
-            jax.device_get(
-                jax.jit(side.model.clone(dtype=np.float32).apply)({"params": side.params}, images)
-            )
-            for side in (backbone, again)
-        )
-    return found
-
-
-def _write_report(
-    backbone: Backbone, form: str, folder: Path, compared: Mapping[str, float]
-) -> None:
+def _write_report(backbone: Backbone, form: str, folder: Path, compared: dict[str, float]) -> None:
     files = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     report = {
         "format": form,
@@ -279,7 +239,7 @@ def _write_report(
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "files_bytes": dict(sorted(files.items())),
         "greatest_difference": max(compared.values()),
-        "compared": dict(compared),
+        "compared": compared,
         "notes": _notes(backbone, form),
         "dinov2_jax": __version__,
         "jax": jax.__version__,

@@ -10,45 +10,33 @@ _META = "https://dl.fbaipublicfiles.com/dinov2"
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """A released backbone.
+    """A released backbone: its architecture, its Hugging Face repository and its file."""
 
-    Attributes:
-      variant: of models/vit.py VARIANTS.
-      huggingface: repository on the Hugging Face hub.
-      timm: model name there.
-    """
-
-    variant: str
+    variant: str  # of models/vit.py VARIANTS
     ffn: str
     registers: int
     huggingface: str
-    timm: str
     url: str
 
 
-def _released(letter: str, size: str, variant: str, ffn: str, registers: int) -> Released:
-    middle = "_reg4" if registers else ""
-    base = f"dinov2_vit{letter}14"
-    return Released(
-        variant=variant,
-        ffn=ffn,
-        registers=registers,
-        huggingface=f"facebook/dinov2-{'with-registers-' if registers else ''}{size}",
-        timm=f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2.lvd142m",
-        url=f"{_META}/{base}/{base}{middle}_pretrain.pth",
-    )
-
-
-_SIZES = (
-    ("s", "small", "vit_small", "mlp"),
-    ("b", "base", "vit_base", "mlp"),
-    ("l", "large", "vit_large", "mlp"),
-    ("g", "giant", "vit_giant2", "swiglu"),
-)
 RELEASED = {
-    f"dinov2_vit{letter}14{suffix}": _released(letter, size, variant, ffn, registers)
-    for suffix, registers in (("", 0), ("_reg", 4))
-    for letter, size, variant, ffn in _SIZES
+    f"dinov2_vit{letter}14{suffix}": Released(
+        variant,
+        ffn,
+        registers,
+        f"facebook/dinov2-{repository}{size}",
+        f"{_META}/dinov2_vit{letter}14/dinov2_vit{letter}14{file}_pretrain.pth",
+    )
+    for registers, suffix, repository, file in (
+        (0, "", "", ""),
+        (4, "_reg", "with-registers-", "_reg4"),
+    )
+    for letter, size, variant, ffn in (
+        ("s", "small", "vit_small", "mlp"),
+        ("b", "base", "vit_base", "mlp"),
+        ("l", "large", "vit_large", "mlp"),
+        ("g", "giant", "vit_giant2", "swiglu"),
+    )
 }
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from dinov2_jax.config.files import nearest
+from dinov2_jax.config.files import nearest, tuples
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
 from dinov2_jax.run.checkpoint import read_config, restore_params
 from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision_transformer
-from dinov2_jax.weights.bundle import as_preprocessing, is_bundle, read_bundle
-from dinov2_jax.weights.convert import flatten, from_reference, unknown_names
+from dinov2_jax.weights.bundle import is_bundle, read_bundle
+from dinov2_jax.weights.convert import from_reference, unknown_names
 from dinov2_jax.weights.files import EXPORTED, Tensors, WeightsError, read_tensors
 from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find, released_name
@@ -139,17 +140,11 @@ def _from_tensors(
         tensors, source = parts.pop("classifier"), str(stored.path)
         own_heads["classifier"] = released_head(tensors, model.dim, source, stored.settings)
     own_heads |= {name: from_reference(head) for name, head in parts.items()}
-    return Backbone(
-        model,
-        params,
-        as_preprocessing(exported["preprocessing"])
-        if exported
-        else Preprocessing.from_huggingface(stored.path),
-        own_heads,
-        str(stored.path),
-        layout,
-        (*report, *notes, *more),
-    )
+    preprocessing = Preprocessing.from_huggingface(stored.path)
+    if exported:
+        preprocessing = Preprocessing(**tuples(exported["preprocessing"]))
+    report = (*report, *notes, *more)
+    return Backbone(model, params, preprocessing, own_heads, str(stored.path), layout, report)
 
 
 def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -192,8 +187,8 @@ def _full_precision(
 
 def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> tuple[str, ...]:
     """Compares names and shapes with the model's; returns the line of the report."""
-    want = flatten(expected_shapes(model, in_channels(params, model.patch_size)))
-    have = flatten(params)
+    want = flatten_dict(expected_shapes(model, in_channels(params, model.patch_size)), sep="/")
+    have = flatten_dict(params, sep="/")
     missing = [name for name in want if name not in have]
     extra = [name for name in have if name not in want]
     wrong = [

@@ -12,13 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinov2_jax.weights.architecture import in_channels
-from dinov2_jax.weights.convert import flatten
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import Backbone
-from dinov2_jax.weights.stablehlo import Programs, features_at
-
-OUTPUTS = ("cls", "patches")
+from dinov2_jax.weights.stablehlo import (
+    OUTPUTS,
+    Programs,
+    difference,
+    features_at,
+    flat_weights,
+    noise,
+)
 
 
 def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
@@ -32,36 +35,34 @@ def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, flo
         raise WeightsError(
             "an ONNX file is made for a fixed number of images: --config.batch_sizes=(1,)"
         )
-    model = backbone.model.clone(attention="xla", scan_blocks=False)
-    channels, rng = in_channels(backbone.params, model.patch_size), np.random.default_rng(0)
-    weights = {name: np.asarray(x) for name, x in flatten(backbone.params).items()}
+    model, weights = (
+        backbone.model.clone(attention="xla", scan_blocks=False),
+        flat_weights(backbone),
+    )
     compared = {}
-    for height, width in programs.image_sizes:
-        features = features_at(model, weights, (height, width), programs.bake_positions)
+    for size in programs.image_sizes:
+        features = features_at(model, weights, size, programs.bake_positions)
         for batch in programs.batch_sizes:
-            images = rng.standard_normal((batch, height, width, channels)).astype(np.float32)
+            images = noise(backbone, batch, size)
             program, want = _traced(features, weights, images)
-            path = folder / f"{height}x{width}_b{batch}.onnx"
+            path = folder / f"{size[0]}x{size[1]}_b{batch}.onnx"
             exported = jax2onnx.to_onnx(program, [images.shape], model_name="dinov2")
             onnx.save(exported, path, save_as_external_data=exported.ByteSize() > 2**30)
             session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
             got = session.run(None, {session.get_inputs()[0].name: images})
-            compared[path.name] = max(
-                float(np.abs(a - b).max()) for a, b in zip(got, want, strict=True)
-            )
+            compared[path.name] = difference(got, want, range(len(OUTPUTS)))
     return compared
 
 
-def _traced(features: Any, weights: Any, images: np.ndarray) -> tuple[Any, list[np.ndarray]]:
+def _traced(features: Any, weights: Any, images: np.ndarray) -> tuple[Any, list[Any]]:
     """Traces the program, free of the modules that made it; also returns its outputs."""
 
     def call(images: Any) -> list[Any]:
         found = features(weights, images)
         return [found[name] for name in OUTPUTS]
 
-    closed = jax.make_jaxpr(call)(images)
-    program = jax.extend.core.jaxpr_as_fun(closed)
-    return lambda x: tuple(program(x)), [np.asarray(x) for x in jax.jit(call)(images)]
+    program = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(call)(images))
+    return lambda x: tuple(program(x)), jax.jit(call)(images)
 
 
 def _require(name: str) -> Any:

@@ -6,22 +6,23 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from dinov2_jax.models.positions import resize_positions
 from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.weights.adapt import with_image_size
 from dinov2_jax.weights.architecture import in_channels
-from dinov2_jax.weights.convert import flatten, unflatten
 from dinov2_jax.weights.load import Backbone
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OUTPUTS = ("cls", "patches")  # that are compared
 _EXAMPLE = '''"""Features from an exported program, with nothing but JAX."""
 
 import jax
@@ -53,22 +54,38 @@ class Programs:
 def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:
     """Writes weights, programs and an example; returns the differences from the model."""
     model = backbone.model.clone(attention="xla", scan_blocks=True)
-    channels = in_channels(backbone.params, model.patch_size)
-    weights = {name: np.asarray(x) for name, x in flatten(backbone.params).items()}
+    weights = flat_weights(backbone)
     np.savez(folder / "weights.npz", **weights)
-    compared, rng = {}, np.random.default_rng(0)
-    for height, width in programs.image_sizes:
-        features = features_at(model, weights, (height, width), programs.bake_positions)
+    compared = {}
+    for size in programs.image_sizes:
+        features = features_at(model, weights, size, programs.bake_positions)
         for batch in programs.batch_sizes:
-            name = f"{height}x{width}{f'_b{batch}' if batch else ''}.bin"
-            (folder / name).write_bytes(
-                _program(features, weights, batch, (height, width), channels)
-            )
-            shape = (batch or 2, height, width, channels)
-            images = rng.standard_normal(shape).astype(np.float32)
-            compared[name] = _difference(folder / name, folder / "weights.npz", backbone, images)
-    _write_example(backbone, folder, name, shape)
+            images = noise(backbone, batch or 2, size)
+            name = f"{size[0]}x{size[1]}{f'_b{batch}' if batch else ''}.bin"
+            shape = ",".join(map(str, (batch or "b", *images.shape[1:])))
+            (folder / name).write_bytes(_program(features, weights, shape))
+            compared[name] = _compare(folder / name, folder / "weights.npz", backbone, images)
+    about = backbone.preprocessing
+    text = _EXAMPLE.format(program=name, shape=images.shape, mean=about.mean, std=about.std)
+    (folder / "example.py").write_text(text, encoding="utf-8")
     return compared
+
+
+def flat_weights(backbone: Backbone) -> dict[str, np.ndarray]:
+    """The parameters by path: {"blocks/attn/qkv/kernel": ...}."""
+    flat = flatten_dict(backbone.params, sep="/")
+    return {name: np.asarray(value) for name, value in flat.items()}
+
+
+def noise(backbone: Backbone, count: int, size: tuple[int, int]) -> np.ndarray:
+    """Images [count, *size, C] on which an export is compared with its source."""
+    channels = in_channels(backbone.params, backbone.model.patch_size)
+    return np.random.default_rng(0).standard_normal((count, *size, channels), np.float32)
+
+
+def difference(ours: Any, theirs: Any, names: Iterable[Any]) -> float:
+    """The greatest absolute difference of the arrays with these names, or indices."""
+    return max(float(np.abs(np.asarray(ours[n]) - np.asarray(theirs[n])).max()) for n in names)
 
 
 def features_at(
@@ -78,39 +95,27 @@ def features_at(
 
     With `bake`, it holds the position table for `size`.
     """
-    grid = size[0] // model.patch_size, size[1] // model.patch_size
-    table = None
+    table = {}
     if bake:
-        offset, antialias = model.interpolate_offset, model.interpolate_antialias
-        table = np.asarray(resize_positions(weights["pos_embed"], grid, offset, antialias))
+        table = {"pos_embed": with_image_size(weights, model, size)["pos_embed"]}
         model = model.clone(image_size=size)
 
     def features(weights: dict[str, Any], images: Any) -> dict[str, Any]:
-        own = weights if table is None else weights | {"pos_embed": jnp.asarray(table)}
-        out = model.apply({"params": unflatten(own)}, images)
+        out = model.apply({"params": unflatten_dict(weights | table, sep="/")}, images)
         return {name: out[name] for name in ("cls", "registers", "patches")}
 
     return features
 
 
-def _program(
-    features: Any, weights: dict[str, Any], batch: int, size: tuple[int, int], channels: int
-) -> bytes:
-    images = str(batch or "b"), *map(str, size), str(channels)
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    arguments = shapes, jax.ShapeDtypeStruct(export.symbolic_shape(",".join(images)), jnp.float32)
-    return bytes(export.export(jax.jit(features), platforms=PLATFORMS)(*arguments).serialize())
+def _program(features: Any, weights: dict[str, Any], shape: str) -> bytes:
+    """Exports `features` for images of a shape such as "b,224,224,3", with b for any number."""
+    images = jax.ShapeDtypeStruct(export.symbolic_shape(shape), jnp.float32)
+    return bytes(export.export(jax.jit(features), platforms=PLATFORMS)(weights, images).serialize())
 
 
-def _difference(program: Path, weights: Path, backbone: Backbone, images: np.ndarray) -> float:
+def _compare(program: Path, weights: Path, backbone: Backbone, images: np.ndarray) -> float:
     """Opens the files again; returns their greatest difference from the model."""
     call = export.deserialize(bytearray(program.read_bytes())).call
     got = call(dict(jnp.load(weights)), images)
     want = jax.jit(backbone.model.apply)({"params": backbone.params}, images)
-    return max(float(jnp.abs(got[name] - want[name]).max()) for name in ("cls", "patches"))
-
-
-def _write_example(backbone: Backbone, folder: Path, program: str, shape: tuple[int, ...]) -> None:
-    known = backbone.preprocessing
-    text = _EXAMPLE.format(program=program, shape=shape, mean=known.mean, std=known.std)
-    (folder / "example.py").write_text(text, encoding="utf-8")
+    return difference(got, want, OUTPUTS)

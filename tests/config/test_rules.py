@@ -13,7 +13,7 @@ ROOMS = {
     "train": "dinov2_jax.train.checks",
     "eval": "dinov2_jax.eval.rules",
     "embed": "dinov2_jax.features.rules",
-    "export": "dinov2_jax.weights.rules",
+    "export": "dinov2_jax.weights.export",
     "visualize": "dinov2_jax.viz.rules",
 }
 BASES = {"train": "default", "eval": "eval/default"}
