@@ -117,10 +117,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 def _read_bf16(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     import jax
 
-    with (
-        jax.default_device(jax.local_devices(backend="cpu")[0]),
-        safe_open(path, framework="flax") as file,
-    ):
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu), safe_open(path, framework="flax") as file:
         return {name: np.asarray(file.get_tensor(name)) for name in names}
 
 
@@ -130,8 +128,8 @@ def _refuse_pages(path: Path) -> None:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise WeightsError(
-            f"{path} is a web page, not weights: the download failed; open it in a text editor to "
-            "see why, and download it again"
+            f"{path} is a web page, not weights: the download failed; its text says why; download "
+            "it again"
         )
 
 
@@ -141,8 +139,7 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f'{path} needs torch to be read: pip install "dinov2_jax[torch]", or use a '
-            ".safetensors file"
+            f'{path} is read by torch: pip install "dinov2_jax[torch]", or use a .safetensors file'
         ) from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -164,11 +161,9 @@ def _state_dict_of(stored: Any, path: Path, which: str) -> dict[str, Any]:
     for wrapper in (which, "model", "state_dict"):
         if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
-    tensors = (
-        {name: value for name, value in dict(stored).items() if hasattr(value, "detach")}
-        if isinstance(stored, dict)
-        else {}
-    )
+    tensors = {}
+    if isinstance(stored, dict):
+        tensors = {name: value for name, value in stored.items() if hasattr(value, "detach")}
     if not tensors:
         held = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored)
         raise WeightsError(

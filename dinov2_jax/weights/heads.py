@@ -27,18 +27,14 @@ _KEY = "linear_head"  # of the safetensors metadata
 
 def linear_heads(heads: Mapping[str, Any]) -> dict[str, Head]:
     """Picks the linear classifiers among the heads of a backbone, without projection heads."""
-    return {name: head for name, head in heads.items() if is_linear(head)}
-
-
-def is_linear(head: Any) -> bool:
-    """Whether a head that came with a backbone is a linear classifier."""
-    return isinstance(head, Mapping) and head.keys() == {"weight", "bias", "metadata"}
+    parts = {"weight", "bias", "metadata"}
+    return {name: head for name, head in heads.items() if head.keys() == parts}
 
 
 def write_head(path: Path, head: Head) -> None:
     """Writes a safetensors file that is whole or not there; makes its folder."""
     tensors = {name: np.asarray(head[name], np.float32) for name in ("weight", "bias")}
-    write_tensors(Path(path), tensors, {_KEY: json.dumps(head["metadata"])})
+    write_tensors(path, tensors, {_KEY: json.dumps(head["metadata"])})
 
 
 def write_heads(folder: Path, heads: Mapping[str, Head]) -> None:
@@ -49,8 +45,7 @@ def write_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 
 def read_heads(folder: Path) -> dict[str, Head]:
     """Reads what `write_heads` wrote, {} if there is nothing."""
-    files = sorted((folder / FOLDER).glob("*.safetensors"))
-    return {file.stem: read_head(file) for file in files}
+    return {file.stem: read_head(file) for file in sorted((folder / FOLDER).glob("*.safetensors"))}
 
 
 def read_head(path: str | Path, dim: int | None = None) -> Head:
@@ -65,8 +60,8 @@ def read_head(path: str | Path, dim: int | None = None) -> Head:
       WeightsError: the file is missing, holds something else, or fits another width.
     """
     path = Path(path).expanduser()
-    if (path / FOLDER / "classifier.safetensors").is_file():
-        path = path / FOLDER / "classifier.safetensors"
+    of_bundle = path / FOLDER / "classifier.safetensors"
+    path = of_bundle if of_bundle.is_file() else path
     if not path.exists():
         raise WeightsError(
             f"there is no linear head {path}; give a head.safetensors, a released "
@@ -82,18 +77,14 @@ def _from_tensors(stored: Tensors, dim: int | None) -> Head:
     if tensors.keys() == {"kernel", "bias"} and "avgpool" in settings:
         about = {"blocks": 1, "avgpool": settings["avgpool"] == "True"}
         return {"weight": tensors["kernel"].T, "bias": tensors["bias"], "metadata": about}
-    parts = {name.removeprefix("classifier."): tensors[name] for name in tensors}
     if {"classifier.weight", "classifier.bias"} <= tensors.keys():
-        parts = {name: parts[name] for name in ("weight", "bias")}
+        tensors = {name: tensors[f"classifier.{name}"] for name in ("weight", "bias")}
         dim = dim or settings.get("hidden_size")
-    return released_head(parts, dim, source, settings)
+    return released_head(tensors, dim, source, settings)
 
 
 def released_head(
-    tensors: Mapping[str, np.ndarray],
-    dim: int | None,
-    source: str,
-    config: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray], dim: int | None, source: str, config: Mapping[str, Any]
 ) -> Head:
     """Makes a head of the tensors of a released classifier, whose width tells its input.
 
@@ -120,9 +111,8 @@ def released_head(
             f"{source} takes {width} features, which is neither 2 nor 5 times {known}"
         )
     arrays = {name: np.asarray(x, np.float32) for name, x in tensors.items()}
-    names = _class_names(config or {}, len(arrays["bias"]))
-    about = {"blocks": fits[0], "avgpool": True, "class_names": names}
-    return {**arrays, "metadata": about}
+    names = _class_names(config, len(arrays["bias"]))
+    return {**arrays, "metadata": {"blocks": fits[0], "avgpool": True, "class_names": names}}
 
 
 def _class_names(config: Mapping[str, Any], classes: int) -> list[str]:

@@ -14,7 +14,6 @@ import numpy as np
 from dinov2_jax.weights.files import WeightsError
 
 Flat = Mapping[str, np.ndarray]
-LAYOUTS = ("reference", "huggingface", "timm")
 
 # With block_chunks > 0 the reference writes blocks.{chunk}.{index}; the index is the global one.
 _UNCHUNKED = ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
@@ -54,10 +53,13 @@ _TO_HF = (
     (r"\.mlp\.w3\.", ".mlp.weights_out."),
 )
 _HF_QKV = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
+# SwiGLU's projections: timm -> reference, and back.
+_TIMM_SWIGLU = ((r"\.mlp\.fc1\.", ".mlp.w12."), (r"\.mlp\.fc2\.", ".mlp.w3."))
+_TO_TIMM_SWIGLU = ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
 
 
 def layout_of(names: set[str]) -> str:
-    """Tells which of LAYOUTS these tensor names follow.
+    """Tells which of the three layouts these tensor names follow.
 
     Raises:
       WeightsError: none of them; the message lists the first few names.
@@ -137,32 +139,18 @@ def _from_timm(tensors: Flat) -> tuple[dict[str, np.ndarray], list[str]]:
         row = np.zeros((1, 1, dim), out["pos_embed"].dtype)
         out["pos_embed"] = np.concatenate([row, out["pos_embed"]], axis=1)
         notes.append("timm's cls_token holds its position too: row 0 of pos_embed is zero")
-    if _is_timm_swiglu(out):
-        out = {_swiglu_name(name, ("fc1", "fc2"), ("w12", "w3")): x for name, x in out.items()}
+    first, second = (out.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    if first is not None and second is not None and len(first) == 2 * second.shape[1]:
+        out = {rename(name, _TIMM_SWIGLU): value for name, value in out.items()}
     return out, notes
 
 
 def _to_timm(tensors: Flat) -> dict[str, np.ndarray]:
-    out = {
-        _swiglu_name(name, ("w12", "w3"), ("fc1", "fc2")): value
-        for name, value in tensors.items()
-        if name != "mask_token"
-    }
+    out = {rename(name, _TO_TIMM_SWIGLU): value for name, value in tensors.items()}
+    out.pop("mask_token", None)
     if "register_tokens" in out:
         out["reg_token"] = out.pop("register_tokens")
         position = out["pos_embed"]
         out["cls_token"] = out["cls_token"] + position[:, :1]
         out["pos_embed"] = position[:, 1:]
     return out
-
-
-def _is_timm_swiglu(tensors: Flat) -> bool:
-    """fc1 gives twice what fc2 takes."""
-    first, second = (tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
-    return first is not None and second is not None and first.shape[0] == 2 * second.shape[1]
-
-
-def _swiglu_name(name: str, old: tuple[str, str], new: tuple[str, str]) -> str:
-    for a, b in zip(old, new, strict=True):
-        name = name.replace(f".mlp.{a}.", f".mlp.{b}.")
-    return name

@@ -75,7 +75,7 @@ def load(
         path = find(released)
     if is_bundle(path):
         found = _from_bundle(path, dtype)
-    elif _is_run(path):
+    elif any((path / name).is_dir() for name in ("checkpoints", "state")):
         found = _from_run(path, which, dtype)
     else:
         if not path.exists() and path.suffix == "" and "/" not in str(name_or_path):
@@ -87,10 +87,6 @@ def load(
     if architecture:
         _require_architecture(found, architecture)
     return found
-
-
-def _is_run(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_dir() for name in ("checkpoints", "state"))
 
 
 def _from_run(path: Path, which: str, dtype: Any) -> Backbone:
@@ -119,32 +115,32 @@ def _from_bundle(path: Path, dtype: Any) -> Backbone:
 def _from_tensors(
     stored: Tensors, heads: int | None, allow: tuple[str, ...], dtype: Any
 ) -> Backbone:
-    tensors = {rename(name, _WRAPPERS): value for name, value in stored.tensors.items()}
-    parts = _split_modules(tensors)
+    source = str(stored.path)
+    parts = _split_modules({rename(name, _WRAPPERS): x for name, x in stored.tensors.items()})
     layout = layout_of(set(parts["backbone"]))
     backbone, notes = to_reference_names(parts.pop("backbone"), layout)
-    backbone, more = _full_precision(backbone, allow, str(stored.path))
+    backbone, more = _full_precision(backbone, allow, source)
     heads = stored.settings.get("num_attention_heads") or heads
     model = vision_transformer(backbone, heads=heads, dtype=dtype)
-    known = _without_left_over(backbone, allow, str(stored.path))
-    if "mask_token" not in known and "mask_token" in allow:
-        known["mask_token"] = np.zeros((1, model.dim), np.float32)
+    known = _without_left_over(backbone, allow, source)
+    if "mask_token" in allow:
+        known.setdefault("mask_token", np.zeros((1, model.dim), np.float32))
     try:
         params = from_reference(known)
     except ValueError as error:
-        raise WeightsError(f"{stored.path}: {error}") from error
-    report = _account(model, params, str(stored.path), f"{layout} layout")
+        raise WeightsError(f"{source}: {error}") from error
+    report = _account(model, params, source, f"{layout} layout")
     exported = json.loads(stored.settings.get(EXPORTED, "{}"))
     own_heads: dict[str, Any] = read_heads(stored.path.parent) if exported else {}
     if "classifier" in parts:
-        tensors, source = parts.pop("classifier"), str(stored.path)
-        own_heads["classifier"] = released_head(tensors, model.dim, source, stored.settings)
+        classifier = parts.pop("classifier")
+        own_heads["classifier"] = released_head(classifier, model.dim, source, stored.settings)
     own_heads |= {name: from_reference(head) for name, head in parts.items()}
     preprocessing = Preprocessing.from_huggingface(stored.path)
     if exported:
         preprocessing = Preprocessing(**tuples(exported["preprocessing"]))
     report = (*report, *notes, *more)
-    return Backbone(model, params, preprocessing, own_heads, str(stored.path), layout, report)
+    return Backbone(model, params, preprocessing, own_heads, source, layout, report)
 
 
 def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -176,10 +172,9 @@ def _full_precision(
     kinds = sorted({x.dtype.name for x in tensors.values()} - {"float32"})
     refused = [kind for kind in kinds if kind not in allow]
     if refused:
-        remedy = f"; to load them as they are: load(..., allow={refused})"
         raise WeightsError(
             f"{source} holds {', '.join(refused)} and not float32, so its features would differ "
-            f"from the released ones{remedy}"
+            f"from the released ones; to load them as they are: load(..., allow={refused})"
         )
     notes = [f"stored as {', '.join(kinds)}: widened to float32"] if kinds else []
     return {name: np.asarray(x, np.float32) for name, x in tensors.items()}, notes
@@ -189,14 +184,16 @@ def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> t
     """Compares names and shapes with the model's; returns the line of the report."""
     want = flatten_dict(expected_shapes(model, in_channels(params, model.patch_size)), sep="/")
     have = flatten_dict(params, sep="/")
-    missing = [name for name in want if name not in have]
-    extra = [name for name in have if name not in want]
-    wrong = [
-        f"{name} {tuple(have[name].shape)} instead of {want[name].shape}"
-        for name in want
-        if name in have and tuple(have[name].shape) != want[name].shape
-    ]
-    for problem, names in (("lacks", missing), ("has no place for", extra), ("differs in", wrong)):
+    problems = {
+        "lacks": [name for name in want if name not in have],
+        "has no place for": [name for name in have if name not in want],
+        "differs in": [
+            f"{name} {have[name].shape} instead of {wanted.shape}"
+            for name, wanted in want.items()
+            if name in have and have[name].shape != wanted.shape
+        ],
+    }
+    for problem, names in problems.items():
         if names:
             raise WeightsError(
                 f"{source}, taken as a ViT of width {model.dim} and depth {model.depth}, {problem} "
