@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinov2_jax.config.files import leaves
 from dinov2_jax.eval.results import HEAD, rows_of
 from dinov2_jax.run.files import write_text
 from dinov2_jax.viz.curves import curve
-from dinov2_jax.viz.page import document, folded, section, table
+from dinov2_jax.viz.page import document, folded, section, settings_table
 
 _SPAN_POINTS = 2.0  # least height of an axis in percent
 
@@ -22,6 +21,8 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
         for protocol, sets in found.items()
         for data, entry in sets.items()
     }
+    notes = {name: entry["notes"] for name, entry in named.items()}
+    settings = {name: entry["settings"] for name, entry in named.items()}
     lead = "The paper's figure stands beside ours where model, data, sizes and settings are equal."
     page = document(
         f"Evaluation of {Path(weights['source']).name}",
@@ -30,10 +31,10 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
             _warnings(named),
             section("Metrics", _metrics(rows_of(found)), lead),
             section("Curves", _curves(named)),
-            folded("How they came about", table(_fields(named, "notes"))),
-            folded("Settings and data", table(_fields(named, "settings"))),
-            folded("Weights", table(_texts(results["about"]))),
-            folded("Versions", table(_texts(results["versions"]))),
+            folded("How they came about", settings_table(notes)),
+            folded("Settings and data", settings_table(settings)),
+            folded("Weights", settings_table(results["about"])),
+            folded("Versions", settings_table(results["versions"])),
         ],
     )
     write_text(path, page)
@@ -41,8 +42,7 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
 
 def _metrics(rows: Sequence[Sequence[str]]) -> str:
     def cells(row: Sequence[str], tag: str) -> str:
-        inside = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
-        return f"<tr>{inside}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{html.escape(text)}</{tag}>' for text in row)}</tr>"
 
     body = "".join(cells(row, "td") for row in rows)
     return f'<div class="sheet"><table>{cells(HEAD, "th")}{body}</table></div>' if rows else ""
@@ -69,11 +69,3 @@ def _curves(named: Mapping[str, Any]) -> str:
 def _warnings(named: Mapping[str, Any]) -> str:
     texts = {entry["notes"].get("warning", "") for entry in named.values()} - {""}
     return "".join(f'<p class="warning">{html.escape(text)}</p>' for text in sorted(texts))
-
-
-def _fields(named: Mapping[str, Any], part: str) -> list[tuple[str, str]]:
-    return _texts({name: entry[part] for name, entry in named.items()})
-
-
-def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in leaves(values).items()]

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import FORMATS, guards_off
-from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.data.sources.source import Source
 from dinov2_jax.run.progress import Progress
 
 # Headers that are read of a split, 0.1 ms each.
@@ -18,28 +18,28 @@ MOST_COMPARED = 4_000
 _SAME_NAMES_READ = 64
 
 
-def require_readable(source: Source, max_pixels: int, max_bad: int, name: str) -> None:
-    """Reads the headers of all pictures, or of MOST_HEADERS spread over all.
+def unreadable(source: Source, max_pixels: int, max_bad: int, name: str) -> str:
+    """Why a split cannot be used: more than `max_bad` of its records are no pictures; else "".
 
-    Raises:
-      SourceError: more than `max_bad` of them are no pictures.
+    Reads the headers of all pictures, or of MOST_HEADERS spread over all.
     """
-    rows = np.linspace(0, len(source) - 1, min(len(source), MOST_HEADERS)).astype(int)
+    rows = np.linspace(0, len(source) - 1, min(len(source), MOST_HEADERS)).astype(int).tolist()
     bad, progress = [], Progress(len(rows), unit=f"header of {name}")
-    for done, row in enumerate(rows):
-        if why := _header_error(source, int(row), max_pixels):
+    for done, row in enumerate(rows, start=1):
+        if why := _header_error(source, row, max_pixels):
             bad.append((row, why))
-        progress.update(done + 1, unreadable=len(bad))
+        progress.update(done, unreadable=len(bad))
     progress.close()
-    if len(bad) > max_bad:
-        row, why = bad[0]
-        about = round(len(bad) * len(source) / len(rows))
-        looked = "" if len(rows) == len(source) else f" (of {len(source):,}, so about {about:,})"
-        raise SourceError(
-            f"{len(bad)} of {len(rows):,} pictures of {name}{looked} cannot be read, such as "
-            f"{source.name(int(row))} ({why}); remove them, or add --config.data.max_bad="
-            f"{about} or more to leave them out of the figures"
-        )
+    if len(bad) <= max_bad:
+        return ""
+    row, why = bad[0]
+    about = round(len(bad) * len(source) / len(rows))
+    looked = "" if len(rows) == len(source) else f" (of {len(source):,}, so about {about:,})"
+    return (
+        f"{len(bad)} of {len(rows):,} pictures of {name}{looked} cannot be read, such as "
+        f"{source.name(row)} ({why}); remove them, or add --config.data.max_bad={about} or more "
+        "to leave them out of the figures"
+    )
 
 
 def _header_error(source: Source, row: int, max_pixels: int) -> str:
@@ -82,8 +82,7 @@ def _common_names(train: Source, test: Source) -> int:
     """Pictures of test whose name and content train has, estimated from a few of them."""
     places = {train.name(row): row for row in range(len(train))}
     pairs = [(places[name], row) for row in range(len(test)) if (name := test.name(row)) in places]
-    step = max(1, len(pairs) // _SAME_NAMES_READ)
-    read = pairs[::step]
+    read = pairs[:: max(1, len(pairs) // _SAME_NAMES_READ)]
     same = sum(_content(train, a) == _content(test, b) != b"" for a, b in read)
     return round(same / len(read) * len(pairs)) if read else 0
 

@@ -1,9 +1,10 @@
 """Task "eval": opens protocols, computes features once for all of them, runs, writes results."""
 
 import dataclasses
+import functools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.config.files import ConfigError, nearest
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval.page import write_page
-from dinov2_jax.eval.pictures import overlap_warning, require_readable
+from dinov2_jax.eval.pictures import overlap_warning, unreadable
 from dinov2_jax.eval.protocols import (
     few_shot,
     finetune,
@@ -25,8 +26,8 @@ from dinov2_jax.eval.protocols import (
     video,
 )
 from dinov2_jax.eval.results import Results, table
-from dinov2_jax.eval.task import Context, Need, Task
-from dinov2_jax.features.cache import FeatureCache, Labelled, Wanted
+from dinov2_jax.eval.task import Context, Need, Pass, Task, Work
+from dinov2_jax.features.cache import FeatureCache, Wanted
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import from_main, is_main
 from dinov2_jax.weights.bundle import architecture_fields
@@ -38,7 +39,7 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "logreg": logreg.open,
     "transfer": transfer.open,
     "linear": linear.open,
-    "linear_cached": linear.open_cached,
+    "linear_cached": functools.partial(linear.open, on_pictures=False),
     "finetune": finetune.open,
     "robustness": robustness.open,
     "retrieval": retrieval.open,
@@ -48,17 +49,20 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-    """A task with its place: `before` are the folders of the results that it takes."""
+    """A task below the folder of all results; `before` are the folders of those that it takes."""
 
     protocol: str
     task: Task
-    folder: Path
-    settings: Mapping[str, Any]
+    root: Path
     before: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @property
+    def folder(self) -> Path:
+        return self.root / self.protocol / _as_folder(self.task.data)
+
+    @property
     def key(self) -> tuple[str, str, Mapping[str, Any]]:
-        return self.protocol, self.task.data, self.settings
+        return self.protocol, self.task.data, self.task.settings
 
 
 def evaluate(
@@ -78,11 +82,17 @@ def evaluate(
       UserError: whatever cannot run, in one sentence, before anything is computed.
     """
     names = _chosen(config.protocols)
-    context = _context(config, workdir, backbone)
+    backbone = _resized(config, backbone or load_backbone(config))
+    root = _root(workdir, backbone)
+    place = Path(config.feature_cache or root / "features").expanduser()
+    context = Context(backbone, config, FeatureCache(place, backbone, config))
     opened = [(name, task) for name in names for task in PROTOCOLS[name](context)]
-    folder = _folder(workdir, context, opened[0][1].data)
+    folder = root if workdir else root / _as_folder(opened[0][1].data)
     results = Results(folder / "results.json", _about(context))
-    planned = _plan(opened, folder, context, results)
+    planned = [_Planned(name, task, folder) for name, task in opened]
+    first = [one for one in planned if not one.task.after]
+    # Tasks that take the result of another one come last.
+    planned = first + [_behind(one, first, context, results) for one in planned if one.task.after]
     # Process 0 decides: over a network the others may see older files, and would wait for ever.
     todo = from_main([i for i, one in enumerate(planned) if not results.finished(*one.key)])
     _run_all([planned[i] for i in todo], context, results)
@@ -93,11 +103,7 @@ def evaluate(
 
 
 def _chosen(names: Any) -> tuple[str, ...]:
-    """The protocols of `config.protocols`.
-
-    Raises:
-      ConfigError: none, or an unknown one.
-    """
+    """The protocols of `config.protocols`; raises ConfigError for none, or an unknown one."""
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names or ("",):
         if name not in PROTOCOLS:
@@ -109,13 +115,6 @@ def _chosen(names: Any) -> tuple[str, ...]:
 
 
 # -------------------------------------------------------------------------------------- opening
-def _context(config: ConfigDict, workdir: str, backbone: Backbone | None) -> Context:
-    backbone = _resized(config, backbone or load_backbone(config))
-    place = config.feature_cache or _root(workdir, backbone) / "features"
-    cache = FeatureCache(Path(place).expanduser(), backbone, config)
-    return Context(backbone, config, cache)
-
-
 def load_backbone(config: ConfigDict) -> Backbone:
     """Loads `config.checkpoint`; raises ConfigError if there is none, or see `weights.load`."""
     if not config.checkpoint:
@@ -159,11 +158,6 @@ def _root(workdir: str, backbone: Backbone) -> Path:
     return step.parent.parent / "eval" / step.name
 
 
-def _folder(workdir: str, context: Context, data: str) -> Path:
-    root = _root(workdir, context.backbone)
-    return root if workdir else root / _as_folder(data)
-
-
 def _as_folder(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
@@ -185,22 +179,8 @@ def _about(context: Context) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------- planning
-def _plan(
-    opened: Sequence[tuple[str, Task]], folder: Path, context: Context, results: Results
-) -> list[_Planned]:
-    """All tasks, those that take the result of another one last."""
-
-    def place(name: str, task: Task) -> _Planned:
-        home = folder / name / _as_folder(task.data)
-        return _Planned(name, task, home, task.settings)
-
-    first = [place(name, task) for name, task in opened if not task.after]
-    last = [place(name, task) for name, task in opened if task.after]
-    return first + [_behind(one, first, folder, context, results) for one in last]
-
-
 def _behind(
-    one: _Planned, first: Sequence[_Planned], folder: Path, context: Context, results: Results
+    one: _Planned, first: Sequence[_Planned], context: Context, results: Results
 ) -> _Planned:
     """Gives a task the results that it takes: of this evaluation, else finished ones.
 
@@ -208,22 +188,20 @@ def _behind(
       ConfigError: there is none with the present weights, data and settings.
     """
     after = one.task.after
-    found = {name: p for name in after for p in first if p.protocol == name}
+    found = [other for name in after for other in first if other.protocol == name]
     if not found:
-        for name in after:
-            task = PROTOCOLS[name](context)[0]
-            home = folder / name / _as_folder(task.data)
-            if results.finished(name, task.data, task.settings):
-                found[name] = _Planned(name, task, home, task.settings)
+        earlier = [_Planned(name, PROTOCOLS[name](context)[0], one.root) for name in after]
+        found = [other for other in earlier if results.finished(*other.key)]
     if not found:
         raise ConfigError(
-            f"{one.protocol} takes the result of {' or '.join(after)}, and {folder} has none of "
+            f"{one.protocol} takes the result of {' or '.join(after)}, and {one.root} has none of "
             "these weights, data and settings; evaluate it before, as in "
             f"--config.protocols={after[0]},{one.protocol}, or name a classifier with --config.head"
         )
-    settings = {**one.task.settings, "after": {name: p.settings for name, p in found.items()}}
-    before = {name: p.folder for name, p in found.items()}
-    return dataclasses.replace(one, settings=settings, before=before)
+    settings = {**one.task.settings, "after": {p.protocol: p.task.settings for p in found}}
+    task = dataclasses.replace(one.task, settings=settings)
+    before = {other.protocol: other.folder for other in found}
+    return dataclasses.replace(one, task=task, before=before)
 
 
 def _check_pictures(todo: Sequence[_Planned], context: Context) -> str:
@@ -245,61 +223,28 @@ def _check_pictures(todo: Sequence[_Planned], context: Context) -> str:
 
 
 def _unreadable(todo: Sequence[_Planned], context: Context) -> str:
-    """Why the data cannot be read, or ""."""
-    config, needs = context.config.data, [need for one in todo for need in one.task.needs]
-    for split, source in context.data.splits.items():
-        mine = [need for need in needs if need.source is source]
-        if mine and not all(_is_stored(need, context.cache) for need in mine):
-            try:
-                require_readable(source, config.max_pixels, config.max_bad, split)
-            except SourceError as error:
-                return str(error)
-    return ""
+    """Why a split that lacks features cannot be read, or ""."""
+    limits, needs = context.config.data, [need for one in todo for need in one.task.needs]
+    whys = (
+        unreadable(source, limits.max_pixels, limits.max_bad, split)
+        for split, source in context.data.splits.items()
+        if any(n.source is source and not _is_stored(n, context.cache) for n in needs)
+    )
+    return next(filter(None, whys), "")
 
 
 def _is_stored(need: Need, cache: FeatureCache) -> bool:
-    if need.wanted is None or not need.stored:
-        return False
-    return cache.holds(need.source, need.title, need.wanted)
+    wanted = need.wanted if need.stored else None
+    return wanted is not None and cache.holds(need.source, need.title, wanted)
 
 
 # -------------------------------------------------------------------------------------- running
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """See `task.Work`."""
-
-    folder: Path
-    before: Mapping[str, Path]
-    earlier: Mapping[str, float]
-    cache: FeatureCache
-    widest: Mapping[tuple[str, int, int], Wanted]
-
-    def features(self, need: Need) -> Labelled:
-        assert need.wanted is not None
-        wanted = self.widest[_pass_of(need)]
-        keep = need.keep_unreadable
-        found = self.cache.features(need.source, need.title, wanted, keep_unreadable=keep)
-        cls = found.cls[-need.wanted.cls_blocks :]
-        mean_patch = found.mean_patch if need.wanted.mean_patch else None
-        return dataclasses.replace(found, cls=cls, mean_patch=mean_patch)
-
-    def stream(self, need: Need) -> Iterator[tuple[Any, dict[str, Any]]]:
-        return self.cache.stream(need.source, need.wanted)
-
-
-def _pass_of(need: Need) -> tuple[str, int, int]:
-    """Needs of one title and size share a pass over the pictures."""
-    assert need.wanted is not None
-    return need.title, need.wanted.resize_px, need.wanted.image_px
-
-
-def _widest(todo: Sequence[_Planned]) -> dict[tuple[str, int, int], Wanted]:
+def _widest(todo: Sequence[_Planned]) -> dict[Pass, Wanted]:
     """What each stored pass computes: the features that any of its tasks reads."""
-    found: dict[tuple[str, int, int], Wanted] = {}
+    found: dict[Pass, Wanted] = {}
     for need in (need for one in todo for need in one.task.needs):
         if need.wanted is not None and need.stored:
-            key = _pass_of(need)
-            found[key] = found[key] | need.wanted if key in found else need.wanted
+            found[need.key] = found.get(need.key, need.wanted) | need.wanted
     return found
 
 
@@ -309,11 +254,11 @@ def _run_all(todo: Sequence[_Planned], context: Context, results: Results) -> No
         print(f"warning: {warning}", flush=True)
     for one in todo:
         earlier = results.values(one.protocol)
-        work = _Work(one.folder, one.before, earlier, context.cache, widest)
+        work = Work(one.folder, one.before, earlier, context.cache, widest)
         _run(one, work, results, warning)
 
 
-def _run(one: _Planned, work: _Work, results: Results, warning: str) -> None:
+def _run(one: _Planned, work: Work, results: Results, warning: str) -> None:
     """Runs a task; process 0 writes each finding at once."""
     protocol, data = one.protocol, one.task.data
     replaced, began = results.begin(*one.key), time.monotonic()

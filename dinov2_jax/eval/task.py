@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,6 +22,9 @@ from dinov2_jax.features.cache import FeatureCache, Labelled, Wanted
 from dinov2_jax.parallel.processes import main_first
 from dinov2_jax.weights.load import Backbone
 
+# Title, resize_px and image_px: needs with the same ones share a pass over the pictures.
+Pass = tuple[str, int, int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Need:
@@ -29,7 +32,6 @@ class Need:
 
     Attributes:
       title: names the pictures on the console and in the feature cache, such as "train".
-      source: the pictures.
       wanted: the features; None if the task reads the pictures themselves.
       stored: whether the features are kept on disk. Dense features are streamed instead.
       keep_unreadable: gives rows of NaN for unreadable pictures, where rows belong together.
@@ -41,15 +43,19 @@ class Need:
     stored: bool = True
     keep_unreadable: bool = False
 
+    @property
+    def key(self) -> Pass:
+        assert self.wanted is not None
+        return self.title, self.wanted.resize_px, self.wanted.image_px
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """One figure of a result.
 
     Attributes:
-      name: of the metric, such as "top-1".
-      value: in `unit`.
-      unit: "%" by default; "" for a plain number.
+      name: such as "top-1".
+      unit: "" for a plain number.
       higher_is_better: False for errors.
       data: the data set that was judged; "" for that of the task.
       n: how many pictures (or queries, or videos) were judged; 0 if unknown.
@@ -72,11 +78,8 @@ class Curve:
     """A figure for results.html.
 
     Attributes:
-      title: what is shown.
-      x_name: of the horizontal axis.
       lines: name of each line -> points (x, y), x ascending.
       chosen: line and x of the point to mark, whose value stands beside the title.
-      log_x: draws x on a logarithmic axis.
       unit: of y.
     """
 
@@ -92,26 +95,37 @@ class Curve:
 Finding = Metric | Curve | dict[str, Any]
 
 
-class Work(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Work:
     """What a running task may use.
 
     Attributes:
       folder: of the task, for what a kill must not lose.
       before: folder of each finished protocol that `Task.after` names, in that order.
       earlier: first metric of each other data set of the same protocol.
+      cache: features on disk.
+      widest: by pass, the features that any of its tasks reads.
     """
 
     folder: Path
     before: Mapping[str, Path]
     earlier: Mapping[str, float]
+    cache: FeatureCache
+    widest: Mapping[Pass, Wanted]
 
     def features(self, need: Need) -> Labelled:
         """Computes the stored features of a need, or reads them."""
-        ...
+        assert need.wanted is not None
+        wanted, keep = self.widest[need.key], need.keep_unreadable
+        found = self.cache.features(need.source, need.title, wanted, keep_unreadable=keep)
+        mean_patch = found.mean_patch if need.wanted.mean_patch else None
+        cls = found.cls[-need.wanted.cls_blocks :]
+        return dataclasses.replace(found, cls=cls, mean_patch=mean_patch)
 
     def stream(self, need: Need) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Computes features batch by batch: (rows, {column: array}); nothing is stored."""
-        ...
+        assert need.wanted is not None
+        return self.cache.stream(need.source, need.wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +151,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a protocol may read when it opens.
-
-    Attributes:
-      backbone: the weights.
-      config: configs/eval/default.py.
-      cache: features on disk.
-    """
+    """What a protocol may read when it opens; `config` is configs/eval/default.py."""
 
     backbone: Backbone
     config: ConfigDict
@@ -168,14 +176,14 @@ class Context:
 
     def settings(self, *sections: str, **sources: Source) -> dict[str, Any]:
         """Sections of the configuration, and fingerprints of the data that a task reads."""
-        whole, data = to_dict(self.config), self.config.data
-        fields = {section: whole[section] for section in sections}
-        limits = {"max_bad": data.max_bad, "max_pixels": data.max_pixels}
-        return fields | {"splits": self.describe_all(sources)} | limits
+        fields = {section: to_dict(self.config[section]) for section in sections}
+        fields["splits"] = {name: self.describe(source) for name, source in sources.items()}
+        return fields | {name: self.config.data[name] for name in ("max_bad", "max_pixels")}
 
-    def describe_all(self, sources: Mapping[str, Source]) -> dict[str, Any]:
-        """`describe` of each."""
-        return {name: self.describe(source) for name, source in sources.items()}
+    @property
+    def reading(self) -> dict[str, int]:
+        """How heads that train on pictures read them: `workers` and `max_pixels`."""
+        return {name: self.config.data[name] for name in ("workers", "max_pixels")}
 
     @functools.cached_property
     def weights(self) -> str:
@@ -191,8 +199,7 @@ class Context:
     @property
     def cls_as_evaluated(self) -> Wanted:
         """cls of the last block, of pictures as the weights expect them."""
-        how = self.backbone.preprocessing
-        return Wanted(how.resize_px, how.image_px)
+        return Wanted(self.backbone.preprocessing.resize_px, self.backbone.preprocessing.image_px)
 
     @property
     def cls_of_whole_square(self) -> Wanted:
@@ -203,8 +210,8 @@ class Context:
     @property
     def probe_features(self) -> Wanted:
         """What linear classifiers read: cls of the last blocks (`linear.blocks`), mean patch."""
-        how, blocks = self.backbone.preprocessing, max(self.config.linear.blocks)
-        return Wanted(how.resize_px, how.image_px, cls_blocks=blocks, mean_patch=True)
+        blocks = max(self.config.linear.blocks)
+        return dataclasses.replace(self.cls_as_evaluated, cls_blocks=blocks, mean_patch=True)
 
 
 def _digest(*parts: Any) -> str:

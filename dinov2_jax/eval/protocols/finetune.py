@@ -1,11 +1,10 @@
 """Fine-tuning end to end, or of low-rank factors (paper section 7.1, table 5)."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from dinov2_jax.eval.protocols.linear import check_classifiers
 from dinov2_jax.eval.published import paper_value
@@ -18,13 +17,6 @@ from dinov2_jax.heads.linear import LinearHead, load_head
 from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main
 
-# Fields of config.finetune that `FinetuneSettings` has under the same name.
-_FIELDS = (
-    "iterations", "batch_size", "group_size", "lr", "min_lr", "warmup_iterations",
-    "layerwise_decay", "weight_decay", "drop_path", "smoothing", "mixup", "cutmix", "ema",
-    "avgpool", "seed", "save_every",
-)  # fmt: skip
-
 
 def open(context: Context) -> list[Task]:
     """Trains on train and reports on test.
@@ -33,9 +25,12 @@ def open(context: Context) -> list[Task]:
       ConfigError, EvaluationError, FileNotFoundError: settings, classes or a head that do not fit.
     """
     check_classifiers(context)
-    settings, path = _settings(context.config.finetune), context.config.finetune.head
+    config = context.config.finetune
+    names = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(config)
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
+    settings = FinetuneSettings(**{name: config[name] for name in names}, lora=lora)
     check_settings(settings)
-    start = load_head(path, context.backbone.model.dim) if path else None
+    start = load_head(config.head, context.backbone.model.dim) if config.head else None
     needs = tuple(context.need(split, None) for split in ("train", "test"))
 
     def run(work: Work) -> Iterator[Finding]:
@@ -46,16 +41,6 @@ def open(context: Context) -> list[Task]:
 
     data = context.data
     return [Task(data.name, needs, context.settings("finetune", **data.splits), run)]
-
-
-def _settings(config: ConfigDict) -> FinetuneSettings:
-    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
-    return FinetuneSettings(**{name: config[name] for name in _FIELDS}, lora=lora)
-
-
-def _reading(context: Context) -> dict[str, Any]:
-    data = context.config.data
-    return {"workers": data.workers, "max_pixels": data.max_pixels}
 
 
 def _train(
@@ -75,7 +60,7 @@ def _train(
         class_names=context.data.class_names,
         folder=folder,
         identity=context.identity(train),
-        **_reading(context),
+        **context.reading,
     )
 
 
@@ -89,11 +74,10 @@ def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
         np.arange(len(test)),
         batch_size=context.config.batch_size,
         description="fine-tuned, on test" if is_main() else "",
-        **_reading(context),
+        **context.reading,
     )
     labels, n = test.labels[rows], len(rows)
-    how = {**dict(context.config.finetune), "max_bad": context.config.data.max_bad}
-    paper = paper_value(context, "finetune", context.data.published, "top-1", how)
+    paper = paper_value(context, "finetune", context.data.published, "top-1")
     yield Metric("top-1", top_accuracy(logits, labels, 1), n=n, published=paper)
     yield Metric("top-5", top_accuracy(logits, labels, 5), n=n)
     yield Metric("mean per class", mean_per_class_accuracy(logits, labels), n=n)

@@ -90,6 +90,6 @@ def _notes(context: Context, bank: int) -> dict[str, object]:
         "ks_beyond_bank": [k for k in settings.ks if k > bank],
         "queries": "train, each without itself" if settings.leave_one_out else "test",
     }
-    paper = paper_value(context, "knn", context.data.published, "top-1", {})
+    paper = paper_value(context, "knn", context.data.published, "top-1")
     # The paper names no k, so its figure stands beside none of ours.
     return notes if paper is None else notes | {"paper's top-1, which names no k": paper}

@@ -28,27 +28,18 @@ from dinov2_jax.parallel.processes import is_main, main_first
 HEAD_FILE = "head.safetensors"
 
 
-def open(context: Context) -> list[Task]:
-    """Trains on augmented pictures.
+def open(context: Context, *, on_pictures: bool = True) -> list[Task]:
+    """Trains on augmented pictures, or on stored features; judges a given head.
 
     Raises:
       ConfigError, EvaluationError: several classes a picture, a class without pictures, or a given
         head that does not fit.
     """
-    return [_given(context) if context.config.head else _trained(context, on_pictures=True)]
+    return [_given(context) if context.config.head else _trained(context, on_pictures)]
 
 
-def open_cached(context: Context) -> list[Task]:
-    """Trains on stored features; otherwise the same."""
-    return [_given(context) if context.config.head else _trained(context, on_pictures=False)]
-
-
-def check_classifiers(context: Context) -> np.ndarray:
-    """The labels of train.
-
-    Raises:
-      ConfigError, EvaluationError: several classes a picture, or a class without pictures.
-    """
+def check_classifiers(context: Context) -> None:
+    """Raises ConfigError or EvaluationError: several classes a picture, or one without pictures."""
     check_one_class(context.data, "a linear classifier")
     for field in ("blocks", "avgpool"):
         if not context.config.linear[field]:
@@ -59,7 +50,6 @@ def check_classifiers(context: Context) -> np.ndarray:
     labels = context.data.splits["train"].labels
     assert labels is not None
     check_classes(labels, len(context.data.class_names))
-    return labels
 
 
 # --------------------------------------------------------------------------------- trained here
@@ -71,31 +61,27 @@ def _trained(context: Context, on_pictures: bool) -> Task:
     identity = context.identity(data.splits["train"])
 
     def run(work: Work) -> Iterator[Finding]:
-        probe = probe_settings(context)
+        probe, classes = probe_settings(context), len(data.class_names)
         if on_pictures:
-            heads = _train_on_pictures(context, probe, work.folder, identity)
+            heads = _train_on_pictures(context, probe, work.folder)
         else:
             features = work.features(train)
-            columns, classes = columns_of(features), len(data.class_names)
+            columns = columns_of(features)
             heads = train_cached(columns, features.labels, classes, probe, folder=work.folder)
         head = choose(heads, work.features(val), data.class_names, identity, work.folder)
-        settings = {**dict(context.config.linear), "max_bad": context.config.data.max_bad}
-        settings |= {"on_pictures": on_pictures}
-        paper = paper_value(context, "linear", data.published, "top-1", settings)
+        how = {"on_pictures": on_pictures}
+        paper = paper_value(context, "linear", data.published, "top-1", how)
         yield from judge(head, work.features(test), data.chosen_on, paper)
-        yield accuracy_by_rate(probe.grid, head, "Linear classifiers")
         trained_on = "random resized crops and flips" if on_pictures else "whole pictures, stored"
-        yield {"chosen_on": data.chosen_on, "trained_on": trained_on} | notes_of(head)
+        yield {"chosen_on": data.chosen_on, "trained_on": trained_on}
+        yield from rivals(head, probe.grid, "Linear classifiers")
 
     settings = context.settings("linear", **data.splits)
     return Task(data.name, (train, val, test), settings, run)
 
 
-def _train_on_pictures(
-    context: Context, probe: ProbeSettings, folder: Path, identity: str
-) -> Heads:
-    backbone, data = context.backbone, context.config.data
-    source = context.data.splits["train"]
+def _train_on_pictures(context: Context, probe: ProbeSettings, folder: Path) -> Heads:
+    backbone, source = context.backbone, context.data.splits["train"]
     assert source.labels is not None
     return train_images(
         backbone.model,
@@ -105,10 +91,9 @@ def _train_on_pictures(
         source.labels,
         len(context.data.class_names),
         probe,
-        workers=data.workers,
-        max_pixels=data.max_pixels,
         folder=folder,
-        identity=identity,
+        identity=context.identity(source),
+        **context.reading,
     )
 
 
@@ -116,13 +101,9 @@ def probe_settings(context: Context) -> ProbeSettings:
     """`config.linear`, for a backbone of at least as many blocks."""
     given, depth = context.config.linear, context.backbone.model.depth
     blocks = tuple(sorted({min(blocks, depth) for blocks in given.blocks}))
-    return ProbeSettings(
-        grid=Grid(RATES[given.rates], blocks, tuple(sorted(set(given.avgpool)))),
-        batch_size=given.batch_size,
-        iterations=given.iterations,
-        seed=given.seed,
-        save_every=given.save_every,
-    )
+    grid = Grid(RATES[given.rates], blocks, tuple(sorted(set(given.avgpool))))
+    how = {name: given[name] for name in ("batch_size", "iterations", "seed", "save_every")}
+    return ProbeSettings(grid, **how)
 
 
 def columns_of(split: Labelled) -> list[np.ndarray]:
@@ -147,31 +128,25 @@ def judge(
     head: LinearHead, test: Labelled, chosen_on: str, paper: float | None
 ) -> Iterator[Metric]:
     """Accuracies of a head on features."""
-    logits, n = head.logits(columns_of(test)), len(test.labels)
-    for top in (1, 5):
-        value = top_accuracy(logits, test.labels, top)
-        published = paper if top == 1 else None
-        yield Metric(f"top-{top}", value, n=n, chosen_on=chosen_on, published=published)
-    value = mean_per_class_accuracy(logits, test.labels)
-    yield Metric("mean per class", value, n=n, chosen_on=chosen_on)
+    logits, labels = head.logits(columns_of(test)), test.labels
+    for top, published in ((1, paper), (5, None)):
+        value = top_accuracy(logits, labels, top)
+        yield Metric(f"top-{top}", value, n=len(labels), chosen_on=chosen_on, published=published)
+    value = mean_per_class_accuracy(logits, labels)
+    yield Metric("mean per class", value, n=len(labels), chosen_on=chosen_on)
 
 
-def notes_of(head: LinearHead) -> dict[str, object]:
-    """Which head it is, and what its rivals reached where it was chosen."""
-    return {"classifier": head.name, "accuracy_by_classifier": head.metadata["accuracy"]}
-
-
-def accuracy_by_rate(grid: Grid, head: LinearHead, title: str) -> Curve:
-    """Accuracy where the head was chosen, by learning rate, one line an input."""
-    values, rates = list(head.metadata["accuracy"].values()), grid.rates
+def rivals(head: LinearHead, grid: Grid, title: str) -> Iterator[Finding]:
+    """Accuracy of all classifiers where the head was chosen: a curve by rate, a line an input."""
+    accuracy, rates = head.metadata["accuracy"], grid.rates
+    values = np.reshape(list(accuracy.values()), (len(grid.kinds), len(rates))).tolist()
     lines = {
-        _input(kind.blocks, kind.avgpool): [
-            (rate, values[len(rates) * number + place]) for place, rate in enumerate(rates)
-        ]
-        for number, kind in enumerate(grid.kinds)
+        _input(*kind): list(zip(rates, row, strict=True))
+        for kind, row in zip(grid.kinds, values, strict=True)
     }
     chosen = _input(head.blocks, head.avgpool), head.metadata["rate"]
-    return Curve(f"{title}, top-1", "learning rate for 256 pictures", lines, chosen, log_x=True)
+    yield Curve(f"{title}, top-1", "learning rate for 256 pictures", lines, chosen, log_x=True)
+    yield {"classifier": head.name, "accuracy_by_classifier": accuracy}
 
 
 def _input(blocks: int, avgpool: bool) -> str:

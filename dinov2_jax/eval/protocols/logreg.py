@@ -58,10 +58,9 @@ def task_of(
         splits = {split: work.features(need) for split, need in needs.items()}
         report = _fit(context, splits, classes, METRICS[metric][0])
         chosen_on = "val" if "val" in splits else "10 % of train"
-        settings = {**dict(context.config.logreg), "max_bad": context.config.data.max_bad}
         reported, n = METRICS[metric][0], len(splits["test"].labels)
         for key in sorted(report.results, key=lambda key: key != reported):
-            paper = paper_value(context, "logreg", published, _READ_AS[key], settings)
+            paper = paper_value(context, "logreg", published, _READ_AS[key])
             value = report.results[key]
             yield Metric(_READ_AS[key], value, n=n, chosen_on=chosen_on, published=paper)
         yield from _trials(report, METRICS[metric][1], name, chosen_on)

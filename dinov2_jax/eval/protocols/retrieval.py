@@ -92,8 +92,7 @@ def _scaled(context: Context, scale: float) -> Wanted:
 
 
 def _with_paper(context: Context, metric: Metric) -> Metric:
-    settings = context.config.retrieval
-    paper = paper_value(context, "retrieval", settings.set, metric.name, dict(settings))
+    paper = paper_value(context, "retrieval", context.config.retrieval.set, metric.name)
     return dataclasses.replace(metric, published=paper)
 
 

@@ -84,8 +84,7 @@ def _task(context: Context, name: str, parts: list[_Part], wanted: Wanted, path:
 
 def _with_paper(context: Context, name: str, metric: Metric, work: Work) -> Metric:
     """With the paper's figure, if the classifier was trained as the paper's."""
-    how = {**dict(context.config.linear), "max_bad": context.config.data.max_bad}
-    how["on_pictures"] = next(iter(work.before), "") == "linear"
+    how = {"on_pictures": next(iter(work.before), "") == "linear"}
     of_imagenet = context.data.published == "imagenet"
     paper = paper_value(context, "linear", name if of_imagenet else "", metric.name, how)
     return dataclasses.replace(metric, published=paper)

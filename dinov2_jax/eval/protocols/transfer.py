@@ -50,8 +50,7 @@ def _average(context: Context, settings: Mapping[str, object]) -> Task:
 
     def run(work: Work) -> Iterator[Finding]:
         values = [work.earlier[name] for name in TRANSFER_SETS]
-        how = {**dict(context.config.logreg), "max_bad": context.config.data.max_bad}
-        paper = paper_value(context, "logreg", AVERAGE, "average", how)
+        paper = paper_value(context, "logreg", AVERAGE, "average")
         yield Metric("average", float(np.mean(values)), published=paper)
 
     return Task(AVERAGE, (), {"sets": settings}, run)

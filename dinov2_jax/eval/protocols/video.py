@@ -10,14 +10,7 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.data.video import FRAMES, VideoFrames, pool_frames
 from dinov2_jax.datasets.files import Files
 from dinov2_jax.datasets.video import kinetics, ssv2, ucf101
-from dinov2_jax.eval.protocols.linear import (
-    accuracy_by_rate,
-    choose,
-    columns_of,
-    judge,
-    notes_of,
-    probe_settings,
-)
+from dinov2_jax.eval.protocols.linear import choose, columns_of, judge, probe_settings, rivals
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Finding, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
@@ -54,18 +47,17 @@ def open(context: Context) -> list[Task]:
     sources = {split: need.source for split, need in needs.items()}
 
     def run(work: Work) -> Iterator[Finding]:
-        pooled = {split: _pool(work.features(need), which) for split, need in needs.items()}
-        probe, classes = probe_settings(context), len(videos["train"].class_names or ())
-        train, test = pooled["train"], pooled["test"]
-        heads = train_cached(columns_of(train), train.labels, classes, probe, folder=work.folder)
-        names, identity = videos["train"].class_names or (), context.identity(sources["train"])
-        head = choose(heads, test, names, identity, work.folder)
-        yield from judge(head, test, "test", _paper(context))
+        train, test = (_pool(work.features(needs[split]), which) for split in ("train", "test"))
         # The paper gives no hyper-parameters; these are those of its linear probe on pictures.
-        yield accuracy_by_rate(probe.grid, head, f"Linear classifiers on {name}")
-        counts = {split: len(found.labels) for split, found in pooled.items()}
+        probe, names = probe_settings(context), videos["train"].class_names or ()
+        heads = train_cached(columns_of(train), train.labels, len(names), probe, folder=work.folder)
+        identity = context.identity(sources["train"])
+        head = choose(heads, test, names, identity, work.folder)
+        paper = paper_value(context, "video", name, "top-1", dict(context.config.linear))
+        yield from judge(head, test, "test", paper)
+        counts = {"train": len(train.labels), "test": len(test.labels)}
         yield {"frames": FRAMES, "pooling": which.pooling, "videos": counts, "chosen_on": "test"}
-        yield notes_of(head)
+        yield from rivals(head, probe.grid, f"Linear classifiers on {name}")
 
     settings = context.settings("linear", **sources) | {"frames": FRAMES, "pooling": which.pooling}
     return [Task(name, tuple(needs.values()), settings, run)]
@@ -87,13 +79,6 @@ def _open_set(context: Context) -> tuple[_Set, dict[str, Files]]:
             "both from one release, and whole"
         )
     return which, videos
-
-
-def _paper(context: Context) -> float | None:
-    config = context.config
-    how = {**dict(config.linear), "max_bad": config.data.max_bad}
-    how["allow_missing"] = config.video.allow_missing
-    return paper_value(context, "video", config.video.set, "top-1", how)
 
 
 def _pool(frames: Labelled, which: _Set) -> Labelled:
