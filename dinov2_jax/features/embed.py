@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,9 @@ def embed(config: ConfigDict, workdir: str) -> None:
     request = make_request(
         backbone, config.features, config.layers, config.norm, config.policy, config.size
     )
-    source = _source(config)
-    origin = {"weights": backbone.source, "source": config.data.source, "path": config.data.path}
+    data = config.data
+    source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
+    origin = {"weights": backbone.source, "source": data.source, "path": data.path}
     folder = Path(workdir).expanduser()
     if not embed_pictures(config, folder, backbone, request, source, origin):
         print(f"{folder} is complete: {len(source):,} pictures; nothing is left to do")
@@ -101,28 +103,31 @@ def embed_pictures(
     dtype = compute_dtype(config.compute_dtype)
     extractor = Extractor(backbone, request, batch_size=config.batch_size, dtype=dtype)
     layout = _layout(extractor, config.store.dtype)
-    ledger = _ledger(config, folder, backbone, request, source, layout, origin)
+    settings = _settings(config, backbone, request, source, layout)
+    common = ConfigDict({name: part for name, part in config.items() if name != "distributed"})
+    names, weights = settings["pictures"]["names"], settings["weights"]
+    require_same(configuration=to_json(common), weights=weights, names=names)
+    ledger = Ledger(folder, settings, origin, source, settings["store"]["rows"], layout)
     if from_main(ledger.is_complete()):
         return False
-    writer = _writer(config.store.format, ledger, len(source), layout)
+    if config.store.format == "npy":
+        writer = NpyWriter(folder, len(source), layout)
+    else:
+        writer = ParquetWriter(folder, ledger.shards, layout)
     with locked(folder):
         if from_main(ledger.is_complete()):  # another job has completed it in the meantime
             return False
         with main_first():
             if is_main():
                 ledger.open(writer)
-        _Work(config, extractor, request, source, layout, ledger, writer).run()
+        decoding = DecodeSpec(config.data.max_pixels, request.channels)
+        _Work(decoding, config.data.workers, extractor, ledger, writer).run()
     return True
 
 
 def share(shards: int, process: int, processes: int) -> range:
     """The shards of one process: a run; runs of two processes differ by one shard at most."""
     return range(shards * process // processes, shards * (process + 1) // processes)
-
-
-def _source(config: ConfigDict) -> Source:
-    data = config.data
-    return open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
 
 
 def _layout(extractor: Extractor, dtype: str) -> Layout:
@@ -133,21 +138,15 @@ def _layout(extractor: Extractor, dtype: str) -> Layout:
     return {"readable": ((), np.dtype(bool)), **stored}
 
 
-def _ledger(
-    config: ConfigDict,
-    folder: Path,
-    backbone: Backbone,
-    request: Request,
-    source: Source,
-    layout: Layout,
-    origin: Mapping[str, str],
-) -> Ledger:
-    fingerprints = {"weights": weights_fingerprint(backbone), "names": names_fingerprint(source)}
-    require_same(configuration=_common(config), **fingerprints)
-    shard_rows = config.store.shard_rows or rows_of_shards(len(source), layout)
-    settings = {
-        "weights": fingerprints["weights"],
-        "pictures": {"count": len(source), "names": fingerprints["names"]},
+def _settings(
+    config: ConfigDict, backbone: Backbone, request: Request, source: Source, layout: Layout
+) -> dict[str, Any]:
+    """Everything that the stored rows depend on."""
+    store = config.store
+    shard_rows = store.shard_rows or rows_of_shards(len(source), layout)
+    return {
+        "weights": weights_fingerprint(backbone),
+        "pictures": {"count": len(source), "names": names_fingerprint(source)},
         "max_pixels": config.data.max_pixels,
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "fit": dataclasses.asdict(request.fit),
@@ -156,47 +155,27 @@ def _ledger(
         "layers": request.layers,
         "norm": request.norm,
         "compute_dtype": jnp.dtype(compute_dtype(config.compute_dtype)).name,
-        "store": {"format": config.store.format, "dtype": config.store.dtype, "rows": shard_rows},
+        "store": {"format": store.format, "dtype": store.dtype, "rows": shard_rows},
     }
-    return Ledger(folder, settings, origin, source, shard_rows, layout)
 
 
-def _common(config: ConfigDict) -> str:
-    """The configuration without the fields that differ between processes."""
-    copied = ConfigDict(config.to_dict())
-    del copied.distributed
-    return to_json(copied)
-
-
-def _writer(kind: str, ledger: Ledger, rows: int, layout: Layout) -> Writer:
-    if kind == "npy":
-        return NpyWriter(ledger.folder, rows, layout)
-    return ParquetWriter(ledger.folder, ledger.shards, layout)
-
-
+@dataclasses.dataclass(frozen=True)
 class _Work:
     """Takes this process's shards from pictures to files."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        extractor: Extractor,
-        request: Request,
-        source: Source,
-        layout: Layout,
-        ledger: Ledger,
-        writer: Writer,
-    ) -> None:
-        self._config, self._extractor, self._request = config, extractor, request
-        self._source, self._layout, self._ledger, self._writer = source, layout, ledger, writer
+    decoding: DecodeSpec
+    workers: int
+    extractor: Extractor
+    ledger: Ledger
+    writer: Writer
 
     def run(self) -> None:
         """Computes what is missing, waits for the other processes, completes the manifest."""
-        mine = share(self._ledger.shards, jax.process_index(), jax.process_count())
-        done = self._ledger.done()
+        ledger, done = self.ledger, self.ledger.done()
+        mine = share(ledger.shards, jax.process_index(), jax.process_count())
         todo = [shard for shard in mine if shard not in done]
-        before = sum(len(self._ledger.rows(shard)) for shard in mine if shard in done)
-        parts = [np.arange(rows.start, rows.stop) for rows in map(self._ledger.rows, todo)]
+        before = sum(len(ledger.rows(shard)) for shard in mine if shard in done)
+        parts = [np.arange(rows.start, rows.stop) for rows in map(ledger.rows, todo)]
         rows = np.concatenate([np.zeros(0, np.int64), *parts])
         if is_main() and before:
             print(f"continues after {before:,} of {before + len(rows):,} pictures", flush=True)
@@ -204,22 +183,18 @@ class _Work:
         if len(rows):
             self._compute(todo, rows, before)
         seconds = time.monotonic() - began
-        self._wait_for_others()
+        # Process 0 waits for all shards, the others until it has completed the folder: a process
+        # that left early would end the others, or read files that are not there yet.
+        while len(ledger.done()) < ledger.shards if is_main() else not ledger.is_complete():
+            time.sleep(0.5)
         if is_main():
-            lost = self._ledger.finish(self._writer.finish())
+            lost = ledger.finish(self.writer.finish())
             print(self._summary(len(rows), seconds, lost), flush=True)
 
     def _compute(self, todo: Sequence[int], rows: np.ndarray, before: int) -> None:
-        data = self._config.data
-        stream = stream_pictures(
-            self._source,
-            rows,
-            self._request.fit,
-            decoding=DecodeSpec(data.max_pixels, self._request.channels),
-            workers=data.workers,
-        )
+        how = {"decoding": self.decoding, "workers": self.workers}
+        pictures = stream = stream_pictures(self.ledger.source, rows, self.extractor.fit, **how)
         with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
-            pictures = stream
             if is_main():
                 pictures = with_progress(stream, before + len(rows), before=before)
             written: Future[None] | None = None
@@ -232,64 +207,42 @@ class _Work:
                 written.result()
 
     def _features(self, shard: int, pictures: Iterator[Picture]) -> tuple[Columns, dict[int, str]]:
-        rows = self._ledger.rows(shard)
-        columns = self._extractor.empty(len(rows))
+        rows, source = self.ledger.rows(shard), self.ledger.source
+        columns = self.extractor.empty(len(rows))
         columns["readable"] = np.zeros(len(rows), bool)
-        for computed in self._extractor.run(itertools.islice(pictures, len(rows))):
-            self._extractor.place(columns, computed, rows.start)
+        for computed in self.extractor.run(itertools.islice(pictures, len(rows))):
+            self.extractor.place(columns, computed, rows.start)
             columns["readable"][computed.rows - rows.start] = True
         lost = (rows.start + np.flatnonzero(~columns["readable"])).tolist()
-        decoding = DecodeSpec(self._config.data.max_pixels, self._request.channels)
-        reasons = {row: why_unreadable(self._source, row, decoding) for row in lost}
+        reasons = {row: why_unreadable(source, row, self.decoding) for row in lost}
         return columns, {row: why or "unreadable before" for row, why in reasons.items()}
 
     def _write(self, shard: int, columns: Columns, unreadable: dict[int, str]) -> None:
-        rows = self._ledger.rows(shard)
-        stored = {
-            name: _narrow(columns[name], dtype, name) for name, (_, dtype) in self._layout.items()
-        }
-        names = self._ledger.names(rows.start, rows.stop)
-        self._writer.write(shard, rows.start, names, stored)
-        self._ledger.mark_done(shard, unreadable)
-
-    def _wait_for_others(self) -> None:
-        """Process 0 waits for all shards, the others until it has completed the folder.
-
-        A process that left early would end the others, or read files that are not there yet.
-        """
-        if is_main():
-            while len(self._ledger.done()) < self._ledger.shards:
-                time.sleep(0.5)
-        else:
-            while not self._ledger.is_complete():
-                time.sleep(0.5)
+        rows, stored = self.ledger.rows(shard), {}
+        for name, (_, dtype) in self.ledger.layout.items():
+            with np.errstate(over="ignore"):
+                stored[name] = columns[name].astype(dtype, copy=False)
+            if dtype == np.float16 and np.isinf(stored[name]).any():
+                raise ShardsError(
+                    f"{name} has values up to {np.nanmax(np.abs(columns[name])):.3g}, more than "
+                    "float16 can hold (65504); use --config.store.dtype=float32 and another "
+                    "--workdir"
+                )
+        self.writer.write(shard, rows.start, list(self.ledger.names(rows)), stored)
+        self.ledger.mark_done(shard, unreadable)
 
     def _summary(self, computed: int, seconds: float, lost: int) -> str:
-        rate, waiting, computing = self._extractor.rates()
-        how_fast = f"{rate:.1f} images/s" if rate else "too few to time"
-        lines = [
-            f"{len(self._source):,} pictures, {lost:,} of them unreadable (NaN, listed in "
-            f"unreadable.txt); {computed:,} computed here in {seconds:.0f} s: {how_fast}, "
-            f"{100 * waiting:.0f} % of the time waiting for pictures",
-            f"written to {self._ledger.folder}",
-        ]
+        rate, waiting, computing = self.extractor.rates()
+        speed, advice = f"{rate:.1f} images/s" if rate else "too few to time", ""
         if rate and waiting > 0.5 and computing < 0.1:
-            now = self._config.data.workers
-            lines.insert(
-                1,
-                f"input-bound: the devices wait for pictures; more loader processes help while "
-                f"there are cores ({os.cpu_count()}): --config.data.workers={max(2, 2 * now)} "
-                f"(now {now})",
+            advice = (
+                "\ninput-bound: the devices wait for pictures; more loader processes help while "
+                f"there are cores ({os.cpu_count()}): "
+                f"--config.data.workers={max(2, 2 * self.workers)} (now {self.workers})"
             )
-        return "\n".join(lines)
-
-
-def _narrow(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = values.astype(dtype, copy=False)
-    if dtype == np.float16 and np.isinf(narrow).any():
-        raise ShardsError(
-            f"{name} has values up to {np.nanmax(np.abs(values)):.3g}, more than float16 can hold "
-            "(65504); use --config.store.dtype=float32 and another --workdir"
+        return (
+            f"{len(self.ledger.source):,} pictures, {lost:,} of them unreadable (NaN, listed in "
+            f"unreadable.txt); {computed:,} computed here in {seconds:.0f} s: {speed}, "
+            f"{100 * waiting:.0f} % of the time waiting for pictures"
+            f"{advice}\nwritten to {self.ledger.folder}"
         )
-    return narrow

@@ -1,6 +1,7 @@
 """`Extractor`: the one path from pictures to features, for whoever needs them."""
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -72,9 +73,16 @@ class Extractor:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         full = -(-batch_size // shards) * shards
         short = full if request.fit.one_size else -(-full // (8 * shards)) * shards
-        self._lengths, self._request, self._backbone = (full, short), request, backbone
+        self._lengths, self._request, self.fit = (full, short), request, request.fit
         self._model = shorten(backbone.model, request, dtype or backbone.model.dtype)
-        self._params = place_weights(backbone, request, self._mesh)
+        self._forward = functools.partial(
+            forward,
+            place_weights(backbone, request, self._mesh),
+            model=self._model,
+            preprocessing=backbone.preprocessing,
+            request=request,
+            copy_to_all=self._spread,
+        )
         self._reading, self._computing = Throughput(1), Throughput(1)
         self._warm = False
 
@@ -92,10 +100,8 @@ class Extractor:
 
     def empty(self, rows: int) -> Columns:
         """Arrays for this many pictures: NaN, and False in the mask."""
-        return {
-            name: np.full((rows, *shape), np.nan if dtype == np.float32 else False, dtype)
-            for name, (shape, dtype) in self.columns.items()
-        }
+        columns, fill = self.columns.items(), {"f": np.nan, "b": False}
+        return {n: np.full((rows, *shape), fill[d.kind], d) for n, (shape, d) in columns}
 
     def read(
         self, source: Source, rows: np.ndarray, *, max_pixels: int, workers: int = 0, unit: str = ""
@@ -132,8 +138,8 @@ class Extractor:
             slots = local_groups(self._mesh, full)
             places = own_rows(len(rows), full, slots)
         decoding = DecodeSpec(max_pixels, self._request.channels)
-        chosen, fit = np.asarray(rows)[places], self._request.fit
-        read = stream_pictures(source, chosen, fit, decoding=decoding, workers=workers)
+        chosen = np.asarray(rows)[places]
+        read = stream_pictures(source, chosen, self.fit, decoding=decoding, workers=workers)
         with contextlib.closing(read):
             pictures = ((int(p), image) for p, (_, image) in zip(places, read, strict=True))
             if unit and is_main():
@@ -141,11 +147,9 @@ class Extractor:
             if not self._spread:
                 yield from self.run(pictures)
                 return
-            side = fit.patch_size * np.array(fit.grid)
-            shape = *side.tolist(), self._request.channels
-            yield from self._run(
-                batches_in_step(self._counted(pictures), len(rows), full, slots, shape)
-            )
+            side = self.fit.patch_size * np.array(self.fit.grid)
+            shape, counted = (*side.tolist(), self._request.channels), self._counted(pictures)
+            yield from self._run(batches_in_step(counted, len(rows), full, slots, shape))
 
     def run(self, pictures: Iterator[Picture]) -> Iterator[Computed]:
         """Computes features of (row, pixels or None) with this process's devices alone."""
@@ -168,9 +172,8 @@ class Extractor:
         Measured since the first batch arrived, or since the last call; 0 pictures a second if
         there were only the batches under way by then.
         """
-        reading, computing = self._reading.read(), self._computing.read()
-        share = "data_wait_share"
-        return reading["images_per_s"], reading[share], computing[share]
+        reading, share = self._reading.read(), "data_wait_share"
+        return reading["images_per_s"], reading[share], self._computing.read()[share]
 
     def _run(self, batches: Iterator[Batch]) -> Iterator[Computed]:
         under_way: deque[tuple[Batch, Any]] = deque()
@@ -182,17 +185,6 @@ class Extractor:
                 yield self._fetch(*under_way.popleft())
         for batch, out in under_way:
             yield self._fetch(batch, out)
-
-    def _forward(self, images: Any, readable: Any) -> Any:
-        return forward(
-            self._params,
-            images,
-            readable,
-            model=self._model,
-            preprocessing=self._backbone.preprocessing,
-            request=self._request,
-            copy_to_all=self._spread,
-        )
 
     def _counted(self, pictures: Iterator[Picture]) -> Iterator[Picture]:
         """Measures the time spent waiting for pictures."""
@@ -211,7 +203,7 @@ class Extractor:
             self._warm = True
             self._reading.restart()
             self._computing.restart()
-        count, patch = len(batch.rows), self._request.fit.patch_size
+        count, patch = len(batch.rows), self.fit.patch_size
         keep = np.flatnonzero(np.asarray(out[1])[:count])
         chosen = slice(count) if len(keep) == count else keep  # a slice copies nothing
         columns = {name: np.asarray(values)[chosen] for name, values in out[0].items()}
@@ -220,9 +212,7 @@ class Extractor:
 
     def _cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Places, in the greatest grid, of the patches of a smaller one."""
-        return (
-            np.arange(grid[0])[:, None] * self._request.fit.grid[1] + np.arange(grid[1])
-        ).ravel()
+        return np.add.outer(np.arange(grid[0]) * self.fit.grid[1], np.arange(grid[1])).ravel()
 
 
 def with_progress(

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,22 +44,6 @@ class ShardsError(UserError):
     """Features that cannot be written or continued."""
 
 
-class Writer(Protocol):
-    """Stores shards. Writing a shard again replaces it."""
-
-    def prepare(self, started: bool) -> None:
-        """Makes what must exist before the first shard; called once, by one process."""
-
-    def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
-        """Stores a shard; it is on disk when this returns."""
-
-    def has(self, number: int) -> bool:
-        """Whether a shard's file still exists."""
-
-    def finish(self) -> list[str]:
-        """Names the files, once all shards are written."""
-
-
 def rows_of_shards(rows: int, layout: Layout) -> int:
     """Rows of a shard, a power of two: about 64 shards of at most 256 MB and 64 to 8192 rows."""
     bytes_per_row = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout.values())
@@ -72,12 +56,13 @@ def rows_of_shards(rows: int, layout: Layout) -> int:
 
 
 class NpyWriter:
-    """Writes `<column>.npy` of all rows, named `<column>.npy.partial` until the last shard."""
+    """Writes `<column>.npy` of all rows, named `<column>.npy.partial` until all are written."""
 
     def __init__(self, folder: Path, rows: int, layout: Layout) -> None:
         self._folder, self._rows, self._layout = folder, rows, layout
 
     def prepare(self, started: bool) -> None:
+        """Makes what must exist before the first shard; one process calls it, once."""
         for name, (shape, dtype) in self._layout.items():
             path = self._folder / f"{name}{_PARTIAL}"
             if path.exists() or (self._folder / f"{name}.npy").exists():
@@ -91,6 +76,7 @@ class NpyWriter:
                 np.lib.format.open_memmap(new, "w+", dtype, (self._rows, *shape)).flush()
 
     def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
+        """Stores a shard, or replaces it; it is on disk when this returns."""
         for name, values in columns.items():
             path = self._folder / f"{name}{_PARTIAL}"
             whole = np.lib.format.open_memmap(path, "r")
@@ -103,9 +89,11 @@ class NpyWriter:
                 os.fsync(file.fileno())
 
     def has(self, number: int) -> bool:
+        """Whether a shard's file still exists."""
         return True
 
     def finish(self) -> list[str]:
+        """Names the files, once all shards are written."""
         for name in self._layout:
             partial = self._folder / f"{name}{_PARTIAL}"
             if partial.exists():
@@ -134,22 +122,15 @@ class ParquetWriter:
         pass
 
     def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
-        pa, path = self._pyarrow, self._folder / self._name(number)
-        table = {
-            "row": pa.array(np.arange(first_row, first_row + len(names))),
-            "name": pa.array(list(names)),
-        }
-        table |= {name: self._column(values) for name, values in columns.items()}
+        pa, rows = self._pyarrow, np.arange(first_row, first_row + len(names))
+        arrays = {"row": pa.array(rows), "name": pa.array(list(names))}
+        arrays |= {name: self._column(values) for name, values in columns.items()}
         shapes = {name: list(shape) for name, (shape, _) in self._layout.items()}
-        metadata = {"shapes": json.dumps(shapes)}
-        with replacing(path) as new:
-            pa.parquet.write_table(
-                pa.table(table).replace_schema_metadata(metadata),
-                new,
-                compression="zstd",
-                use_dictionary=["name"],
-                row_group_size=max(1, min(1024, len(names))),
-            )
+        table = pa.table(arrays).replace_schema_metadata({"shapes": json.dumps(shapes)})
+        how = {"compression": "zstd", "use_dictionary": ["name"]}
+        with replacing(self._folder / self._name(number)) as new:
+            group = max(1, min(1024, len(names)))
+            pa.parquet.write_table(table, new, row_group_size=group, **how)
 
     def has(self, number: int) -> bool:
         return (self._folder / self._name(number)).exists()
@@ -161,11 +142,14 @@ class ParquetWriter:
         return f"features-{number:05}-of-{self._shards:05}.parquet"
 
     def _column(self, values: np.ndarray) -> Any:
-        pa = self._pyarrow
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        if values.ndim == 1:
-            return flat
-        return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+        flat = self._pyarrow.array(np.ascontiguousarray(values).reshape(-1))
+        width = int(np.prod(values.shape[1:]))
+        return (
+            self._pyarrow.FixedSizeListArray.from_arrays(flat, width) if values.ndim > 1 else flat
+        )
+
+
+Writer = NpyWriter | ParquetWriter
 
 
 def weights_fingerprint(backbone: Backbone) -> str:
@@ -203,19 +187,16 @@ class Ledger:
         shard_rows: int,
         layout: Layout,
     ) -> None:
-        self.folder, self._source = folder, source
-        self._rows, self._shard_rows = len(source), shard_rows
-        self.shards = -(-self._rows // shard_rows)
+        self.folder, self.source, self.layout = folder, source, layout
+        self.shards, self._shard_rows = -(-len(source) // shard_rows), shard_rows
         self._progress = folder / ".progress"
+        columns = {n: {"shape": list(shape), "dtype": d.name} for n, (shape, d) in layout.items()}
         self._manifest = {
             "dinov2_jax": __version__,
             "complete": False,
-            "rows": self._rows,
+            "rows": len(source),
             "shard_rows": shard_rows,
-            "columns": {
-                name: {"shape": list(shape), "dtype": dtype.name}
-                for name, (shape, dtype) in layout.items()
-            },
+            "columns": columns,
             "names": "names.txt",
             "settings": {"features_version": FEATURES_VERSION, **settings},
             "origin": dict(origin),
@@ -252,18 +233,18 @@ class Ledger:
                 self._mark(number).unlink()
         writer.prepare(started=bool(self.done()))
         if not (self.folder / "manifest.json").exists():
-            names = (self._source.name(row) for row in range(self._rows))
-            self._write("names.txt", (f"{printable(name)}\n" for name in names))
+            lines = (f"{name}\n" for name in self.names(range(len(self.source))))
+            write_lines(self.folder / "names.txt", lines)
             self._write_manifest()
 
-    def names(self, first_row: int, stop_row: int) -> list[str]:
+    def names(self, rows: range) -> Iterator[str]:
         """Names of the pictures of these rows."""
-        return [printable(self._source.name(row)) for row in range(first_row, stop_row)]
+        return (printable(self.source.name(row)) for row in rows)
 
     def rows(self, shard: int) -> range:
         """The rows of a shard."""
         start = shard * self._shard_rows
-        return range(start, min(start + self._shard_rows, self._rows))
+        return range(len(self.source))[start : start + self._shard_rows]
 
     def done(self) -> set[int]:
         """Numbers of the shards that any process has finished."""
@@ -274,54 +255,43 @@ class Ledger:
 
     def mark_done(self, shard: int, unreadable: Mapping[int, str]) -> None:
         """Records that a shard is on disk."""
-        self._write(f".progress/{shard:06}.json", [json.dumps({"unreadable": dict(unreadable)})])
+        write_lines(self._mark(shard), [json.dumps({"unreadable": dict(unreadable)})])
 
     def finish(self, files: list[str]) -> int:
         """Completes the manifest; returns how many pictures were unreadable."""
-        unreadable = self._unreadable()
-        write_unreadable(self.folder, self._source, unreadable)
+        unreadable: dict[int, str] = {}
+        for shard in range(self.shards):
+            stored = json.loads(self._mark(shard).read_text(encoding="utf-8"))
+            unreadable |= {int(row): reason for row, reason in stored["unreadable"].items()}
+        write_unreadable(self.folder, self.source, unreadable)
         self._manifest |= {"complete": True, "unreadable": len(unreadable), "files": files}
         self._write_manifest()
         shutil.rmtree(self._progress)
         return len(unreadable)
 
-    def _unreadable(self) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for shard in range(self.shards):
-            stored = json.loads(self._mark(shard).read_text(encoding="utf-8"))
-            found |= {int(row): reason for row, reason in stored["unreadable"].items()}
-        return found
-
     def _mark(self, shard: int) -> Path:
         return self._progress / f"{shard:06}.json"
 
     def _write_manifest(self) -> None:
-        self._write("manifest.json", [json.dumps(self._manifest, indent=2), "\n"])
-
-    def _write(self, name: str, parts: Iterable[str]) -> None:
-        write_lines(self.folder / name, parts)
+        text = json.dumps(self._manifest, indent=2)
+        write_lines(self.folder / "manifest.json", [text, "\n"])
 
 
 def write_unreadable(folder: Path, source: Source, unreadable: Mapping[int, str]) -> None:
     """Writes unreadable.txt: row, name and reason of each picture; removes it if there is none."""
     path = folder / "unreadable.txt"
-    if not unreadable:
+    if unreadable:
+        parts = ((row, printable(source.name(row)), unreadable[row]) for row in sorted(unreadable))
+        write_lines(path, (f"{row}\t{name}\t{reason}\n" for row, name, reason in parts))
+    else:
         path.unlink(missing_ok=True)
-        return
-    lines = (
-        f"{row}\t{printable(source.name(row))}\t{reason}\n"
-        for row, reason in sorted(unreadable.items())
-    )
-    write_lines(path, lines)
 
 
 def read_unreadable(folder: Path) -> dict[int, str]:
     """{row: reason} of unreadable.txt."""
     path = folder / "unreadable.txt"
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    entries = (line.split("\t", 2) for line in lines if line)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    entries = (line.split("\t", 2) for line in text.split("\n") if line)
     return {int(row): reason for row, _, reason in entries}
 
 
