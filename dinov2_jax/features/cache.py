@@ -22,12 +22,11 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.fingerprint import content_fingerprint, names_fingerprint, truth_of
-from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.features.embed import embed_pictures
 from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.repair import find_repaired, repair
-from dinov2_jax.features.request import Request
+from dinov2_jax.features.request import Request, central_square
 from dinov2_jax.features.rows import Column, RowView
 from dinov2_jax.features.store import FEATURES_VERSION, weights_fingerprint
 from dinov2_jax.models.layers import compute_dtype
@@ -113,19 +112,25 @@ class FeatureCache:
           SourceError: more pictures are unreadable than `config.data.max_bad`.
         """
         request = self._request(wanted)
-        home = self._folder / f"{title}-{self._key(source, request)}"
-        names = {name for name, *_ in request.columns}
-        complete = from_main(_complete_with(home, names))  # one process decides for all
-        folder = home / (complete or "-".join(sorted(names)))
+        home, complete = self._stored(source, title, request)
+        complete = from_main(complete)  # one process decides for all
+        folder = home / (complete or "-".join(sorted(name for name, *_ in request.columns)))
         if complete:
             self._repair(folder, source, request)
         else:
             if is_main():
                 print(f"features of {title}: {len(source):,} pictures", flush=True)
             origin = {"weights": self._backbone.source, "split": title}
-            how = self._embed_config(len(source))
-            embed_pictures(how, folder, self._backbone, request, source, origin)
-        columns = self._read(folder, request)
+            how = {
+                "batch_size": min(self._config.batch_size, len(source)),
+                "compute_dtype": self._config.compute_dtype,
+                "store": {"format": "npy", "dtype": "float32", "shard_rows": 0},
+                "data": {name: self._config.data[name] for name in ("workers", "max_pixels")},
+            }
+            embed_pictures(ConfigDict(how), folder, self._backbone, request, source, origin)
+        columns: list[Column] = [
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns
+        ]
         labels, readable = truth_of(source), np.load(folder / "readable.npy")
         self._require_readable(source, readable, f" of {title}", folder)
         lost = int((~readable).sum())
@@ -164,31 +169,33 @@ class FeatureCache:
 
     def holds(self, source: Source, title: str, wanted: Wanted) -> bool:
         """Whether all these features are stored already."""
-        request = self._request(wanted)
+        return self._stored(source, title, self._request(wanted))[1] is not None
+
+    def _stored(self, source: Source, title: str, request: Request) -> tuple[Path, str | None]:
+        """Where features lie, and the name of a finished folder there with all these columns."""
         home = self._folder / f"{title}-{self._key(source, request)}"
-        return _complete_with(home, {name for name, *_ in request.columns}) is not None
+        names = {name for name, *_ in request.columns}
+        for manifest in sorted(home.glob("*/manifest.json")):
+            stored = json.loads(manifest.read_text(encoding="utf-8"))
+            if stored["complete"] and names <= stored["columns"].keys():
+                return home, manifest.parent.name
+        return home, None
 
     def _request(self, wanted: Wanted) -> Request:
-        model, preprocessing = self._backbone.model, self._backbone.preprocessing
-        last = model.depth - 1
-        first = max(0, model.depth - wanted.cls_blocks)
-        columns = [(f"cls_block_{block}", "cls", block) for block in range(first, model.depth)]
+        model = self._backbone.model
+        blocks = range(max(0, model.depth - wanted.cls_blocks), model.depth)
+        columns = [(f"cls_block_{block}", "cls", block) for block in blocks]
         if wanted.mean_patch:
-            columns.append((f"mean_patch_block_{last}", "mean_patch", last))
-        fill = tuple(round(255 * value) for value in preprocessing.mean)
-        size = (wanted.image_px,)
-        fit = Fit("center_crop", size, wanted.resize_px, model.patch_size, fill)
+            columns.append((f"mean_patch_block_{blocks[-1]}", "mean_patch", blocks[-1]))
+        sizes = {"resize_px": wanted.resize_px, "image_px": wanted.image_px}
+        preprocessing = dataclasses.replace(self._backbone.preprocessing, **sizes)
         channels = in_channels(self._backbone.params, model.patch_size)
-        return Request(tuple(columns), True, fit, channels)
+        square = central_square(model, preprocessing, channels=channels)
+        return dataclasses.replace(square, columns=tuple(columns))
 
     def _extractor(self, request: Request, pictures: int, mesh: Mesh | None = None) -> Extractor:
-        return Extractor(
-            self._backbone,
-            request,
-            batch_size=min(self._config.batch_size, pictures),
-            dtype=compute_dtype(self._config.compute_dtype),
-            mesh=mesh,
-        )
+        size, dtype = min(self._config.batch_size, pictures), compute_dtype(self._dtype)
+        return Extractor(self._backbone, request, batch_size=size, dtype=dtype, mesh=mesh)
 
     def _key(self, source: Source, request: Request) -> str:
         parts: dict[str, Any] = {
@@ -205,19 +212,6 @@ class FeatureCache:
         text = json.dumps(parts, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def _embed_config(self, pictures: int) -> ConfigDict:
-        """The fields that `embed_pictures` reads."""
-        data = self._config.data
-        return ConfigDict(
-            {
-                "batch_size": min(self._config.batch_size, pictures),
-                "compute_dtype": self._config.compute_dtype,
-                "store": {"format": "npy", "dtype": "float32", "shard_rows": 0},
-                "data": {"workers": data.workers, "max_pixels": data.max_pixels},
-                "distributed": {},
-            }
-        )
-
     def _repair(self, folder: Path, source: Source, request: Request) -> None:
         """Computes the rows of pictures that were unreadable and now can be read."""
         lost = from_main(int((~np.load(folder / "readable.npy")).sum()))
@@ -231,31 +225,17 @@ class FeatureCache:
                 extractor = self._extractor(_all_columns(request, folder), len(rows))
                 repair(folder, source, rows, extractor, decoding)
 
-    def _read(self, folder: Path, request: Request) -> list[Any]:
-        """Memory maps in the order of the request."""
-        return [np.load(folder / f"{name}.npy", mmap_mode="r") for name, *_ in request.columns]
-
     def _require_readable(
         self, source: Source, readable: np.ndarray, where: str = "", folder: Path | None = None
     ) -> None:
         lost = np.flatnonzero(~readable)
-        if len(lost) <= self._config.data.max_bad:
-            return
-        listed = "" if folder is None else f" (all are in {folder / 'unreadable.txt'})"
-        raise SourceError(
-            f"{len(lost)} of {len(readable):,} pictures{where} cannot be decoded, such as "
-            f"{source.name(int(lost[0]))}{listed}; replace them, "
-            f"or add --config.data.max_bad={len(lost)} to leave them out"
-        )
-
-
-def _complete_with(home: Path, names: set[str]) -> str | None:
-    """The name of a finished folder that holds at least these columns."""
-    for manifest in sorted(home.glob("*/manifest.json")):
-        stored = json.loads(manifest.read_text(encoding="utf-8"))
-        if stored["complete"] and names <= stored["columns"].keys():
-            return manifest.parent.name
-    return None
+        if len(lost) > self._config.data.max_bad:
+            listed = "" if folder is None else f" (all are in {folder / 'unreadable.txt'})"
+            raise SourceError(
+                f"{len(lost)} of {len(readable):,} pictures{where} cannot be decoded, such as "
+                f"{source.name(int(lost[0]))}{listed}; replace them, "
+                f"or add --config.data.max_bad={len(lost)} to leave them out"
+            )
 
 
 def _all_columns(request: Request, folder: Path) -> Request:

@@ -1,4 +1,4 @@
-"""Which features of which blocks, checked against a backbone before anything is compiled."""
+"""Requests for features, checked against a backbone before anything is compiled."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -82,12 +82,9 @@ def make_request(
     channels = in_channels(backbone.params, model.patch_size)
     fit = _fit(backbone.preprocessing, policy, tuple(size), model.patch_size)
     blocks = _blocks(tuple(layers), model.depth)
-    columns = tuple(
-        (f"{kind}_block_{block}" if len(blocks) > 1 else kind, kind, block)
-        for block in blocks
-        for kind in KINDS
-        if kind in kinds
-    )
+    pairs = [(kind, block) for block in blocks for kind in KINDS if kind in kinds]
+    several = len(blocks) > 1
+    columns = tuple((f"{k}_block_{block}" if several else k, k, block) for k, block in pairs)
     return Request(columns, bool(norm), fit, channels)
 
 
@@ -98,11 +95,10 @@ def central_square(
     channels: int = 3,
 ) -> Request:
     """Normed features of the last block, of the central square that `preprocessing` describes."""
-    fill = tuple(round(255 * value) for value in preprocessing.mean)
-    size, last = (preprocessing.image_px,), model.depth - 1
-    fit = Fit("center_crop", size, preprocessing.resize_px, model.patch_size, fill)
-    columns = tuple((kind, kind, last) for kind in KINDS if kind in kinds)
-    return Request(columns, True, fit, channels)
+    columns = tuple((kind, kind, model.depth - 1) for kind in KINDS if kind in kinds)
+    return Request(
+        columns, True, _fit(preprocessing, "center_crop", (), model.patch_size), channels
+    )
 
 
 def require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -125,14 +121,12 @@ def _blocks(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
 
 
 def _fit(weights: Preprocessing, policy: str, size: tuple[int, ...], patch_size: int) -> Fit:
-    size = size or ((weights.image_px,) * (2 if policy == "resize" else 1))
-    most = 2 if policy == "resize" else 1
+    most, sides = (2, "one or two sides") if policy == "resize" else (1, "one side")
+    size = size or (weights.image_px,) * most
     if len(size) > most:
-        sides = "one or two sides" if most == 2 else "one side"
         raise ConfigError(f"size={size}: policy {policy!r} takes {sides} in px")
-    wrong = [side for side in size if side < patch_size or side % patch_size]
-    if wrong:
-        near = tuple(max(1, round(side / patch_size)) * patch_size for side in size)
+    near = tuple(max(1, round(side / patch_size)) * patch_size for side in size)
+    if near != size:
         raise ConfigError(
             f"size={size} is not whole patches of {patch_size} px; nearest valid: size={near}"
         )

@@ -91,10 +91,8 @@ class Bank:
     ) -> _Block:
         """Rows `at` to `at + block` of every share."""
         length = min(self._block, share - at)
-        begins = np.minimum(np.arange(shards) * share + at, len(features))
-        ends = np.minimum(
-            begins + length, np.minimum((np.arange(shards) + 1) * share, len(features))
-        )
+        edges = np.arange(shards) * share + at
+        begins, ends = (np.minimum(edge, len(features)) for edge in (edges, edges + length))
 
         def stack(x: np.ndarray) -> np.ndarray:
             if shards == 1 and ends[0] - begins[0] == length:
@@ -104,10 +102,8 @@ class Bank:
                 out[shard, : end - begin] = x[begin:end]
             return out
 
-        parts = stack(features), stack(labels), start + begins, ends - begins
-        return _Block(
-            *(self._put(np.asarray(p, p.dtype if p.ndim > 1 else np.int32)) for p in parts)
-        )
+        ranges = (np.asarray(x, np.int32) for x in (start + begins, ends - begins))
+        return _Block(*map(self._put, (stack(features), stack(labels), *ranges)))
 
     def _put(self, x: np.ndarray) -> Array:
         if self._mesh is None:
@@ -125,12 +121,8 @@ class Bank:
             raise EvaluationError(
                 f"k = {k} neighbours of a bank of {self.size} rows; use 1 to all of them"
             )
-        queries = np.asarray(queries, np.float32)
-        query_block = max(1, min(query_block, len(queries)))
         parts = []
-        for start in range(0, len(queries), query_block):
-            rows = queries[start : start + query_block]
-            rows = np.pad(rows, [(0, query_block - len(rows)), (0, 0)])
+        for rows in _blocks(np.asarray(queries, np.float32), query_block):
             best = None
             for block in self._blocks:
                 best = _search(rows, block, best, k, self._mesh, self._padded)
@@ -239,11 +231,7 @@ def search(
 
 
 def rank_all(
-    database: np.ndarray,
-    queries: np.ndarray,
-    *,
-    database_block: int = 65536,
-    query_block: int = 64,
+    database: np.ndarray, queries: np.ndarray, *, database_block: int = 65536, query_block: int = 64
 ) -> np.ndarray:
     """Sorts the whole database for every query, int32 [m, n], nearest row first.
 
@@ -290,11 +278,8 @@ def faiss_search(
 
 
 def _unit_rows(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sides = {
-        "database": np.asarray(database, np.float32),
-        "queries": np.asarray(queries, np.float32),
-    }
-    for name, rows in sides.items():
+    database, queries = np.asarray(database, np.float32), np.asarray(queries, np.float32)
+    for name, rows in (("database", database), ("queries", queries)):
         if not len(rows):
             raise EvaluationError(f"the {name} of a retrieval is empty; check its list of pictures")
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -303,12 +288,12 @@ def _unit_rows(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, n
                 f"row {bad[0]} of the {name} is not finite ({len(bad)} such rows), as of a picture "
                 "that could not be read; repair or leave out these pictures"
             )
-    widths = [rows.shape[1] for rows in sides.values()]
-    if widths[0] != widths[1]:
+    if database.shape[1] != queries.shape[1]:
         raise EvaluationError(
-            f"the database has {widths[0]} features a picture, the queries {widths[1]}"
+            f"the database has {database.shape[1]} features a picture, the queries "
+            f"{queries.shape[1]}"
         )
-    return unit(sides["database"]), unit(sides["queries"])
+    return unit(database), unit(queries)
 
 
 def _blocks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
