@@ -23,47 +23,32 @@ class Multipliers(NamedTuple):
 
     lr: np.ndarray | float  # [L, 1, ...] for stacked blocks
     weight_decay: float
-    is_last_layer: bool
-    is_backbone: bool = False
-
-    @property
-    def rate(self) -> str:
-        """Name of the schedule that sets the parameter's learning rate."""
-        if self.is_backbone:
-            return "backbone_lr"
-        return "last_layer_lr" if self.is_last_layer else "lr"
-
-
-def _lr_multiplier(
-    names: list[str], ndim: int, depth: int, layerwise_decay: float, patch_embed_multiplier: float
-) -> np.ndarray | float:
-    """decay^(depth + 1 - layer): layer 0 is the embedding, i + 1 block i, depth + 1 the rest."""
-    if names[0] != "backbone":
-        return 1.0
-    if names[1] == "blocks":
-        layers = np.arange(1, depth + 1)
-        factors = layerwise_decay ** (depth + 1 - layers).astype(np.float64)
-        return factors.reshape(-1, *(1,) * (ndim - 1))
-    if names[1] in _EMBEDDING:
-        factor = layerwise_decay ** (depth + 1)
-        return factor * (patch_embed_multiplier if names[1] == "patch_embed" else 1.0)
-    return 1.0
+    rate: str = "lr"  # name of the schedule that sets the learning rate
 
 
 def parameter_multipliers(
-    params: Any, *, depth: int, layerwise_decay: float, patch_embed_multiplier: float
+    params: Any, depth: int, layerwise_decay: float, patch_embed_multiplier: float
 ) -> Any:
     """A tree like `params` ({"backbone", "dino_head", ...}) of `Multipliers`.
 
-    Not decayed: biases, norms and LayerScale. Tokens, positions and prototypes are decayed.
+    Learning rate: decay^(depth + 1 - layer), where layer 0 is the embedding, i + 1 block i, and
+    depth + 1 the rest. Not decayed: biases, norms and LayerScale. Tokens, positions and prototypes
+    are decayed.
     """
+    by_layer = layerwise_decay ** np.arange(depth + 1, -1, -1, dtype=np.float64)
 
     def leaf(path: tuple[Any, ...], value: Any) -> Multipliers:
         names = path_name(path).split("/")
         undecayed = names[-1] in ("bias", "gamma") or any("norm" in name for name in names)
-        lr = _lr_multiplier(names, value.ndim, depth, layerwise_decay, patch_embed_multiplier)
         decay = 0.0 if undecayed else 1.0
-        return Multipliers(lr, decay, "last_layer" in names, names[0] == "backbone")
+        if names[0] != "backbone":
+            return Multipliers(1.0, decay, "last_layer_lr" if "last_layer" in names else "lr")
+        lr: Any = by_layer[-1]
+        if names[1] == "blocks":
+            lr = by_layer[1:-1].reshape(-1, *(1,) * (value.ndim - 1))
+        elif names[1] in _EMBEDDING:
+            lr = by_layer[0] * (patch_embed_multiplier if names[1] == "patch_embed" else 1.0)
+        return Multipliers(lr, decay, "backbone_lr")
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
@@ -89,8 +74,7 @@ class AdamW:
 
     def init(self, params: Any) -> optax.ScaleByAdamState:
         """Moments of zero."""
-        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *zeros)
+        return optax.scale_by_adam().init(params)
 
     def update(
         self,
@@ -149,29 +133,6 @@ def clip_by_module_norm(
         return jax.tree.map(lambda g: g * scale, module)
 
     return {name: clip(module, norms[name]) for name, module in grads.items()}
-
-
-def make_optimizer(
-    params: Any,
-    *,
-    depth: int,
-    layerwise_decay: float = 0.9,
-    patch_embed_multiplier: float = 0.2,
-    **settings: float,
-) -> AdamW:
-    """The optimizer for parameters, or for their shapes.
-
-    Args:
-      depth: blocks of the backbone.
-      settings: clip_norm, beta1, beta2.
-    """
-    multipliers = parameter_multipliers(
-        params,
-        depth=depth,
-        layerwise_decay=layerwise_decay,
-        patch_embed_multiplier=patch_embed_multiplier,
-    )
-    return AdamW(multipliers, **settings)
 
 
 def ema(teacher: Any, student: Any, momentum: Array) -> Any:

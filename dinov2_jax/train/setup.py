@@ -23,8 +23,8 @@ from dinov2_jax.models.vit import from_config
 from dinov2_jax.parallel.mesh import state_shardings
 from dinov2_jax.parallel.placement import batch_sharding
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
-from dinov2_jax.train.optimizer import AdamW, make_optimizer
-from dinov2_jax.train.schedules import Schedules, scale_lr
+from dinov2_jax.train.optimizer import AdamW, parameter_multipliers
+from dinov2_jax.train.schedules import Schedules
 from dinov2_jax.train.state import init_state
 from dinov2_jax.train.step import train_step
 
@@ -33,8 +33,6 @@ class Run(NamedTuple):
     """The parts of a training run.
 
     Attributes:
-      objective: see ssl/objective.py.
-      schedules: see train/schedules.py.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
       init: (modules to start with instead of random ones, on the mesh) -> fresh TrainState.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
@@ -52,13 +50,8 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
     dtype = compute_dtype(config.compute_dtype)
 
     def head(settings: ConfigDict) -> DINOHead:
-        return DINOHead(
-            prototypes=settings.head_prototypes,
-            hidden_dim=settings.head_hidden_dim,
-            bottleneck_dim=settings.head_bottleneck_dim,
-            layers=settings.head_layers,
-            dtype=dtype,
-        )
+        sizes = ("prototypes", "hidden_dim", "bottleneck_dim", "layers")
+        return DINOHead(**{name: settings[f"head_{name}"] for name in sizes}, dtype=dtype)
 
     backbone = from_config(config.model, config.crops.global_size, dtype=dtype, drop_path=drop_path)
     return Networks(
@@ -86,35 +79,11 @@ def make_objective(config: ConfigDict) -> Objective:
 def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> AdamW:
     """The configured optimizer for the student's parameters, or their shapes."""
     settings = config.optimizer
-    return make_optimizer(
-        student,
-        depth=objective.student.backbone.depth,
-        layerwise_decay=settings.layerwise_decay,
-        patch_embed_multiplier=settings.patch_embed_lr_multiplier,
-        clip_norm=settings.clip_norm,
-        beta1=settings.beta1,
-        beta2=settings.beta2,
+    depth = objective.student.backbone.depth
+    multipliers = parameter_multipliers(
+        student, depth, settings.layerwise_decay, settings.patch_embed_lr_multiplier
     )
-
-
-def make_schedules(config: ConfigDict) -> Schedules:
-    """The six schedules, with the peak learning rate scaled to the batch."""
-    optimizer, teacher = config.optimizer, config.teacher
-    return Schedules(
-        total_steps=config.total_steps,
-        lr=scale_lr(optimizer.base_lr, optimizer.lr_scaling, config.batch_size),
-        min_lr=optimizer.min_lr,
-        warmup_steps=optimizer.warmup_steps,
-        freeze_last_layer_steps=optimizer.freeze_last_layer_steps,
-        freeze_backbone_steps=optimizer.freeze_backbone_steps,
-        weight_decay=optimizer.weight_decay,
-        weight_decay_end=optimizer.weight_decay_end,
-        momentum=teacher.momentum,
-        final_momentum=teacher.final_momentum,
-        warmup_temp=teacher.warmup_temp,
-        temp=teacher.temp,
-        temp_warmup_steps=teacher.temp_warmup_steps,
-    )
+    return AdamW(multipliers, settings.clip_norm, settings.beta1, settings.beta2)
 
 
 def make_photometric(config: ConfigDict) -> Callable[[Array, Batch], Batch]:
@@ -148,19 +117,17 @@ def decode_spec(config: ConfigDict) -> DecodeSpec:
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of the batch that a step takes (see ssl/objective.py)."""
-    crops, images, group_size = config.crops, config.batch_size, config.group_size
+    crops, ibot, images = config.crops, config.ibot, config.batch_size
     channels = config.model.in_channels
     patches = (crops.global_size // config.model.patch_size) ** 2
-    slots = upperbound(group_size, patches, config.ibot.mask_probability, config.ibot.mask_ratio)
+    slots = upperbound(config.group_size, patches, ibot.mask_probability, ibot.mask_ratio)
+    local = images, crops.local_number, crops.local_size, crops.local_size, channels
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "global_crops": ((images, 2, *(crops.global_size,) * 2, channels), jnp.uint8),
-        "local_crops": (
-            (images, crops.local_number, *(crops.local_size,) * 2, channels),
-            jnp.uint8,
-        ),
+        "global_crops": ((images, 2, crops.global_size, crops.global_size, channels), jnp.uint8),
+        "local_crops": (local, jnp.uint8),
         "masks": ((images, 2, patches), jnp.bool_),
-        "mask_indices": ((images // group_size, slots), jnp.int32),
-        "mask_weights": ((images // group_size, slots), jnp.float32),
+        "mask_indices": ((images // config.group_size, slots), jnp.int32),
+        "mask_weights": ((images // config.group_size, slots), jnp.float32),
     }
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(shape, mesh))
@@ -179,14 +146,11 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(shapes, mesh)
     step = functools.partial(
-        train_step,
-        objective=objective,
-        optimizer=optimizer,
-        photometric=make_photometric(config),
+        train_step, objective=objective, optimizer=optimizer, photometric=make_photometric(config)
     )
     return Run(
         objective=objective,
-        schedules=make_schedules(config),
+        schedules=Schedules(config),
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),

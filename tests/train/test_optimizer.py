@@ -8,7 +8,7 @@ import pytest
 
 from dinov2_jax.train.optimizer import AdamW, Multipliers, module_norms
 
-PLAIN = Multipliers(1.0, 1.0, False)
+PLAIN = Multipliers(1.0, 1.0)
 HYPER = {
     "lr": jnp.float32(1e-2),
     "last_layer_lr": jnp.float32(3e-3),

@@ -3,8 +3,7 @@
 import pytest
 
 from configs import vitl14, vitl16_short
-from dinov2_jax.train.schedules import linear_then_constant
-from dinov2_jax.train.setup import make_schedules
+from dinov2_jax.train.schedules import Schedules, linear_then_constant
 
 SHORT = {
     1: {"lr": 4.5258e-7},
@@ -25,7 +24,7 @@ LONG = {
 
 @pytest.mark.parametrize(("overlay", "values"), [(vitl16_short, SHORT), (vitl14, LONG)])
 def test_worked_values(overlay, values):
-    schedules = make_schedules(overlay.get_config())
+    schedules = Schedules(overlay.get_config())
     for step, expected in values.items():
         got = schedules.at(step)
         for name, value in expected.items():
@@ -41,4 +40,4 @@ def test_linear_then_constant_is_a_linspace_with_both_ends(warmup, values):
 
 
 def test_first_step_has_no_rate():
-    assert make_schedules(vitl16_short.get_config()).at(0)["lr"] == 0
+    assert Schedules(vitl16_short.get_config()).at(0)["lr"] == 0

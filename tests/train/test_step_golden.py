@@ -11,8 +11,8 @@ from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ssl.objective import Networks, Objective, student_loss, teacher_targets
 from dinov2_jax.train.optimizer import (
+    AdamW,
     clip_by_module_norm,
-    make_optimizer,
     module_norms,
     parameter_multipliers,
 )
@@ -138,9 +138,8 @@ def relative_l2(got: dict, want: dict) -> float:
 def test_three_steps(case):
     name, data = case
     objective = objective_of(name, data)
-    optimizer = make_optimizer(
-        load_params(data, "init/student/"), **optimizer_settings(data, objective)
-    )
+    params = load_params(data, "init/student/")
+    optimizer = AdamW(parameter_multipliers(params, **optimizer_settings(data, objective)))
     state = initial_state(data, objective, optimizer)
     step = jax.jit(functools.partial(train_step, objective=objective, optimizer=optimizer))
     for i in range(3):
@@ -195,9 +194,16 @@ def test_multipliers(case):
     objective = objective_of(name, data)
     params = load_params(data, "init/student/")
     tree = parameter_multipliers(params, **optimizer_settings(data, objective))
-    for i, field in enumerate(("lr_mult", "wd_mult", "is_last")):
+    fields = {
+        "lr_mult": lambda m: m.lr,
+        "wd_mult": lambda m: m.weight_decay,
+        "is_last": lambda m: m.rate == "last_layer_lr",
+    }
+    for field, of in fields.items():
         full = jax.tree.map(
-            lambda p, m, i=i: np.broadcast_to(np.asarray(m[i], np.float64), p.shape), params, tree
+            lambda p, m, of=of: np.broadcast_to(np.asarray(of(m), np.float64), p.shape),
+            params,
+            tree,
         )
         got = {key: np.unique(value) for key, value in flatten(full).items()}
         names = data["groups/names"].tolist()
