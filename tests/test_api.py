@@ -260,7 +260,7 @@ def test_pretrain_refuses_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="configuration of the task 'eval'"):
         dinov2_jax.pretrain("eval/knn", tmp_path)
     config = load_config("quickstart").lock()
-    with pytest.raises(ConfigError, match=r"config.batch_size 100 is no multiple"):
+    with pytest.raises(ConfigError, match=r"config.batch_size 100 is not a multiple"):
         dinov2_jax.pretrain(config, tmp_path, batch_size=100)
     assert config.batch_size == 128
 

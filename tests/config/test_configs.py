@@ -166,7 +166,7 @@ def small() -> ConfigDict:
         ({"model.attention": "flash"}, "did you mean 'splash'"),
         ({"data.source": "folders"}, "did you mean 'folder'"),
         ({"data.source": "folder"}, "config.data.path is empty"),
-        ({"model.dim": 100}, "config.model.dim 100 is no multiple of config.model.heads 3.*=99"),
+        ({"model.dim": 100}, "config.model.dim 100 is not a multiple of config.model.heads 3.*=99"),
         ({"ibot.mask_ratio": (0.6, 0.5)}, "0 <= low <= high <= 1"),
         ({"checkpoint.every_steps": 0}, "at least 1"),
         ({"teacher.momentum": 1.5}, "from 0 to 1"),
