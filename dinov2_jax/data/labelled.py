@@ -1,8 +1,8 @@
 """Endless labelled pictures for supervised training: one random resized crop and flip each."""
 
 import dataclasses
-import weakref
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -10,15 +10,16 @@ import numpy as np
 from dinov2_jax.data.crops import sample_crops
 from dinov2_jax.data.decode import WHOLE_RGB, BadImage, DecodeSpec, load_record
 from dinov2_jax.data.loader import MAX_REPLACEMENTS
-from dinov2_jax.data.reader import Batch, GroupsOfBatches, Reader, join
+from dinov2_jax.data.reader import Batch, BatchLoader
 from dinov2_jax.data.sources.source import Source
 
 
-class LabelledLoader:
-    """Endless batches; batch n is a function of (source, settings, seed, n) alone.
+class LabelledLoader(BatchLoader):
+    """Endless batches {"images": uint8 [B, S, S, C], "labels": int32 [B], "records": int64 [B]}.
 
-    Every pass over the pictures is shuffled anew; fewer than a batch are repeated. A picture that
-    cannot be read is replaced by another one, with that one's label.
+    Batch n is a function of (source, settings, seed, n) alone. Every pass over the pictures is
+    shuffled anew; fewer than a batch are repeated. A picture that cannot be read is replaced by
+    another one, with that one's label.
 
     Args:
       labels: class of every record [len(source)], -1 for those to leave out.
@@ -48,50 +49,31 @@ class LabelledLoader:
         records = np.flatnonzero(labels >= 0)
         # As in CropSpec.decode_px: the smallest crop keeps more than twice the size of its output.
         decoding = dataclasses.replace(decoding, min_side_px=int(2 * size / scale[0] ** 0.5))
-        crop = _LabelledCrop(source, records, labels[records], size, scale, decoding)
+        crop = functools.partial(_crop, source, records, labels, size, scale, decoding)
         order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
         dataset = order.random_map(crop).batch(batch_size // parts)
-        self._parts = len(share)
-        wanted = GroupsOfBatches(dataset, parts, tuple(share), start_batch)
-        self._reader = Reader(grain.MapDataset.source(wanted), workers)
-        self._close = weakref.finalize(self, self._reader.close)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        """{"images": uint8 [B, S, S, C], "labels": int32 [B], "records": int64 [B]}."""
-        return join([next(self._reader) for _ in range(self._parts)])
-
-    def close(self) -> None:
-        """Ends the worker processes; no batch can follow."""
-        self._close()
+        super().__init__(dataset, parts, share, start_batch, workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class _LabelledCrop(grain.transforms.RandomMap):
-    source: Source
-    records: np.ndarray
-    labels: np.ndarray
-    size: int
-    scale: tuple[float, float]
-    decoding: DecodeSpec
-
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
-        place = int(element)
-        for _ in range(MAX_REPLACEMENTS + 1):
-            try:
-                image = load_record(self.source, int(self.records[place]), self.decoding)
-                break
-            except BadImage:
-                place = int(rng.integers(len(self.records)))
-        else:
-            raise BadImage(
-                f"{MAX_REPLACEMENTS + 1} pictures in a row cannot be read, the last of them "
-                f"{self.source.name(int(self.records[place]))}; check the data set"
-            )
-        return {
-            "images": sample_crops(rng, image, 1, self.size, self.scale)[0],
-            "labels": np.int32(self.labels[place]),
-            "records": np.int64(self.records[place]),
-        }
+def _crop(
+    source: Source,
+    records: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    scale: tuple[float, float],
+    decoding: DecodeSpec,
+    place: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """One crop of record records[place], or of another one where that cannot be read."""
+    for _ in range(MAX_REPLACEMENTS + 1):
+        record = int(records[place])
+        try:
+            crop = sample_crops(rng, load_record(source, record, decoding), 1, size, scale)[0]
+            return {"images": crop, "labels": np.int32(labels[record]), "records": np.int64(record)}
+        except BadImage:
+            place = int(rng.integers(len(records)))
+    raise BadImage(
+        f"{MAX_REPLACEMENTS + 1} pictures in a row cannot be read, the last of them "
+        f"{source.name(record)}; check the data set"
+    )

@@ -6,8 +6,8 @@ a run resumes changes anything. The loader's whole state is the number of the ne
 """
 
 import dataclasses
-import weakref
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from dinov2_jax.data.crops import sample_crops
 from dinov2_jax.data.decode import BadImage, DecodeSpec, load_record
 from dinov2_jax.data.masking import sample_masks
-from dinov2_jax.data.reader import Batch, GroupsOfBatches, Reader, join
+from dinov2_jax.data.reader import Batch, BatchLoader
 from dinov2_jax.data.sources.source import Source
 
 # How often a record that cannot be decoded is replaced by another one before a black picture.
@@ -68,8 +68,13 @@ class BatchSpec:
         return self.batch_size // self.group_size
 
 
-class TrainLoader:
+class TrainLoader(BatchLoader):
     """Endless batches for training; reshuffles every pass over the source.
+
+    With G groups, B images, V local views, P patches and M mask slots, a batch has global_crops
+    uint8 [B, 2, S, S, C], local_crops uint8 [B, V, s, s, C]; masks bool [B, 2, P], mask_indices
+    int32 [G, M], mask_weights float32 [G, M], see `sample_masks`; record int64 [B] and bad_records
+    int64 [B, MAX_REPLACEMENTS], for `BadRecords`.
 
     Args:
       source: pictures; fewer than a batch are repeated.
@@ -89,80 +94,47 @@ class TrainLoader:
         share: Sequence[int] | None = None,
     ) -> None:
         order = grain.MapDataset.source(range(len(source))).seed(spec.seed).shuffle().repeat()
-        crops = order.random_map(_MakeCrops(source, spec)).batch(spec.group_size)
-        dataset = crops.random_map(_AddMasks(spec))
-        # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
-        share = tuple(range(spec.groups) if share is None else share)
-        self._groups, self._next = len(share), start_batch
-        groups = GroupsOfBatches(dataset, spec.groups, share, start_batch)
-        self._reader = Reader(grain.MapDataset.source(groups), workers)
-        # For programs that end without closing the loader: grain tidies up too late then.
-        self._close = weakref.finalize(self, self._reader.close)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        """The next batch; G groups, B images, V local views, P patches, M mask slots.
-
-        Returns:
-          global_crops uint8 [B, 2, S, S, C], local_crops uint8 [B, V, s, s, C]; masks bool
-          [B, 2, P], mask_indices int32 [G, M], mask_weights float32 [G, M], see `sample_masks`;
-          record int64 [B] and bad_records int64 [B, MAX_REPLACEMENTS], for `BadRecords`.
-        """
-        batch = join([next(self._reader) for _ in range(self._groups)])
-        self._next += 1
-        return batch
-
-    def state(self) -> dict[str, int]:
-        """What a checkpoint stores: the number of the next batch."""
-        return {"next_batch": self._next}
-
-    def close(self) -> None:
-        """Ends the worker processes and frees their shared memory; no batch can follow."""
-        self._close()
+        crops = order.random_map(functools.partial(_make_crops, source, spec))
+        groups = crops.batch(spec.group_size).random_map(functools.partial(_add_masks, spec))
+        share = range(spec.groups) if share is None else share
+        super().__init__(groups, spec.groups, share, start_batch, workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class _MakeCrops(grain.transforms.RandomMap):
+def _make_crops(source: Source, spec: BatchSpec, index: int, rng: np.random.Generator) -> Batch:
     """Record number -> the crops of one image."""
-
-    source: Source
-    spec: BatchSpec
-
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
-        image, record, bad = self._load(int(element), rng)
-        spec = self.spec.crops
-        large = sample_crops(rng, image, 2, spec.global_size, spec.global_scale)
-        small = sample_crops(rng, image, spec.local_number, spec.local_size, spec.local_scale)
-        crops = {"global_crops": large, "local_crops": small}
-        return {**crops, "record": np.int64(record), "bad_records": bad}
-
-    def _load(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray]:
-        """The picture, the record it came from, and the bad records met before it (-1: none)."""
-        bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
-        spec = dataclasses.replace(self.spec.decoding, min_side_px=self.spec.crops.decode_px)
-        for attempt in range(MAX_REPLACEMENTS):
-            try:
-                return load_record(self.source, index, spec), index, bad
-            except BadImage:
-                bad[attempt] = index
-                index = int(rng.integers(len(self.source)))
-        return np.zeros((16, 16, spec.channels), np.uint8), -1, bad
+    image, record, bad = _load(source, spec, int(index), rng)
+    crops = spec.crops
+    return {
+        "global_crops": sample_crops(rng, image, 2, crops.global_size, crops.global_scale),
+        "local_crops": sample_crops(
+            rng, image, crops.local_number, crops.local_size, crops.local_scale
+        ),
+        "record": np.int64(record),
+        "bad_records": bad,
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class _AddMasks(grain.transforms.RandomMap):
+def _load(
+    source: Source, spec: BatchSpec, index: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int, np.ndarray]:
+    """The picture, the record it came from, and the bad records met before it (-1: none)."""
+    bad = np.full(MAX_REPLACEMENTS, -1, np.int64)
+    decoding = dataclasses.replace(spec.decoding, min_side_px=spec.crops.decode_px)
+    for attempt in range(MAX_REPLACEMENTS):
+        try:
+            return load_record(source, index, decoding), index, bad
+        except BadImage:
+            bad[attempt] = index
+            index = int(rng.integers(len(source)))
+    return np.zeros((16, 16, decoding.channels), np.uint8), -1, bad
+
+
+def _add_masks(spec: BatchSpec, group: Batch, rng: np.random.Generator) -> Batch:
     """Draws the masks of one group; its generator depends on the seed and the group's number."""
-
-    spec: BatchSpec
-
-    def random_map(self, element: Batch, rng: np.random.Generator) -> Batch:
-        spec = self.spec.masks
-        side = self.spec.crops.global_size // spec.patch_size
-        masks, indices, weights = sample_masks(
-            rng, self.spec.group_size, (side, side), spec.probability, spec.ratio
-        )
-        # One row a group, because groups are concatenated to a batch.
-        slots = {"mask_indices": indices[None], "mask_weights": weights[None]}
-        return {**element, "masks": masks, **slots}
+    side = spec.crops.global_size // spec.masks.patch_size
+    masks, indices, weights = sample_masks(
+        rng, spec.group_size, (side, side), spec.masks.probability, spec.masks.ratio
+    )
+    # One row a group, because groups are concatenated to a batch.
+    slots = {"mask_indices": indices[None], "mask_weights": weights[None]}
+    return {**group, "masks": masks, **slots}

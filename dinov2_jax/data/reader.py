@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,41 @@ def join(parts: Sequence[Batch]) -> Batch:
     return {
         name: np.concatenate([part[name].view(np.ndarray) for part in parts]) for name in parts[0]
     }
+
+
+class BatchLoader:
+    """Batches in order from number `start_batch` on, each joined from its groups `share`."""
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        groups: int,
+        share: Sequence[int],
+        start_batch: int,
+        workers: int,
+    ) -> None:
+        # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
+        wanted = GroupsOfBatches(dataset, groups, tuple(share), start_batch)
+        self._groups, self._next = len(share), start_batch
+        self._reader = Reader(grain.MapDataset.source(wanted), workers)
+        # For programs that end without closing the loader: grain tidies up too late then.
+        self._close = weakref.finalize(self, self._reader.close)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = join([next(self._reader) for _ in range(self._groups)])
+        self._next += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint stores: the number of the next batch."""
+        return {"next_batch": self._next}
+
+    def close(self) -> None:
+        """Ends the worker processes and frees their shared memory; no batch can follow."""
+        self._close()
 
 
 class Reader:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import grain
@@ -27,35 +28,28 @@ def stream_pictures(
     `workers` is the number of loader processes; 0 works on a thread of this process.
     """
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
-    chunks = grain.MapDataset.source(rows).batch(_CHUNK)
-    dataset = chunks.map(_LoadChunk(source, fit, decoding))
+    load = functools.partial(_load_chunk, source, fit, decoding)
+    dataset = grain.MapDataset.source(rows).batch(_CHUNK).map(load)
     with contextlib.closing(Reader(dataset, workers)) as reader:
         # map gives grain's own arrays no name, under which they would outlive close().
         for chunk in map(lambda chunk: join([chunk]), reader):
             yield from _split(chunk, decoding.channels)
 
 
-@dataclasses.dataclass(frozen=True)
-class _LoadChunk(grain.transforms.Map):
-    source: Source
-    fit: Fit
-    decoding: DecodeSpec
-
-    def map(self, element: np.ndarray) -> Batch:
-        images = [self._load(int(row)) for row in element]
-        pixels = [image.reshape(-1) for image in images]
-        return {
-            "rows": np.asarray(element, np.int64),
-            "shapes": np.array([image.shape[:2] for image in images], np.int64),
-            # One byte more, because shared memory cannot be empty.
-            "pixels": np.concatenate([*pixels, np.zeros(1, np.uint8)]),
-        }
-
-    def _load(self, row: int) -> np.ndarray:
+def _load_chunk(source: Source, fit: Fit, decoding: DecodeSpec, rows: np.ndarray) -> Batch:
+    images = []
+    for row in rows.tolist():
         try:
-            return self.fit(load_record(self.source, row, self.decoding))
+            images.append(fit(load_record(source, row, decoding)))
         except BadImage:
-            return np.zeros((0, 0, self.decoding.channels), np.uint8)
+            images.append(np.zeros((0, 0, decoding.channels), np.uint8))
+    pixels = [image.reshape(-1) for image in images]
+    return {
+        "rows": np.asarray(rows, np.int64),
+        "shapes": np.array([image.shape[:2] for image in images], np.int64),
+        # One byte more, because shared memory cannot be empty.
+        "pixels": np.concatenate([*pixels, np.zeros(1, np.uint8)]),
+    }
 
 
 def _split(chunk: Batch, channels: int) -> Iterator[Picture]:

@@ -5,27 +5,15 @@ uses their mean (UCF-101, Kinetics-400) or their concatenation (Something-Someth
 """
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from dinov2_jax.data.sources.files import NamedFiles
 from dinov2_jax.errors import EvaluationError
 
 FRAMES = 8
 POOLINGS = ("mean", "concat")
-
-
-class Videos(Protocol):
-    """Video files with their classes, such as those of `dinov2_jax.datasets.video`."""
-
-    class_names: tuple[str, ...] | None
-    labels: np.ndarray | None
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def path(self, index: int) -> str: ...
 
 
 class VideoFrames:
@@ -38,7 +26,7 @@ class VideoFrames:
     PyAV.
     """
 
-    def __init__(self, videos: Videos, frames: int = FRAMES) -> None:
+    def __init__(self, videos: NamedFiles, frames: int = FRAMES) -> None:
         _av()
         self.frames = frames
         self.class_names = videos.class_names
@@ -46,12 +34,8 @@ class VideoFrames:
         self._videos = videos
         self._last = threading.local()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_last"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._last = threading.local()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VideoFrames, (self._videos, self.frames)  # without the frames at hand
 
     def __len__(self) -> int:
         return len(self._videos) * self.frames

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import Names, may_be_picture, read_picture
+from dinov2_jax.data.sources.files import NamedFiles, may_be_picture
 from dinov2_jax.data.sources.source import SourceError
 
 
-class Files:
-    """Pictures or videos below one folder, in the given order; a file is read when it is indexed.
+class Files(NamedFiles):
+    """Pictures or videos below one folder, in the given order.
 
     Args:
       names: relative to the folder `root`, with "/".
@@ -39,7 +39,7 @@ class Files:
     ) -> None:
         if not names:
             raise SourceError(f"{title}: {root} holds no file of this set; check the folder")
-        self._root = os.path.abspath(root)
+        super().__init__(os.path.abspath(root), [os.fsencode(name) for name in names])
         self.labels = None if labels is None else np.asarray(labels, np.int64)
         self.class_names = None if class_names is None else tuple(class_names)
         self.targets = targets
@@ -50,21 +50,6 @@ class Files:
         if self.labels is not None and self.class_names is not None:
             _check_classes(self.labels, self.class_names, title)
         check_present(self._root, names, title)
-        self._names = Names([os.fsencode(name) for name in names])
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> bytes:
-        return read_picture(self.path(index))
-
-    def name(self, index: int) -> str:
-        """The path relative to the set's folder."""
-        return self._names[index]
-
-    def path(self, index: int) -> str:
-        """The whole path."""
-        return os.path.join(self._root, self._names[index])
 
 
 def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str) -> None:

@@ -195,7 +195,7 @@ def test_large_jpegs_are_decoded_smaller_without_a_visible_difference(tmp_path: 
     taken = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "load_record", lambda *given: taken.append(load_record(*given)))
-        pipeline._MakeCrops(source, SPEC)._load(0, rng)
+        pipeline._load(source, SPEC, 0, rng)
     small, whole = taken[0], decode(source[0])
     assert small.shape == (300, 400, 3)
     for size, scale in ((32, CROPS.global_scale), (16, CROPS.local_scale)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinov2_jax.data.sources.source import SourceError, not_found
+from dinov2_jax.data.sources.source import SourceError, Unlabelled, not_found
 
 # A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
 MAX_FILE_BYTES = 1 << 29
@@ -35,6 +35,27 @@ class Names:
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._text[start : self._ends[index]])
+
+
+class NamedFiles(Unlabelled):
+    """Files with names relative to the folder `root`; a file is read when it is indexed."""
+
+    def __init__(self, root: str, names: Sequence[bytes]) -> None:
+        self._root, self._names = root, Names(names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> bytes:
+        return read_picture(self.path(index))
+
+    def name(self, index: int) -> str:
+        """The path relative to the folder."""
+        return self._names[index]
+
+    def path(self, index: int) -> str:
+        """The whole path."""
+        return os.path.join(self._root, self._names[index])
 
 
 def may_be_picture(name: bytes) -> bool:

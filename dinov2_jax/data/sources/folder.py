@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import Names, may_be_picture, read_picture
-from dinov2_jax.data.sources.source import SPLITS, SourceError, Unlabelled, check_name, not_found
+from dinov2_jax.data.sources.files import NamedFiles, may_be_picture
+from dinov2_jax.data.sources.source import SPLITS, SourceError, check_name, not_found
 
 # The names of the folders of a split, as torchvision and others write them.
 _SPLIT_FOLDERS = {
@@ -17,7 +17,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class Folder(Unlabelled):
+class Folder(NamedFiles):
     """All pictures under a folder, or those that a text file lists, in the order of their names.
 
     A folder that holds train/ and val/ (or validation/, valid/, test/) has these splits. Any other
@@ -33,8 +33,8 @@ class Folder(Unlabelled):
         of_split = None if listed else _split_folder(path, split)
         if of_split is not None:
             path, split = of_split, "all"
-        self._root = os.path.dirname(os.path.abspath(path)) if listed else os.path.abspath(path)
-        names = _read_list(path) if listed else sorted(_walk(self._root))
+        root = os.path.dirname(os.path.abspath(path)) if listed else os.path.abspath(path)
+        names = _read_list(path) if listed else sorted(_walk(root))
         if not names:
             raise SourceError(f"data.path={path} holds no picture; name a folder with image files")
         folders = _class_folders(names, labels, path)
@@ -42,17 +42,7 @@ class Folder(Unlabelled):
             split = "test" if split == "validation" else split  # the name that other data sets use
             check_name("split", split, SPLITS)
             names, self.class_names, self.labels = _take_split(names, folders, split, path)
-        self._names = Names(names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> bytes:
-        return read_picture(os.path.join(self._root, self._names[index]))
-
-    def name(self, index: int) -> str:
-        """The path relative to the folder or to the list."""
-        return self._names[index]
+        super().__init__(root, names)
 
 
 def _walk(root: str) -> Iterator[bytes]:

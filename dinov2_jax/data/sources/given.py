@@ -8,33 +8,23 @@ import numpy as np
 from PIL import Image
 
 from dinov2_jax.data.decode import BadImage, from_pillow
-from dinov2_jax.data.sources.files import read_picture
+from dinov2_jax.data.sources.files import NamedFiles
 from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
 
-class Paths(Unlabelled):
-    """Picture files in the order given; a missing one counts as unreadable."""
+class Paths(NamedFiles):
+    """Picture files in the order given, by whole paths; a missing one counts as unreadable."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
-        self._paths = [os.path.expanduser(path) for path in paths]
+        super().__init__("", [os.fsencode(os.path.expanduser(path)) for path in paths])
 
     def require_all(self) -> None:
         """Raises FileNotFoundError, with up to three names, unless all files exist."""
-        lost = [path for path in self._paths if not os.path.exists(path)]
+        lost = [path for path in map(self.path, range(len(self))) if not os.path.exists(path)]
         if lost:
             more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
             verb = "do" if len(lost) > 1 else "does"
             raise FileNotFoundError(f"{', '.join(lost[:3])}{more} {verb} not exist")
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> bytes:
-        return read_picture(self._paths[index])
-
-    def name(self, index: int) -> str:
-        """The path as given."""
-        return self._paths[index]
 
 
 class Arrays(Unlabelled):
