@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.datasets.files import check_present
 from dinov2_jax.datasets.stored import read_pickle
 
 
@@ -35,25 +36,19 @@ class Cifar:
         return f"{os.path.basename(self._paths[0])}[{index}]"
 
 
-def cifar(
-    root: str, files: Sequence[str], meta: str, label_key: str, name_key: str, title: str
-) -> Cifar:
-    """Opens the pickles `files` of one split; `meta` is the file of class names.
+def cifar(meta: str, files: Sequence[str], label_key: str, name_key: str, title: str) -> Cifar:
+    """Opens the pickles `files` of one split, which lie beside `meta`, the file of class names.
 
     `label_key` is the key of the labels in the pickles, `name_key` that of the names in `meta`.
-
-    Raises:
-      SourceError: a file is missing or damaged, lists disagree, or a class has no picture.
+    Raises SourceError where a file is missing or damaged, lists disagree, or a class has no
+    picture.
     """
-    paths = [os.path.join(root, file) for file in files]
-    lost = [path for path in paths if not os.path.isfile(path)]
-    if lost:
-        raise SourceError(f"{title}: {lost[0]} is missing; unpack the archive again")
-    names = read_pickle(os.path.join(root, meta)).get(name_key.encode())
+    paths = [os.path.join(os.path.dirname(meta), file) for file in files]
+    check_present(os.path.dirname(meta), files, title)
+    names = read_pickle(meta).get(name_key.encode())
     if not names:
-        raise SourceError(f"{title}: {root}/{meta} holds no {name_key}; unpack the archive again")
+        raise SourceError(f"{title}: {meta} holds no {name_key}; unpack the archive again")
     class_names = tuple(name.decode() for name in names)
-    paths = [os.path.join(root, file) for file in files]
     labels = np.concatenate([_labels(path, label_key, title) for path in paths])
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size or labels.max() >= len(class_names) or labels.min() < 0:

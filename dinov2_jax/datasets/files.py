@@ -68,7 +68,7 @@ def _check_classes(labels: np.ndarray, class_names: tuple[str, ...], title: str)
 
 
 def absent(root: str, names: Sequence[str]) -> list[int]:
-    """Positions of names whose files do not exist; each folder is listed once."""
+    """Positions of the names that do not exist below `root`; each folder is listed once."""
 
     @functools.cache
     def inside(folder: str) -> set[str]:
@@ -80,7 +80,7 @@ def absent(root: str, names: Sequence[str]) -> list[int]:
 
 
 def check_present(root: str, names: Sequence[str], title: str, what: str = "files") -> None:
-    """Raises SourceError, naming the first lost path, unless all files `names` exist."""
+    """Raises SourceError, naming the first lost path, unless all files or folders exist."""
     lost = absent(root, names)
     if lost:
         raise SourceError(
@@ -114,11 +114,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def read_rows(path: str, columns: int) -> list[list[str]]:
-    """Lines split at blanks into `columns` parts; the last may contain blanks.
-
-    Raises:
-      SourceError: a line has fewer columns.
-    """
+    """Lines as `columns` parts between blanks; the last may hold blanks. SourceError for fewer."""
     rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)]
     for number, row in enumerate(rows, start=1):
         if len(row) != columns:
@@ -169,12 +165,7 @@ def folders_in(path: str, title: str) -> list[str]:
 
 def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], title: str) -> Files:
     """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
-    lost = [folder for folder in folders if not os.path.isdir(os.path.join(root, folder))]
-    if lost:
-        raise SourceError(
-            f"{title}: {len(lost)} of {len(folders)} class folders are missing in {root}, such as "
-            f"{lost[0]!r}; the copy is incomplete"
-        )
+    check_present(root, folders, title, "class folders")
     inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
     names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
     labels = [label for label, held in enumerate(inside) for _ in held]

@@ -7,35 +7,23 @@ counts differently (its ILSVRC2012_ID 1 is n02119789); meta.mat converts its val
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError, check_name
-from dinov2_jax.datasets.files import (
-    Files,
-    as_number,
-    class_files,
-    class_numbers,
-    folders_in,
-    pictures_in,
-    read_lines,
-    read_rows,
-    require,
-)
+from dinov2_jax.datasets import files
 from dinov2_jax.datasets.stored import read_mat
 
 _SYNSETS = ("synset_words.txt", "synsets.txt", "LOC_synset_mapping.txt")
 _VAL_LABELS = (
-    "LOC_val_solution.csv",
-    "imagenet_2012_validation_synset_labels.txt",
-    "val.txt",
+    "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "val.txt",
     "ILSVRC2012_validation_ground_truth.txt",
-)
+)  # fmt: skip
 _KAGGLE = "/ILSVRC/Data/CLS-LOC"  # Kaggle's lists lie above these folders
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
 
 
-def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
+def imagenet(root: str, split: str, *, val_labels: str = "") -> files.Files:
     """ILSVRC 2012 as folders.
 
     Training pictures lie in train/<WordNet id>/. Validation pictures lie in val/<WordNet id>/, or
@@ -56,12 +44,12 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
     """
     check_name("split", split, ("train", "val"))
     title, root = f"ImageNet {split}", os.path.expanduser(root)
-    folder = require(root, split, *(["validation"] if split == "val" else []), title=title)
+    folder = files.require(root, split, *(["validation"] if split == "val" else []), title=title)
     wnids = known_wnids(root)
-    flat = split == "val" and pictures_in(folder)
+    flat = split == "val" and files.pictures_in(folder)
     if not flat:
-        wnids = wnids or folders_in(folder, title)
-        return class_files(folder, wnids, wnids, title)
+        wnids = wnids or files.folders_in(folder, title)
+        return files.class_files(folder, wnids, wnids, title)
     path = val_labels or _find(root, _VAL_LABELS)
     if not path:
         raise SourceError(
@@ -69,7 +57,7 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> Files:
             f"into {root}, or sort the pictures into class folders"
         )
     labels, wnids = _read_val_labels(path, flat, wnids)
-    return Files(folder, flat, labels, wnids, title=title)
+    return files.Files(folder, flat, labels, wnids, title=title)
 
 
 def imagenet_tfds(path: str, split: str) -> Source:
@@ -96,8 +84,8 @@ def known_wnids(root: str) -> list[str]:
     """
     path, train = _find(root, _SYNSETS), os.path.join(root, "train")
     if not path:
-        return folders_in(train, "ImageNet train") if os.path.isdir(train) else []
-    wnids = [line.split()[0] for line in read_lines(path)]
+        return files.folders_in(train, "ImageNet train") if os.path.isdir(train) else []
+    wnids = [line.split()[0] for line in files.read_lines(path)]
     if wnids != sorted(set(wnids)):
         raise SourceError(
             f"{path} does not list each WordNet id once in sorted order, which is the order of "
@@ -119,55 +107,57 @@ def _read_val_labels(
     path: str, pictures: Sequence[str], wnids: list[str]
 ) -> tuple[list[int], list[str]]:
     """Class numbers of the pictures, in the order of their names, and the WordNet ids."""
-    lines = read_lines(path)
+    lines = files.read_lines(path)
     if lines[0].isdigit():  # the devkit
         by_id = _devkit_wnids(os.path.join(os.path.dirname(path), "meta.mat"))
-        numbers = [as_number(line, path) for line in lines]
+        numbers = [files.as_number(line, path) for line in lines]
         if max(numbers) > len(by_id) or min(numbers) < 1:
             raise SourceError(f"{path} holds an id beyond 1 ... {len(by_id)}; unpack it again")
-        order = sorted(by_id)
-        if wnids and wnids != order:
+        if wnids and wnids != sorted(by_id):
             raise SourceError(
-                f"{path} is of {len(order)} classes, but {len(wnids)} others are listed or lie in "
+                f"{path} is of {len(by_id)} classes, but {len(wnids)} others are listed or lie in "
                 "train/; take all of one release"
             )
-        labels = class_numbers([by_id[number - 1] for number in numbers], order, path)
-        return _of_length(labels, pictures, path), order
+        wnids = sorted(by_id)
+        lines = [by_id[number - 1] for number in numbers]
     if not wnids:
         raise SourceError(
             f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
         )
+    if path.endswith(".csv") or len(lines[0].split()) > 1:
+        return _labels_by_name(path, pictures, wnids), wnids
+    check_length(path, lines, pictures)
+    return files.class_numbers(lines, wnids, path), wnids
+
+
+def _labels_by_name(path: str, pictures: Sequence[str], wnids: list[str]) -> list[int]:
+    """Class numbers of the pictures, from a list with a name and a class a line."""
     if path.endswith(".csv"):
         with open(path, encoding="utf-8", newline="") as file:
             rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
-        numbers = class_numbers([wnid for _, wnid in rows], wnids, path)
-        by_name = dict(zip((name for name, _ in rows), numbers, strict=True))
-    elif len(lines[0].split()) == 1:
-        return _of_length(class_numbers(lines, wnids, path), pictures, path), wnids
+        numbers = files.class_numbers([wnid for _, wnid in rows], wnids, path)
     else:
-        rows = read_rows(path, 2)
-        by_name = {os.path.splitext(name)[0]: as_number(label, path) for name, label in rows}
-    stems = [os.path.splitext(name)[0] for name in pictures]
-    lost = [name for name, stem in zip(pictures, stems, strict=True) if stem not in by_name]
+        rows = files.read_rows(path, 2)
+        numbers = [files.as_number(label, path) for _, label in rows]
+    stems = [os.path.splitext(name)[0] for name, _ in rows]
+    by_name = dict(zip(stems, numbers, strict=True))
+    lost = [name for name in pictures if os.path.splitext(name)[0] not in by_name]
     if lost:
         raise SourceError(
             f"{path} has no label for {len(lost):,} of {len(pictures):,} pictures, such as "
             f"{lost[0]}; take the list of this release"
         )
-    _of_length(list(by_name), pictures, path)
-    return [by_name[stem] for stem in stems], wnids
+    check_length(path, by_name, pictures)
+    return [by_name[os.path.splitext(name)[0]] for name in pictures]
 
 
-def _of_length(labels: list, pictures: Sequence[str], path: str) -> list:
+def check_length(path: str, labels: Sized, pictures: Sized) -> None:
+    """Raises SourceError where a label file does not belong to the pictures."""
     if len(labels) != len(pictures):
-        raise SourceError(different_lengths(path, len(labels), len(pictures)))
-    return labels
-
-
-def different_lengths(path: str, labels: int, pictures: int) -> str:
-    """The sentence for a label file that does not belong to the pictures."""
-    counts = f"{labels:,} labels, but there are {pictures:,} pictures"
-    return f"{path} has {counts}; both must be of the same release, and whole"
+        raise SourceError(
+            f"{path} has {len(labels):,} labels, but there are {len(pictures):,} pictures; both "
+            "must be of the same release, and whole"
+        )
 
 
 def _devkit_wnids(path: str) -> list[str]:

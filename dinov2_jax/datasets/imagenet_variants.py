@@ -11,15 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dinov2_jax.data.sources.source import Source, SourceError
-from dinov2_jax.datasets.files import (
-    Files,
-    class_files,
-    class_numbers,
-    folders_in,
-    read_json,
-    require,
-)
-from dinov2_jax.datasets.imagenet import different_lengths
+from dinov2_jax.datasets import files
+from dinov2_jax.datasets.imagenet import check_length
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise",
@@ -36,45 +29,45 @@ class Subset(NamedTuple):
     So a classifier of 1000 classes scores this set with `scores[:, classes]`.
     """
 
-    pictures: Files
+    pictures: files.Files
     classes: np.ndarray
 
 
-def imagenet_v2(root: str, wnids: Sequence[str]) -> Files:
+def imagenet_v2(root: str, wnids: Sequence[str]) -> files.Files:
     """ImageNet-V2: folders 0 ... 999, whose names are class numbers.
 
     `root` is a folder such as imagenetv2-matched-frequency-format-val.
     """
     root = os.path.expanduser(root)
     folders = [str(number) for number in range(len(wnids))]
-    there = len(folders_in(root, "ImageNet-V2")) if os.path.isdir(root) else len(folders)
+    there = len(files.folders_in(root, "ImageNet-V2")) if os.path.isdir(root) else len(folders)
     if there != len(folders):
         raise SourceError(
             f"ImageNet-V2: {root} holds {there} class folders, but the classifier has "
             f"{len(folders)} classes, and its folders are numbers of these; train on all 1000"
         )
-    return class_files(root, folders, wnids, "ImageNet-V2")
+    return files.class_files(root, folders, wnids, "ImageNet-V2")
 
 
-def imagenet_sketch(root: str, wnids: Sequence[str]) -> Files:
+def imagenet_sketch(root: str, wnids: Sequence[str]) -> files.Files:
     """ImageNet-Sketch: <WordNet id>/*, all 1000 classes; `root` may be the folder above sketch/."""
-    root = require(root, "sketch", "val", ".", title="ImageNet-Sketch")
-    return class_files(root, wnids, wnids, "ImageNet-Sketch")
+    root = files.require(root, "sketch", "val", ".", title="ImageNet-Sketch")
+    return files.class_files(root, wnids, wnids, "ImageNet-Sketch")
 
 
 def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subset:
     """ImageNet-A or ImageNet-R: <WordNet id>/*; exactly `classes` of the 1000 classes."""
     root = os.path.expanduser(root)
     title = f"ImageNet subset {os.path.basename(os.path.normpath(root))}"
-    folders = folders_in(require(root, ".", title=title), title)
-    numbers = class_numbers(folders, wnids, root)
+    folders = files.folders_in(files.require(root, ".", title=title), title)
+    numbers = files.class_numbers(folders, wnids, root)
     if len(folders) != classes:
         counts = f"{len(folders)} class folders, but the set has {classes}"
         raise SourceError(f"{title}: {root} holds {counts}; the copy is incomplete")
-    return Subset(class_files(root, folders, folders, title), np.array(numbers, np.int64))
+    return Subset(files.class_files(root, folders, folders, title), np.array(numbers, np.int64))
 
 
-def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) -> Files:
+def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) -> files.Files:
     """ImageNet-C: <corruption>/<severity 1 ... 5>/<WordNet id>/*.
 
     Its tar files may be unpacked into one folder or each into its own (noise/, blur/, weather/,
@@ -83,7 +76,7 @@ def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) 
     title = f"ImageNet-C {corruption} {severity}"
     groups = ("", "noise", "blur", "weather", "digital", "extra")
     choices = [os.path.join(group, corruption, str(severity)) for group in groups]
-    return class_files(require(root, *choices, title=title), wnids, wnids, title)
+    return files.class_files(files.require(root, *choices, title=title), wnids, wnids, title)
 
 
 def real_labels(path: str, pictures: Source) -> np.ndarray:
@@ -99,12 +92,11 @@ def real_labels(path: str, pictures: Source) -> np.ndarray:
       SourceError: the file is no list of lists of class numbers or has another length, or the
         pictures have other names, as those of TFDS.
     """
-    lists = read_json(os.path.expanduser(path))
+    lists = files.read_json(os.path.expanduser(path))
     if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):
         raise SourceError(f"{path} is no list of lists of labels; take real.json of its authors")
     names = [pictures.name(row) for row in range(len(pictures))]
-    if len(lists) != len(names):
-        raise SourceError(different_lengths(path, len(lists), len(names)))
+    check_length(path, lists, names)
     numbers = [re.search(r"ILSVRC2012_val_(\d{8})\.", name) for name in names]
     order = [int(match[1]) if match else 0 for match in numbers]
     if sorted(order) != list(range(1, len(lists) + 1)):

@@ -55,10 +55,8 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
     """R-Oxford or R-Paris (Radenovic et al. 2018): jpg/*.jpg and gnd_<name>.pkl.
 
     `name` is one of REVISITED, `root` the folder of both, such as data/datasets/roxford5k. Pictures
-    of Paris lie directly in jpg/, not in the folders of its archive.
-
-    Raises:
-      SourceError: a file is missing, or the ground truth has another form.
+    of Paris lie directly in jpg/, not in the folders of its archive. Raises SourceError where a
+    file is missing, or the ground truth has another form.
     """
     check_name("revisited set", name, REVISITED)
     path = require(root, f"gnd_{name}.pkl", title=name)
@@ -79,10 +77,8 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
     if any(box.shape != (4,) for box in boxes):
         raise SourceError(f"{path} has a query without its box bbx; download it again")
     folder = require(root, "jpg", title=name)
-    database, asked = (
-        Files(folder, [f"{image}.jpg" for image in names], title=f"{name} {part}")
-        for part, names in (("database", images), ("queries", queries))
-    )
+    database = Files(folder, [f"{image}.jpg" for image in images], title=f"{name} database")
+    asked = Files(folder, [f"{image}.jpg" for image in queries], title=f"{name} queries")
     return RevisitedSet(database, Cropped(asked, np.stack(boxes)), ground_truth)
 
 
@@ -109,9 +105,7 @@ def met_set(root: str) -> MetSet:
 
     MET_database.json lists {"id", "path"}; testset.json and valset.json list {"path"} and, if the
     query shows an exhibit, "MET_id". Paths begin at images/. The lists may also lie in `root`.
-
-    Raises:
-      SourceError: a file is missing, or a list has another form.
+    Raises SourceError where a file is missing, or a list has another form.
     """
     train = _met_files(root, "MET_database.json", "id", required=True)
     validation = _met_files(root, "valset.json", "MET_id")
@@ -142,10 +136,7 @@ def amstertime(root: str) -> Pairs:
     """AmsterTime (Yildiz et al. 2022): new/0000.png ..., old/0000.jpg ..., paired by their names.
 
     Its evaluation ranks the new pictures for each old one and the old ones for each new one, and
-    takes the mean of both.
-
-    Raises:
-      SourceError: a folder is missing, or a picture has no pair.
+    takes the mean of both. Raises SourceError where a folder is missing, or a picture has no pair.
     """
     title = "AmsterTime"
     by_stem = {}

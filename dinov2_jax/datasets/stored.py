@@ -9,11 +9,6 @@ import numpy as np
 from dinov2_jax.data.sources.source import SourceError
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """`_codecs.encode`, as in pickles of bytes."""
-    return text.encode(encoding)
-
-
 def _from_buffer(
     data: Any, dtype: np.dtype, shape: tuple[int, ...], order: str, axes: Any = None
 ) -> np.ndarray:
@@ -27,7 +22,7 @@ def _from_buffer(
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): str.encode,  # as in pickles of bytes
     ("__builtin__", "bytes"): bytes,
     ("builtins", "bytes"): bytes,
 }

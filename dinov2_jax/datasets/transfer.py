@@ -7,17 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dinov2_jax.data.sources.source import Source, SourceError, check_name
+from dinov2_jax.datasets import files
 from dinov2_jax.datasets.cifar import cifar
-from dinov2_jax.datasets.files import (
-    Files,
-    as_number,
-    class_numbers,
-    folders_in,
-    pictures_in,
-    read_lines,
-    read_rows,
-    require,
-)
 from dinov2_jax.datasets.stored import read_mat
 from dinov2_jax.datasets.voc import voc2007
 
@@ -48,14 +39,14 @@ def transfer_set(name: str, root: str) -> Transfer:
 def food101(root: str) -> Transfer:
     """Food-101: images/<class>/<number>.jpg, meta/{classes,train,test}.txt."""
     title = "Food-101"
-    classes = read_lines(require(root, "meta/classes.txt", title=title))
+    classes = files.read_lines(files.require(root, "meta/classes.txt", title=title))
 
-    def split(name: str) -> Files:
-        path = require(root, f"meta/{name}.txt", title=title)
-        rows = read_lines(path)
-        labels = class_numbers([row.partition("/")[0] for row in rows], classes, path)
-        files = [f"{row}.jpg" for row in rows]
-        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+    def split(name: str) -> files.Files:
+        path = files.require(root, f"meta/{name}.txt", title=title)
+        rows = files.read_lines(path)
+        labels = files.class_numbers([row.partition("/")[0] for row in rows], classes, path)
+        names = [f"{row}.jpg" for row in rows]
+        return files.Files(_images(root, title), names, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("train"), None, split("test"), TOP1)
 
@@ -63,21 +54,20 @@ def food101(root: str) -> Transfer:
 def cifar10(root: str) -> Transfer:
     """CIFAR-10: cifar-10-batches-py with data_batch_1 ... 5, test_batch and batches.meta."""
     train = [f"data_batch_{number}" for number in range(1, 6)]
-    return Transfer(*_cifar(root, "CIFAR-10", train, "test_batch"), TOP1)
+    meta = "cifar-10-batches-py/batches.meta"
+    return _cifar(root, "CIFAR-10", meta, train, "test_batch", "labels", "label_names")
 
 
 def cifar100(root: str) -> Transfer:
     """CIFAR-100: cifar-100-python with train, test and meta; the 100 fine classes."""
-    return Transfer(*_cifar(root, "CIFAR-100", ["train"], "test"), TOP1)
+    keys = "fine_labels", "fine_label_names"
+    return _cifar(root, "CIFAR-100", "cifar-100-python/meta", ["train"], "test", *keys)
 
 
-def _cifar(root: str, title: str, train: list[str], test: str) -> tuple[Source, None, Source]:
-    fine = title == "CIFAR-100"
-    folder = "cifar-100-python" if fine else "cifar-10-batches-py"
-    meta = "meta" if fine else "batches.meta"
-    root = os.path.dirname(require(root, meta, f"{folder}/{meta}", title=title))
-    keys = ("fine_labels", "fine_label_names") if fine else ("labels", "label_names")
-    return cifar(root, train, meta, *keys, title), None, cifar(root, [test], meta, *keys, title)
+def _cifar(root: str, title: str, meta: str, train: list[str], test: str, *keys: str) -> Transfer:
+    path = files.require(root, os.path.basename(meta), meta, title=title)
+    fit, rated = (cifar(path, names, *keys, title) for names in (train, [test]))
+    return Transfer(fit, None, rated, TOP1)
 
 
 def sun397(root: str) -> Transfer:
@@ -88,15 +78,15 @@ def sun397(root: str) -> Transfer:
     title = "SUN397"
 
     def listed(name: str) -> str:
-        return require(root, f"Partitions/{name}", name, title=title)
+        return files.require(root, f"Partitions/{name}", name, title=title)
 
-    classes = [line.lstrip("/") for line in read_lines(listed("ClassName.txt"))]
+    classes = [line.lstrip("/") for line in files.read_lines(listed("ClassName.txt"))]
 
-    def split(name: str) -> Files:
+    def split(name: str) -> files.Files:
         path = listed(f"{name}_01.txt")
-        rows = [line.lstrip("/") for line in read_lines(path)]
-        labels = class_numbers([os.path.dirname(row) for row in rows], classes, path)
-        return Files(root, rows, labels, classes, title=f"{title} {name}")
+        rows = [line.lstrip("/") for line in files.read_lines(path)]
+        labels = files.class_numbers([os.path.dirname(row) for row in rows], classes, path)
+        return files.Files(root, rows, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("Training"), None, split("Testing"), TOP1)
 
@@ -107,14 +97,14 @@ def cars(root: str) -> Transfer:
     The labelled list of the test set is a separate download and may lie in either folder.
     """
     title = "Cars"
-    meta = read_mat(require(root, "devkit/cars_meta.mat", title=title))
+    meta = read_mat(files.require(root, "devkit/cars_meta.mat", title=title))
     classes = [str(name) for name in np.atleast_1d(meta["class_names"])]
 
-    def split(name: str, *lists: str) -> Files:
-        rows = np.atleast_1d(read_mat(require(root, *lists, title=title))["annotations"])
+    def split(name: str, *lists: str) -> files.Files:
+        rows = np.atleast_1d(read_mat(files.require(root, *lists, title=title))["annotations"])
         labels = [int(row["class"]) - 1 for row in rows]
-        files = [f"cars_{name}/{row['fname']}" for row in rows]
-        return Files(root, files, labels, classes, title=f"{title} {name}")
+        names = [f"cars_{name}/{row['fname']}" for row in rows]
+        return files.Files(root, names, labels, classes, title=f"{title} {name}")
 
     name = "cars_test_annos_withlabels.mat"
     train = split("train", "devkit/cars_train_annos.mat")
@@ -124,15 +114,15 @@ def cars(root: str) -> Transfer:
 def aircraft(root: str) -> Transfer:
     """FGVC-Aircraft: data/images/*.jpg, data/variants.txt, data/images_variant_{split}.txt."""
     title = "Aircraft"
-    root = os.path.dirname(require(root, "data/variants.txt", "variants.txt", title=title))
-    classes = read_lines(os.path.join(root, "variants.txt"))
+    root = os.path.dirname(files.require(root, "data/variants.txt", "variants.txt", title=title))
+    classes = files.read_lines(os.path.join(root, "variants.txt"))
 
-    def split(name: str) -> Files:
-        path = require(root, f"images_variant_{name}.txt", title=title)
-        files, variants = zip(*read_rows(path, 2), strict=True)
-        labels = class_numbers(variants, classes, path)
-        files = [f"{file}.jpg" for file in files]
-        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+    def split(name: str) -> files.Files:
+        path = files.require(root, f"images_variant_{name}.txt", title=title)
+        numbers, variants = zip(*files.read_rows(path, 2), strict=True)
+        labels = files.class_numbers(variants, classes, path)
+        names = [f"{number}.jpg" for number in numbers]
+        return files.Files(_images(root, title), names, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("train"), split("val"), split("test"), MEAN_PER_CLASS)
 
@@ -145,13 +135,13 @@ def voc(root: str) -> Transfer:
 def dtd(root: str) -> Transfer:
     """DTD: images/<class>/*.jpg, labels/{train,val,test}1.txt; the first of ten partitions."""
     title = "DTD"
-    classes = folders_in(_images(root, title), title)
+    classes = files.folders_in(_images(root, title), title)
 
-    def split(name: str) -> Files:
-        path = require(root, f"labels/{name}1.txt", title=title)
-        rows = read_lines(path)
-        labels = class_numbers([row.partition("/")[0] for row in rows], classes, path)
-        return Files(_images(root, title), rows, labels, classes, title=f"{title} {name}")
+    def split(name: str) -> files.Files:
+        path = files.require(root, f"labels/{name}1.txt", title=title)
+        rows = files.read_lines(path)
+        labels = files.class_numbers([row.partition("/")[0] for row in rows], classes, path)
+        return files.Files(_images(root, title), rows, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("train"), split("val"), split("test"), TOP1)
 
@@ -161,19 +151,19 @@ def pets(root: str) -> Transfer:
     title = "Pets"
 
     def rows_of(name: str) -> list[tuple[str, int]]:
-        path = require(root, f"annotations/{name}.txt", title=title)
-        rows = [row for row in read_rows(path, 4) if not row[0].startswith("#")]
-        return [(row[0], as_number(row[1], path)) for row in rows]
+        path = files.require(root, f"annotations/{name}.txt", title=title)
+        rows = [row for row in files.read_rows(path, 4) if not row[0].startswith("#")]
+        return [(row[0], files.as_number(row[1], path)) for row in rows]
 
     # The breed is the file's name up to the number; "american_bulldog_100" is one of class 2.
     breeds = {number: file.rpartition("_")[0] for file, number in rows_of("trainval")}
     classes = [breeds.get(number, str(number)) for number in range(1, max(breeds) + 1)]
 
-    def split(name: str) -> Files:
+    def split(name: str) -> files.Files:
         rows = rows_of(name)
         labels = [number - 1 for _, number in rows]
-        files = [f"{file}.jpg" for file, _ in rows]
-        return Files(_images(root, title), files, labels, classes, title=f"{title} {name}")
+        names = [f"{file}.jpg" for file, _ in rows]
+        return files.Files(_images(root, title), names, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("trainval"), None, split("test"), MEAN_PER_CLASS)
 
@@ -186,46 +176,48 @@ def caltech101(root: str) -> Transfer:
     15), while SimCLR counts 102 classes.
     """
     title = "Caltech-101"
-    root = require(root, "101_ObjectCategories", "caltech101/101_ObjectCategories", title=title)
-    classes = [name for name in folders_in(root, title) if name != "BACKGROUND_Google"]
+    root = files.require(
+        root, "101_ObjectCategories", "caltech101/101_ObjectCategories", title=title
+    )
+    classes = [name for name in files.folders_in(root, title) if name != "BACKGROUND_Google"]
     # DINOv2: the training pictures behind the published results are not known.
     rng = np.random.default_rng(0)
-    parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "test": ([], [])}
+    parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, name in enumerate(classes):
-        files = pictures_in(os.path.join(root, name))
-        if len(files) <= _CALTECH_SHOTS:
+        held = files.pictures_in(os.path.join(root, name))
+        if len(held) <= _CALTECH_SHOTS:
             raise SourceError(
-                f"{title}: class {name!r} has {len(files)} pictures, but {_CALTECH_SHOTS} are for "
+                f"{title}: class {name!r} has {len(held)} pictures, but {_CALTECH_SHOTS} are for "
                 "training and the others for testing; the copy is incomplete"
             )
-        chosen = set(rng.permutation(len(files))[:_CALTECH_SHOTS].tolist())
-        for place, file in enumerate(files):
-            rows, labels = parts["train" if place in chosen else "test"]
-            rows.append(f"{name}/{file}")
-            labels.append(label)
-    train, test = (
-        Files(root, *part, classes, title=f"{title} {name}") for name, part in parts.items()
-    )
-    return Transfer(train, None, test, MEAN_PER_CLASS)
+        chosen = set(rng.permutation(len(held))[:_CALTECH_SHOTS].tolist())
+        for place, file in enumerate(held):
+            parts["train" if place in chosen else "test"].append((f"{name}/{file}", label))
+
+    def split(part: str) -> files.Files:
+        names, labels = zip(*parts[part], strict=True)
+        return files.Files(root, names, labels, classes, title=f"{title} {part}")
+
+    return Transfer(split("train"), None, split("test"), MEAN_PER_CLASS)
 
 
 def flowers102(root: str) -> Transfer:
     """Flowers-102: jpg/image_00001.jpg ..., setid.mat and imagelabels.mat."""
     title = "Flowers-102"
-    labels = np.atleast_1d(read_mat(require(root, "imagelabels.mat", title=title))["labels"])
-    sets = read_mat(require(root, "setid.mat", title=title))
+    labels = np.atleast_1d(read_mat(files.require(root, "imagelabels.mat", title=title))["labels"])
+    sets = read_mat(files.require(root, "setid.mat", title=title))
     classes = [str(number) for number in range(1, int(labels.max()) + 1)]
 
-    def split(name: str) -> Files:
+    def split(name: str) -> files.Files:
         numbers = np.atleast_1d(sets[name]).astype(np.int64)
         if numbers.max() > len(labels):
             raise SourceError(
                 f"{title}: setid.mat names picture {numbers.max()}, but imagelabels.mat has "
                 f"{len(labels):,} labels; both must be of the same release"
             )
-        files = [f"jpg/image_{number:05d}.jpg" for number in numbers]
+        names = [f"jpg/image_{number:05d}.jpg" for number in numbers]
         rows = labels[numbers - 1].astype(np.int64) - 1
-        return Files(root, files, rows, classes, title=f"{title} {name}")
+        return files.Files(root, names, rows, classes, title=f"{title} {name}")
 
     return Transfer(split("trnid"), split("valid"), split("tstid"), MEAN_PER_CLASS)
 
@@ -236,33 +228,35 @@ def cub200(root: str) -> Transfer:
     Every list has "number value" a line, by picture number.
     """
     title = "CUB"
-    root = os.path.dirname(require(root, "images.txt", "CUB_200_2011/images.txt", title=title))
+    root = os.path.dirname(
+        files.require(root, "images.txt", "CUB_200_2011/images.txt", title=title)
+    )
 
     def table(name: str) -> dict[int, str]:
-        path = require(root, name, title=title)
-        return {as_number(number, path): value for number, value in read_rows(path, 2)}
+        path = files.require(root, name, title=title)
+        return {files.as_number(number, path): value for number, value in files.read_rows(path, 2)}
 
-    files, labels = table("images.txt"), table("image_class_labels.txt")
+    images, labels = table("images.txt"), table("image_class_labels.txt")
     learn, called = table("train_test_split.txt"), table("classes.txt")
     for name, other in (("image_class_labels.txt", labels), ("train_test_split.txt", learn)):
-        if other.keys() != files.keys():
+        if other.keys() != images.keys():
             raise SourceError(
-                f"{title}: {name} has {len(other):,} pictures and images.txt {len(files):,}; both "
+                f"{title}: {name} has {len(other):,} pictures and images.txt {len(images):,}; both "
                 "must be of the same release, and whole"
             )
     classes = [called[number] for number in sorted(called)]
 
-    def split(flag: str, name: str) -> Files:
-        chosen = [number for number in sorted(files) if learn[number] == flag]
-        names = [files[number] for number in chosen]
-        rows = [as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen]
-        return Files(f"{root}/images", names, rows, classes, title=f"{title} {name}")
+    def split(flag: str, name: str) -> files.Files:
+        chosen = [number for number in sorted(images) if learn[number] == flag]
+        names = [images[number] for number in chosen]
+        rows = [files.as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen]
+        return files.Files(f"{root}/images", names, rows, classes, title=f"{title} {name}")
 
     return Transfer(split("1", "train"), None, split("0", "test"), TOP1)
 
 
 def _images(root: str, title: str) -> str:
-    return require(root, "images", title=title)
+    return files.require(root, "images", title=title)
 
 
 TRANSFER_SETS: dict[str, Callable[[str], Transfer]] = {

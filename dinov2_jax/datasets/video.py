@@ -6,21 +6,12 @@ import os
 from collections.abc import Sequence
 
 from dinov2_jax.data.sources.source import SourceError, check_name
-from dinov2_jax.datasets.files import (
-    Files,
-    absent,
-    as_number,
-    class_numbers,
-    read_json,
-    read_lines,
-    read_rows,
-    require,
-)
+from dinov2_jax.datasets import files
 
 log = logging.getLogger("dinov2_jax")
 
 
-def ucf101(root: str, split: str) -> Files:
+def ucf101(root: str, split: str) -> files.Files:
     """UCF-101: UCF-101/<class>/*.avi, ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt.
 
     Videos may also lie in `root` directly. `split` is "train" or "test", of the first of three
@@ -28,17 +19,18 @@ def ucf101(root: str, split: str) -> Files:
     """
     check_name("split", split, ("train", "test"))
     title = f"UCF-101 {split}"
-    path = require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
-    numbers = {name: as_number(number, path) for number, name in read_rows(path, 2)}
+    path = files.require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
+    numbers = {name: files.as_number(number, path) for number, name in files.read_rows(path, 2)}
     classes = sorted(numbers, key=lambda name: numbers[name])
-    path = require(os.path.dirname(path), f"{split}list01.txt", title=title)
-    names = [line.split()[0] for line in read_lines(path)]  # training lists add the class number
-    labels = class_numbers([name.partition("/")[0] for name in names], classes, path)
-    folder = require(root, "UCF-101", ".", title=title)
-    return Files(folder, names, labels, classes, title=title)
+    path = files.require(os.path.dirname(path), f"{split}list01.txt", title=title)
+    # Lists for training add the number of the class.
+    names = [line.split()[0] for line in files.read_lines(path)]
+    labels = files.class_numbers([name.partition("/")[0] for name in names], classes, path)
+    folder = files.require(root, "UCF-101", ".", title=title)
+    return files.Files(folder, names, labels, classes, title=title)
 
 
-def kinetics(root: str, split: str, *, allow_missing: bool = False) -> Files:
+def kinetics(root: str, split: str, *, allow_missing: bool = False) -> files.Files:
     """Kinetics: <split>.csv with label, youtube_id, time_start, time_end, split.
 
     Videos are called <youtube_id>_<start in 6 digits>_<end in 6 digits>.mp4. They lie in the folder
@@ -57,17 +49,17 @@ def kinetics(root: str, split: str, *, allow_missing: bool = False) -> Files:
     title, root = f"Kinetics {split}", os.path.expanduser(root)
     spellings = [split, "validate", "validation"] if split == "val" else [split]
     lists = [f"{folder}{name}.csv" for name in spellings for folder in ("", "annotations/")]
-    path = require(root, *lists, title=title)
+    path = files.require(root, *lists, title=title)
     rows = _kinetics_rows(path)
     classes = sorted({label for label, _ in rows})
-    folder = require(root, *spellings, title=title)
+    folder = files.require(root, *spellings, title=title)
     names = _in_folders(folder, rows)
-    lost = set(absent(folder, names)) if allow_missing else set()
+    lost = set(files.absent(folder, names)) if allow_missing else set()
     kept = [place for place in range(len(rows)) if place not in lost]
     if lost:
         log.warning("%s: %d of %d videos are missing and left out", title, len(lost), len(rows))
-    labels = class_numbers([rows[place][0] for place in kept], classes, path)
-    return Files(folder, [names[place] for place in kept], labels, classes, title=title)
+    labels = files.class_numbers([rows[place][0] for place in kept], classes, path)
+    return files.Files(folder, [names[place] for place in kept], labels, classes, title=title)
 
 
 def _kinetics_rows(path: str) -> list[tuple[str, str]]:
@@ -80,15 +72,13 @@ def _kinetics_rows(path: str) -> list[tuple[str, str]]:
                 f"{path} has the columns {', '.join(reader.fieldnames or ())}, but needs "
                 f"{', '.join(sorted(wanted))}; take the official list with labels"
             )
-        rows = [(row["label"], _kinetics_file(row, path)) for row in reader]
+        rows = []
+        for row in reader:
+            start, end = (files.as_number(row[name], path) for name in ("time_start", "time_end"))
+            rows.append((row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"))
     if not rows:
         raise SourceError(f"{path} lists no video; download it again")
     return rows
-
-
-def _kinetics_file(row: dict[str, str], path: str) -> str:
-    start, end = (as_number(row[name], path) for name in ("time_start", "time_end"))
-    return f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"
 
 
 def _in_folders(folder: str, rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -101,34 +91,34 @@ def _in_folders(folder: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     return [prefixes[label] + name for label, name in rows]
 
 
-def ssv2(root: str, split: str) -> Files:
+def ssv2(root: str, split: str) -> files.Files:
     """Something-Something v2: labels.json, train.json, validation.json and <id>.webm.
 
     The lists may be called something-something-v2-<name>.json and lie in labels/; videos lie in
     20bn-something-something-v2/, in videos/ or beside the lists. The class is the template of an
-    entry without its brackets. The test list has no labels.
-
-    Raises:
-      SourceError: a list, class or video is missing.
+    entry without its brackets. The test list has no labels. Raises SourceError where a list, class
+    or video is missing.
     """
     check_name("split", split, ("train", "validation"))
     title = f"SSv2 {split}"
 
     def listed(name: str) -> str:
         names = [f"{name}.json", f"something-something-v2-{name}.json"]
-        return require(root, *names, *(f"labels/{n}" for n in names), title=title)
+        return files.require(root, *names, *(f"labels/{n}" for n in names), title=title)
 
     path = listed("labels")
-    numbers = {name: as_number(number, path) for name, number in read_json(path).items()}
+    numbers = {
+        name: files.as_number(number, path) for name, number in files.read_json(path).items()
+    }
     classes = sorted(numbers, key=lambda name: numbers[name])
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise SourceError(f"{path} does not number its classes from 0 on; download it again")
     path = listed(split)
-    entries = read_json(path)
+    entries = files.read_json(path)
     if not all(isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries):
         raise SourceError(f"{path} has an entry without id or template; download it again")
     templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
-    labels = class_numbers(templates, classes, path)
-    folder = require(root, "20bn-something-something-v2", "videos", ".", title=title)
+    labels = files.class_numbers(templates, classes, path)
+    folder = files.require(root, "20bn-something-something-v2", "videos", ".", title=title)
     names = [f"{entry['id']}.webm" for entry in entries]
-    return Files(folder, names, labels, classes, title=title)
+    return files.Files(folder, names, labels, classes, title=title)
