@@ -37,11 +37,9 @@ class Range:
             nearby = tuple(sorted(min(self.high, max(self.low, x)) for x in numbers))
             limit = f" <= {self.high}" if bounded else ""
             return f"needs {self.low} <= low <= high{limit}, such as {nearby}"
-        whom = "every number " if isinstance(value, tuple) else ""
-        if bounded:
-            return f"{whom}must be from {self.low} to {self.high}"
         limit = "finite" if self.low == -math.inf else f"at least {self.low}"
-        return f"{whom}must be {limit}"
+        limit = f"from {self.low} to {self.high}" if bounded else limit
+        return f"{'every number ' if isinstance(value, tuple) else ''}must be {limit}"
 
 
 Rules = Mapping[str, Range | tuple[str, ...]]
@@ -69,8 +67,7 @@ def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
     for name, value in leaves(config).items():
         rule = rules.get(name, ())
         if isinstance(rule, Range):
-            problem = rule.problem(value)
-            if problem:
+            if problem := rule.problem(value):
                 raise ConfigError(f"config.{name} is {value}, but {problem}")
         elif rule and value not in rule:
             options = [option for option in rule if option]
@@ -86,11 +83,11 @@ def check_distributed(settings: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: naming the field and a value that works.
     """
-    coordinator, processes = settings["coordinator"], settings["processes"]
-    process_id = settings["process_id"]
-    if settings["heartbeat_s"] < 1:
+    fields = ("coordinator", "processes", "process_id")
+    coordinator, processes, process_id = (settings[name] for name in fields)
+    if problem := COUNT.problem(settings["heartbeat_s"]):
         raise ConfigError(
-            f"config.distributed.heartbeat_s is {settings['heartbeat_s']}, but must be at least 1"
+            f"config.distributed.heartbeat_s is {settings['heartbeat_s']}, but {problem}"
         )
     if coordinator in ("auto", "none"):
         if processes != -1 or process_id != -1:

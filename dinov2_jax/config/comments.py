@@ -19,16 +19,12 @@ def field_comments(name_or_path: str) -> dict[str, tuple[Any, str]]:
     Raises:
       ConfigError: see `load_config`.
     """
-    comments = _of_file(find_config(name_or_path.partition(":")[0]))
+    file = find_config(name_or_path.partition(":")[0])
+    comments = _Comments(file).of_function("get_config")
     values = leaves(load_config(name_or_path))
     ordered = [field for field in comments if field in values]
     ordered += [field for field in values if field not in comments]
     return {field: (values[field], comments.get(field, "")) for field in ordered}
-
-
-def _of_file(file: Path) -> dict[str, str]:
-    """The comments of the fields that `get_config` of a file sets, and of its base file."""
-    return _Comments(file).of_function("get_config")
 
 
 class _Comments:
@@ -38,9 +34,7 @@ class _Comments:
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)
         self._file = file
-        self._functions = {
-            node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)
-        }
+        self._functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
         self._imports = {
             alias.asname or alias.name: f"{node.module}.{alias.name}"
             for node in ast.walk(tree)
@@ -85,13 +79,12 @@ class _Comments:
         return {}
 
     def _comment(self, node: ast.stmt) -> str:
-        lines = [self._behind.get(node.end_lineno or node.lineno, "")]
-        line = node.lineno - 1
-        while line in self._own_line:
-            lines.insert(0, self._own_line[line])
-            line -= 1
-        inside = range(node.lineno, node.end_lineno or node.lineno)
-        lines += [self._behind.get(at, "") for at in inside]
+        first, last = node.lineno, node.end_lineno or node.lineno
+        above = first
+        while above - 1 in self._own_line:
+            above -= 1
+        lines = [self._own_line[line] for line in range(above, first)]
+        lines += [self._behind.get(line, "") for line in (last, *range(first, last))]
         return " ".join(filter(None, lines))
 
 

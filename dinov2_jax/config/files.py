@@ -29,10 +29,8 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
     """All fields of a nested mapping as {dotted name: value}."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict | ml_collections.ConfigDict):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
+        nested = isinstance(value, dict | ml_collections.ConfigDict)
+        found |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
 
 
@@ -89,18 +87,16 @@ def find_config(name_or_path: str) -> Path:
       ConfigError: no such file; the message names the nearest one.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    recipe = recipes_folder() / f"{name_or_path}.py"
-    if recipe.is_file():
-        return recipe
+    for file in (path, recipes_folder() / f"{name_or_path}.py"):
+        if file.is_file():
+            return file
     raise ConfigError(_missing_config(path))
 
 
 def config_folders(file: Path) -> list[Path]:
     """Where a configuration file's `from configs import ...` looks: its own `configs/` first."""
     own = [folder for folder in file.resolve().parents if folder.name == "configs"]
-    return [*own[:1], *(folder for folder in [recipes_folder()] if folder not in own[:1])]
+    return list(dict.fromkeys([*own[:1], recipes_folder()]))
 
 
 @contextlib.contextmanager
@@ -146,17 +142,15 @@ def _missing_config(path: Path) -> str:
         return f"there is no configuration file {path}; give the path of a .py file"
     wanted = path.with_suffix("").as_posix()
     closest = max(names, key=lambda name: (_similarity(wanted, name, "/"), names[name]))
-    return (
-        f"there is no configuration {path}; the nearest one is --config={closest}{names[closest]}"
-    )
+    file = f"{closest}{names[closest]}"
+    return f"there is no configuration {path}; the nearest one is --config={file}"
 
 
 # ------------------------------------------------------------------------------------ JSON
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Plain nested dict of the resolved configuration."""
-    return {
-        key: to_dict(value) if hasattr(value, "items") else value for key, value in config.items()
-    }
+    items = config.items()
+    return {key: to_dict(value) if hasattr(value, "items") else value for key, value in items}
 
 
 def tuples(value: Any) -> Any:
@@ -176,11 +170,6 @@ def diff_configs(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     How the processes were started (`distributed`) is no property of a run.
     """
     before, after = leaves(tuples(old)), leaves(tuples(new))
-    lines = []
-    for name in sorted({*before, *after}):
-        if name.startswith("distributed."):
-            continue
-        left, right = before.get(name, "absent"), after.get(name, "absent")
-        if left != right:
-            lines.append(f"{name}: {left} -> {right}")
-    return lines
+    names = sorted(name for name in {*before, *after} if not name.startswith("distributed."))
+    pairs = {name: (before.get(name, "absent"), after.get(name, "absent")) for name in names}
+    return [f"{name}: {left} -> {right}" for name, (left, right) in pairs.items() if left != right]

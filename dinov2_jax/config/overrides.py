@@ -15,6 +15,13 @@ from dinov2_jax.config.files import ConfigError, leaves, nearest
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 _NAME = re.compile(r"[\w.-]+")
+# By type of a field: the values it takes, and the words for one of them and for a tuple of them.
+_KINDS: dict[type, tuple[Any, str, str]] = {
+    bool: (bool, "true or false", "a tuple of True, False or both"),
+    int: (numbers.Integral, "a whole number (int)", "a tuple of whole numbers"),
+    float: (numbers.Real, "a number (float)", "a tuple of numbers"),
+    str: (str | os.PathLike, "text", "names with commas between"),
+}
 # Tuples of numbers whose length the default does not fix: one number a channel, or a scale.
 _ANY_LENGTH = ("colour.mean", "colour.std", "retrieval.scales")
 
@@ -69,11 +76,8 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             )
         name, equals, text = token.lstrip("-").partition("=")
         value: str | None = text if equals else None
-        if (
-            not equals
-            and tokens
-            and (not tokens[0].startswith("-") or _NEGATIVE_NUMBER.match(tokens[0]))
-        ):
+        follows = tokens and (not tokens[0].startswith("-") or _NEGATIVE_NUMBER.match(tokens[0]))
+        if follows and not equals:
             value = tokens.pop(0)
         if name.startswith("noconfig."):
             name, value = name.removeprefix("no"), "false"
@@ -90,99 +94,67 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
       ConfigError: naming the nearest field, or the type that the field expects.
     """
     fields = leaves(config)
-    typed = {}
-    for name, value in values.items():
-        _require_field(name, fields)
-        typed[name] = _converted(name, value, fields[name])
+    for name in values:
+        inside = [field for field in fields if field.startswith(f"{name}.")]
+        if inside:
+            raise ConfigError(
+                f"config.{name} is a group of fields; set one of them, such as "
+                f"--config.{inside[0]}=..."
+            )
+        if name not in fields:
+            near = nearest(name, list(fields))
+            raise ConfigError(f"unknown field config.{name}; did you mean config.{near}?")
+    typed = {name: _converted(name, value, fields[name]) for name, value in values.items()}
     config.update_from_flattened_dict(typed)
-
-
-def _require_field(name: str, fields: Mapping[str, Any]) -> None:
-    if name in fields:
-        return
-    inside = [field for field in fields if field.startswith(f"{name}.")]
-    if inside:
-        raise ConfigError(
-            f"config.{name} is a group of fields; set one of them, such as --config.{inside[0]}=..."
-        )
-    raise ConfigError(
-        f"unknown field config.{name}; did you mean config.{nearest(name, list(fields))}?"
-    )
 
 
 def _converted(name: str, given: Any, default: Any) -> Any:
     """`given` as a value of the type of `default`."""
     value = _parsed(given, default) if isinstance(given, str) else given
     if isinstance(default, tuple):
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    expected = _expected(name, value, default)
-    if expected:
-        raise ConfigError(
-            f"config.{name} expects {expected}, such as {default!r}, but got {given!r}"
-        )
-    if isinstance(default, tuple):
-        items = type(default[0]) if default else int
-        return tuple(items(item) for item in value)
+        return _converted_tuple(name, given, value, default)
+    if not _fits(value, type(default)):
+        raise _refusal(name, _KINDS[type(default)][1], default, given)
     return type(default)(value)
 
 
-def _expected(name: str, value: Any, default: Any) -> str:
-    """What a field expects, "" if `value` is that."""
-    if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "true or false"
-    if isinstance(default, int):
-        return "" if _is_number(value, numbers.Integral) else "a whole number (int)"
-    if isinstance(default, float):
-        return "" if _is_number(value, numbers.Real) else "a number (float)"
-    if isinstance(default, tuple):
-        return _tuple_problem(value, default, any_length=name in _ANY_LENGTH)
-    return "" if isinstance(value, str | os.PathLike) else "text"
+def _converted_tuple(name: str, given: Any, value: Any, default: tuple[Any, ...]) -> Any:
+    """`value` as a tuple like `default`; one or more whole numbers, names or booleans."""
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    kind = type(default[0]) if default else int
+    any_length = kind is not float or name in _ANY_LENGTH
+    if kind is str:
+        fits = all(isinstance(item, str) and _NAME.fullmatch(item) for item in items)
+    else:
+        fits = all(_fits(item, kind) for item in items)
+    if fits and (len(items) == len(default) or (any_length and items)):
+        return tuple(map(kind, items))
+    expected = _KINDS[kind][2] if any_length else f"a tuple of {len(default)} numbers"
+    raise _refusal(name, expected, default, given)
+
+
+def _refusal(name: str, expected: str, default: Any, given: Any) -> ConfigError:
+    return ConfigError(f"config.{name} expects {expected}, such as {default!r}, but got {given!r}")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    """Whether a value is of a kind: numbers are finite, and a boolean is no number."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, _KINDS[kind][0]) and (kind is str or math.isfinite(value))
 
 
 def _parsed(text: str, default: Any) -> Any:
     """The value that a text spells for a field like `default`, else the text itself."""
-    if isinstance(default, bool):
-        return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}.get(
-            text.lower(), text
-        )
     try:
-        if isinstance(default, int):
-            return int(text)
-        if isinstance(default, float):
-            return float(text)
-        if isinstance(default, tuple):
-            return _names(text) if _holds_names(default) else ast.literal_eval(text)
+        if isinstance(default, bool):
+            words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+            return words.get(text.lower(), text)
+        if isinstance(default, int | float):
+            return type(default)(text)
+        if isinstance(default, tuple) and default and isinstance(default[0], str):
+            names = text.strip().strip("()[] ").removesuffix(",").split(",")
+            return tuple(name.strip().strip("'\"") for name in names)
+        return ast.literal_eval(text) if isinstance(default, tuple) else text
     except (ValueError, SyntaxError):
-        pass
-    return text
-
-
-def _is_number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _tuple_problem(value: tuple[Any, ...], default: tuple[Any, ...], any_length: bool) -> str:
-    """What a tuple field expects, "" if `value` is that; whole numbers and names: one or more."""
-    if _holds_names(default):
-        named = all(isinstance(item, str) and _NAME.fullmatch(item) for item in value)
-        return "" if value and named else "names with commas between"
-    if default and all(isinstance(item, bool) for item in default):
-        both = all(isinstance(item, bool) for item in value)
-        return "" if value and both else "a tuple of True, False or both"
-    whole = all(isinstance(item, int) for item in default)
-    any_length = whole or any_length
-    kind = "whole numbers" if whole else "numbers"
-    fits = all(_is_number(item, numbers.Integral if whole else numbers.Real) for item in value)
-    if fits and (len(value) == len(default) or (any_length and value)):
-        return ""
-    return f"a tuple of {kind}" if any_length else f"a tuple of {len(default)} {kind}"
-
-
-def _holds_names(default: tuple[Any, ...]) -> bool:
-    return bool(default) and all(isinstance(item, str) for item in default)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Names with commas between, with or without brackets and quotes."""
-    inner = re.fullmatch(r"\s*[(\[]?(.*?),?\s*[)\]]?\s*", text)
-    return tuple(name.strip().strip("'\"") for name in inner[1].split(",")) if inner else ()
+        return text

@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 def batches_by_size(pictures: Iterator[Picture], lengths: tuple[int, int]) -> Iterator[Batch]:
     """Puts every readable picture in one batch, together with pictures of its own size.
 
-    A batch has the first length while there are enough pictures. The rest at the end goes into
-    batches of the second length, padded with black: two programs a size, and little padding.
+    A batch has the first length while there are enough pictures. The rest goes into batches of the
+    second length, padded with black, so each size needs two programs and little padding.
     """
     full, short = lengths
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}

@@ -148,10 +148,6 @@ class FeatureCache:
         All processes receive all features, in the same order, and each reads its share of the
         pictures.
 
-        Args:
-          source: pictures.
-          wanted: which features.
-
         Yields:
           Rows int [b] of readable pictures, and {column: fp32 [b, ...]}.
 

@@ -89,9 +89,7 @@ def embed_pictures(
       config: fields of configs/embed.py: batch_size, compute_dtype, store, data.workers,
         data.max_pixels.
       folder: where manifest.json, names.txt and the features go.
-      backbone: from `load`.
-      request: the wanted features.
-      source: pictures.
+      backbone, request, source: the weights, the wanted features and the pictures.
       origin: where weights and pictures came from; for the reader of the manifest.
 
     Returns:
@@ -192,8 +190,9 @@ class _Work:
             print(self._summary(len(rows), seconds, lost), flush=True)
 
     def _compute(self, todo: Sequence[int], rows: np.ndarray, before: int) -> None:
+        source, fit = self.ledger.source, self.extractor.request.fit
         how = {"decoding": self.decoding, "workers": self.workers}
-        pictures = stream = stream_pictures(self.ledger.source, rows, self.extractor.fit, **how)
+        pictures = stream = stream_pictures(source, rows, fit, **how)
         with contextlib.closing(stream), ThreadPoolExecutor(1) as background:
             if is_main():
                 pictures = with_progress(stream, before + len(rows), before=before)

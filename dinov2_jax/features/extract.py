@@ -86,7 +86,7 @@ def extract(
 
     Raises:
       ConfigError: features, layers, policy, size or on_error that cannot be had.
-      SourceError: nothing found, pictures of an unknown kind, or an unreadable picture.
+      SourceError: no pictures, pictures of an unknown kind, or an unreadable picture.
       FileNotFoundError: a path that does not exist.
       WeightsError: see `load`.
 
@@ -100,39 +100,31 @@ def extract(
         require_known("on_error", (on_error,), ON_ERROR)
     request = make_request(backbone, features, layers, norm, policy, size)
     source = as_source(pictures, request.channels, missing_ok=on_error == "nan")
-    extractor = Extractor(
-        backbone,
-        request,
-        batch_size=min(batch_size, len(source)),
-        dtype=dtype,
-        mesh=None if devices is None else make_mesh(devices=devices),
-    )
+    mesh = None if devices is None else make_mesh(devices=devices)
+    most = min(batch_size, len(source))
+    extractor = Extractor(backbone, request, batch_size=most, dtype=dtype, mesh=mesh)
     held = isinstance(source, Arrays | Pictures)
-    arrays, readable = extractor.read(
-        source, np.arange(len(source)), max_pixels=max_pixels, workers=0 if held else workers
-    )
-    lost = np.flatnonzero(~readable).tolist()
+    how = {"max_pixels": max_pixels, "workers": 0 if held else workers}
+    arrays, readable = extractor.read(source, np.arange(len(source)), **how)
     decoding = DecodeSpec(max_pixels, request.channels)
+    lost = np.flatnonzero(~readable).tolist()
     reasons = {row: why_unreadable(source, row, decoding) or "unreadable before" for row in lost}
-    if reasons and on_error != "nan":
-        _report(source, reasons, on_error == "raise" or held or isinstance(source, Paths))
     names = [source.name(row) for row in range(len(source))]
+    if reasons and on_error != "nan":
+        row, reason = next(iter(reasons.items()))
+        what = f"{len(lost):,} of {len(names):,} pictures cannot be read, such as {names[row]}"
+        if on_error == "raise" or held or isinstance(source, Paths):
+            raise SourceError(
+                f'{what} ({reason}); leave them out, or pass on_error="nan" for rows of NaN'
+            )
+        warnings.warn(
+            f"{what} ({reason}); their rows are NaN, see Features.unreadable", stacklevel=2
+        )
     return Features(arrays, names, reasons, request.fit.grid)
 
 
-def _report(source: Source, reasons: Mapping[int, str], refuse: bool) -> None:
-    row, reason = next(iter(reasons.items()))
-    what = (
-        f"{len(reasons):,} of {len(source):,} pictures cannot be read, such as {source.name(row)} "
-        f"({reason})"
-    )
-    if refuse:
-        raise SourceError(f'{what}; leave them out, or pass on_error="nan" for rows of NaN')
-    warnings.warn(f"{what}; their rows are NaN, see Features.unreadable", stacklevel=3)
-
-
 def as_source(pictures: Any, channels: int = 3, *, missing_ok: bool = False) -> Source:
-    """Whatever `extract` takes as pictures, as a source.
+    """Opens whatever `extract` takes as pictures.
 
     Args:
       pictures: see `extract`.
@@ -140,7 +132,7 @@ def as_source(pictures: Any, channels: int = 3, *, missing_ok: bool = False) -> 
       missing_ok: paths that do not exist are unreadable pictures.
 
     Raises:
-      SourceError: nothing in it, a URL, several kinds in one list, or an unknown kind.
+      SourceError: no pictures, a URL, several kinds in one list, or an unknown kind.
       FileNotFoundError: paths that do not exist.
     """
     if isinstance(pictures, str | Path):
@@ -168,13 +160,13 @@ def _listed(pictures: Sequence[Any], channels: int, missing_ok: bool) -> Source:
         raise SourceError(
             f"the list of pictures mixes {' and '.join(kinds)}; give a list of one kind"
         )
-    if "paths" in kinds:
-        _refuse_urls(pictures)
-        source = Paths(pictures)
-        if not missing_ok:
-            source.require_all()
-        return source
-    return Pictures(pictures) if "PIL pictures" in kinds else Arrays(pictures, channels)
+    if "paths" not in kinds:
+        return Pictures(pictures) if "PIL pictures" in kinds else Arrays(pictures, channels)
+    _refuse_urls(pictures)
+    source = Paths(pictures)
+    if not missing_ok:
+        source.require_all()
+    return source
 
 
 def _kind(picture: Any) -> str:

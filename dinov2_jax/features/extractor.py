@@ -73,7 +73,7 @@ class Extractor:
         shards = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         full = -(-batch_size // shards) * shards
         short = full if request.fit.one_size else -(-full // (8 * shards)) * shards
-        self._lengths, self._request, self.fit = (full, short), request, request.fit
+        self._lengths, self.request = (full, short), request
         self._model = shorten(backbone.model, request, dtype or backbone.model.dtype)
         self._forward = functools.partial(
             forward,
@@ -89,7 +89,7 @@ class Extractor:
     @property
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape (of one picture) and dtype of each column."""
-        request = self._request
+        request = self.request
         layout = {
             name: (request.shape(kind, self._model), np.dtype(np.float32))
             for name, kind, _ in request.columns
@@ -100,8 +100,10 @@ class Extractor:
 
     def empty(self, rows: int) -> Columns:
         """Arrays for this many pictures: NaN, and False in the mask."""
-        columns, fill = self.columns.items(), {"f": np.nan, "b": False}
-        return {n: np.full((rows, *shape), fill[d.kind], d) for n, (shape, d) in columns}
+        return {
+            name: np.full((rows, *shape), np.nan if dtype == np.float32 else False, dtype)
+            for name, (shape, dtype) in self.columns.items()
+        }
 
     def read(
         self, source: Source, rows: np.ndarray, *, max_pixels: int, workers: int = 0, unit: str = ""
@@ -137,9 +139,9 @@ class Extractor:
         if self._spread:
             slots = local_groups(self._mesh, full)
             places = own_rows(len(rows), full, slots)
-        decoding = DecodeSpec(max_pixels, self._request.channels)
+        decoding = DecodeSpec(max_pixels, self.request.channels)
         chosen = np.asarray(rows)[places]
-        read = stream_pictures(source, chosen, self.fit, decoding=decoding, workers=workers)
+        read = stream_pictures(source, chosen, self.request.fit, decoding=decoding, workers=workers)
         with contextlib.closing(read):
             pictures = ((int(p), image) for p, (_, image) in zip(places, read, strict=True))
             if unit and is_main():
@@ -147,8 +149,8 @@ class Extractor:
             if not self._spread:
                 yield from self.run(pictures)
                 return
-            side = self.fit.patch_size * np.array(self.fit.grid)
-            shape, counted = (*side.tolist(), self._request.channels), self._counted(pictures)
+            counted, fit = self._counted(pictures), self.request.fit
+            shape = *(fit.patch_size * side for side in fit.grid), self.request.channels
             yield from self._run(batches_in_step(counted, len(rows), full, slots, shape))
 
     def run(self, pictures: Iterator[Picture]) -> Iterator[Computed]:
@@ -157,14 +159,15 @@ class Extractor:
 
     def place(self, arrays: Columns, computed: Computed, first_row: int = 0) -> None:
         """Writes features into arrays (see `empty`) that begin with row `first_row`."""
-        places, cells = computed.rows - first_row, self._cells(computed.grid)
-        for name, kind, _ in self._request.columns:
-            if kind == "patches" and self._request.has_mask:
-                arrays[name][places[:, None], cells] = computed.columns[name]
-            else:
-                arrays[name][places] = computed.columns[name]
-        if self._request.has_mask:
-            arrays["mask"][places[:, None], cells] = True
+        places, height, width = computed.rows - first_row, *computed.grid
+        # The places, in the greatest grid, of the patches of a smaller one.
+        cells = np.add.outer(np.arange(height) * self.request.fit.grid[1], np.arange(width)).ravel()
+        inside = places[:, None], cells
+        for name, kind, _ in self.request.columns:
+            masked = kind == "patches" and self.request.has_mask
+            arrays[name][inside if masked else places] = computed.columns[name]
+        if self.request.has_mask:
+            arrays["mask"][inside] = True
 
     def rates(self) -> tuple[float, float, float]:
         """Pictures a second, and the shares of time spent waiting for pictures and for devices.
@@ -203,16 +206,12 @@ class Extractor:
             self._warm = True
             self._reading.restart()
             self._computing.restart()
-        count, patch = len(batch.rows), self.fit.patch_size
+        count, patch = len(batch.rows), self.request.fit.patch_size
         keep = np.flatnonzero(np.asarray(out[1])[:count])
         chosen = slice(count) if len(keep) == count else keep  # a slice copies nothing
         columns = {name: np.asarray(values)[chosen] for name, values in out[0].items()}
         height, width = batch.images.shape[1:3]
         return Computed(np.array(batch.rows)[keep], columns, (height // patch, width // patch))
-
-    def _cells(self, grid: tuple[int, int]) -> np.ndarray:
-        """Places, in the greatest grid, of the patches of a smaller one."""
-        return np.add.outer(np.arange(grid[0]) * self.fit.grid[1], np.arange(grid[1])).ravel()
 
 
 def with_progress(

@@ -40,8 +40,7 @@ def forward(
       images: uint8 [B, H, W, C], split over the devices.
       readable: bool [B].
       model: see `shorten`.
-      preprocessing: mean and std.
-      request: the columns.
+      preprocessing, request: mean and std, and the columns.
       copy_to_all: bring the features to every device, so that every process can read them.
 
     Returns:
@@ -70,8 +69,9 @@ def place_weights(backbone: Backbone, request: Request, mesh: Mesh) -> Any:
     The last placement stays with the backbone, so that the next call copies nothing. Weights that
     lie on `mesh` already, such as a teacher's while training, stay where they are.
     """
-    whole = request.layers[-1] == backbone.model.depth - 1
-    if whole and len(request.layers) == 1 and _lies_on(backbone.params, mesh):
+    leaves = jax.tree.leaves(backbone.params)
+    meshes = [getattr(getattr(leaf, "sharding", None), "mesh", None) for leaf in leaves]
+    if request.layers == (backbone.model.depth - 1,) and all(m == mesh for m in meshes):
         return backbone.params
     key = request.layers[-1], len(request.layers) > 1, mesh
     kept = vars(backbone).get("_placed")
@@ -81,13 +81,6 @@ def place_weights(backbone: Backbone, request: Request, mesh: Mesh) -> Any:
         placed = jax.device_put(params, state_shardings(params, mesh))["backbone"]
         vars(backbone)["_placed"] = kept = key, placed
     return kept[1]
-
-
-def _lies_on(params: Any, mesh: Mesh) -> bool:
-    return all(
-        isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
-        for leaf in jax.tree.leaves(params)
-    )
 
 
 def _wanted_blocks(backbone: Backbone, request: Request) -> Any:

@@ -24,10 +24,8 @@ class RowView:
         """Rows by number, slice, numbers or mask, as of an array; a tuple indexes further axes."""
         first, *rest = index if isinstance(index, tuple) else (index,)
         rows = self._rows[first]
-        found = self._whole[rows]
-        if not rest:
-            return found
-        return found[tuple(rest)] if np.ndim(rows) == 0 else found[(slice(None), *rest)]
+        axis = (slice(None),) if np.ndim(rows) else ()
+        return self._whole[rows][(*axis, *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All rows, in memory."""

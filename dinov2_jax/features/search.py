@@ -135,7 +135,7 @@ class Bank:
 def _search(
     queries: Array, block: _Block, best: Found | None, k: int, mesh: Mesh | None, padded: bool
 ) -> Found:
-    """Merges the best rows of a block with those found before."""
+    """Merges the best rows of a block with the best of the blocks before it."""
     local = functools.partial(_best_of_block, k=k, padded=padded)
     if mesh is None:
         found = local(queries, block)
@@ -150,16 +150,11 @@ def _search(
             of_device, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P(), check_vma=False
         )
         found = split(queries, block)
-    if best is None:
-        best = Found(*(part[:, :0] for part in found))
-    joined = Found(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)))
-    if joined.rows.shape[1] <= k and mesh is None and not best.rows.shape[1]:
-        return joined
-    return _best(joined, k)
-
-
-def _best(found: Found, k: int) -> Found:
-    """The k best of candidates [m, c]; equal similarities by row, as blocks come in any order."""
+    if best is not None:
+        found = Found(*(jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)))
+    elif mesh is None:
+        return found  # in order already
+    # Equal similarities by row, as blocks come in any order.
     order = jnp.lexsort((found.rows, -found.similarities), axis=1)[:, :k]
     return Found(*(jnp.take_along_axis(part, order, axis=1) for part in found))
 
@@ -240,12 +235,11 @@ def rank_all(
     Arguments and errors are those of `search`.
     """
     database, queries = _unit_rows(database, queries)
-    blocks = []
+    ranked = []
     for rows in _blocks(queries, query_block):
         parts = [_similarity(rows, block) for block in _blocks(database, database_block)]
-        similarity = jnp.concatenate(parts, axis=1)[:, : len(database)]
-        blocks.append(np.asarray(_sort(similarity)))
-    return np.concatenate(blocks)[: len(queries)]
+        ranked.append(np.asarray(_sort(jnp.concatenate(parts, axis=1)[:, : len(database)])))
+    return np.concatenate(ranked)[: len(queries)]
 
 
 def faiss_search(
