@@ -42,6 +42,7 @@ class Fused(NamedTuple):
     kernel: Kernel
 
 
+# The best kernel of each platform first.
 FUSED = {
     "looped": Fused("cpu", (jnp.float32, jnp.bfloat16), looped_attention),
     "cudnn": Fused("gpu", (jnp.bfloat16, jnp.float16), cudnn_attention),
@@ -116,17 +117,13 @@ def choose(backend: str, platform: str, shape: tuple[int, ...], dtype: DTypeLike
     return chosen
 
 
-def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> tuple[str, ...]:
+def _candidates(backend: str, platform: str, tokens: int, dtype: DTypeLike) -> list[str]:
     """Fused kernels to try, the best first; none if XLA is the right choice."""
     if backend != "auto":
-        return (backend,) if backend in FUSED else ()
-    if platform == "cpu" and dtype in FUSED["looped"].dtypes:
-        return ("looped",)
-    if platform == "gpu" and dtype in FUSED["cudnn"].dtypes:
-        return "cudnn", "triton"
-    if platform == "tpu" and dtype in FUSED["splash"].dtypes and tokens >= SPLASH_MIN_TOKENS:
-        return ("splash",)
-    return ()
+        return [backend] if backend in FUSED else []
+    if platform == "tpu" and tokens < SPLASH_MIN_TOKENS:
+        return []
+    return [name for name, k in FUSED.items() if k.platform == platform and dtype in k.dtypes]
 
 
 @functools.cache

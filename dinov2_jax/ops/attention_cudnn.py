@@ -20,17 +20,10 @@ def cudnn_attention(q: Array, k: Array, v: Array, implementation: str = "cudnn")
       NotImplementedError: other dtypes, or a head_dim that is not a multiple of 8 or exceeds 128
         (256 from Hopper on).
     """
-    if q.shape[1] % 2 == 0:
-        return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-    tokens = q.shape[1]
+    options, tokens = {"implementation": implementation}, q.shape[1]
+    if tokens % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, **options)
     lengths = jnp.full((q.shape[0],), tokens, jnp.int32)
+    options |= {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
     q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation=implementation,
-    )
-    return out[:, :tokens]
+    return jax.nn.dot_product_attention(q, k, v, **options)[:, :tokens]

@@ -1,5 +1,7 @@
 """Attention for CPUs: independent small products, which use all cores and their caches."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -20,12 +22,9 @@ def largest_divisor(number: int, limit: int) -> int:
 def at_once(batch: int, tokens: int, heads: int) -> tuple[int, int, int]:
     """How many images and heads one turn computes, and how many rows of logits one product has."""
     images = largest_divisor(batch, LOGITS_OF_PRODUCT // tokens**2)
-    blocks = min(-(-(tokens**2) // LOGITS_OF_PRODUCT), MOST_BLOCKS)
-    return (
-        images,
-        largest_divisor(heads, LOGITS_AT_ONCE // (images * tokens**2)),
-        -(-tokens // blocks),
-    )
+    heads = largest_divisor(heads, LOGITS_AT_ONCE // (images * tokens**2))
+    blocks = min(math.ceil(tokens**2 / LOGITS_OF_PRODUCT), MOST_BLOCKS)
+    return images, heads, math.ceil(tokens / blocks)
 
 
 def one_head(q: Array, k: Array, v: Array) -> Array:

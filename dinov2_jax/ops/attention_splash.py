@@ -22,10 +22,7 @@ def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
         in bf16, so that scaling q before the kernel loses nothing.
     """
     # Imported here, because Pallas for TPU takes 0.5 s to import and only a TPU needs it.
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as splash,
-    )
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads, head_dim = q.shape[1:]
     if head_dim != 64:
@@ -33,7 +30,7 @@ def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
     extra = -tokens % LANES
     length = tokens + extra
     kernel = splash.make_splash_mha(
-        mask.MultiHeadMask([mask.FullMask((length, length))] * heads),
+        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
         head_shards=1,
         q_seq_shards=1,
         block_sizes=splash.BlockSizes(**_block_sizes(length)),
@@ -42,11 +39,9 @@ def splash_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
     keys = (jnp.arange(length) >= tokens).astype(jnp.int32)
     # Padded queries attend to the tokens too, because a row without keys would be 0 / 0.
     segments = splash.SegmentIds(q=jnp.zeros_like(keys), kv=keys)
-    q, k, v = (
-        jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, extra), (0, 0)))
-        for x in (q * head_dim**-0.5, k, v)
-    )
-    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
+    padding = ((0, 0), (0, 0), (0, extra), (0, 0))
+    qkv = [jnp.pad(jnp.swapaxes(x, 1, 2), padding) for x in (q * head_dim**-0.5, k, v)]
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(*qkv, segments)
     return jnp.swapaxes(out[:, :, :tokens], 1, 2)
 
 

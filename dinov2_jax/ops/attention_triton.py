@@ -1,8 +1,6 @@
 """JAX's Pallas attention, compiled by Triton, for GPUs that cuDNN refuses."""
 
-import math
 import warnings
-from types import ModuleType
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,18 +8,6 @@ from jax import Array
 BLOCK = 64  # tokens per tile: fills 257 up to 320; 128 would fill them up to 384. Not tuned
 BACKWARD_BLOCK = 32  # Pallas' own default
 HEAD_DIMS = (16, 32, 64, 128)  # powers of two, as tiles are
-
-
-def _mha_module() -> ModuleType:
-    """Pallas' attention, which JAX 0.12 still has but deprecates.
-
-    Raises:
-      ImportError: this version of JAX has no such kernel any more.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*attention is deprecated")
-        from jax.experimental.pallas.ops.gpu import attention
-    return attention
 
 
 def triton_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
@@ -43,19 +29,14 @@ def triton_attention(q: Array, k: Array, v: Array, interpret: bool = False) -> A
     block = min(BLOCK, max(16, 1 << (tokens - 1).bit_length()))
     extra = -tokens % block
     length = tokens + extra
-    mha = _mha_module()
-    backward = dict.fromkeys(
-        ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), min(block, BACKWARD_BLOCK)
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*attention is deprecated")  # since JAX 0.12
+        from jax.experimental.pallas.ops.gpu import attention as pallas
+    backward = ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+    blocks = dict.fromkeys(backward, min(block, BACKWARD_BLOCK))
     segments = (jnp.arange(length) >= tokens).astype(jnp.int32)
     q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
-    out = mha.mha(
-        q,
-        k,
-        v,
-        jnp.broadcast_to(segments, (batch, length)) if extra else None,
-        sm_scale=1 / math.sqrt(head_dim),
-        block_sizes=mha.BlockSizes(block_q=block, block_k=block, **backward),
-        interpret=interpret,
-    )
-    return out[:, :tokens]
+    segments = jnp.broadcast_to(segments, (batch, length)) if extra else None
+    sizes = pallas.BlockSizes(block_q=block, block_k=block, **blocks)
+    options = {"sm_scale": head_dim**-0.5, "block_sizes": sizes, "interpret": interpret}
+    return pallas.mha(q, k, v, segments, **options)[:, :tokens]

@@ -1,5 +1,7 @@
 """Sharding constraints that models call inside jit; without a mesh they do nothing."""
 
+import math
+
 import jax
 from jax import Array
 from jax.sharding import PartitionSpec as P
@@ -13,8 +15,7 @@ def constrain_batch(x: Array) -> Array:
     Without this constraint XLA silently turns FSDP into tensor parallelism: it gathers activations
     instead of weights.
     """
-    shape = jax.sharding.get_abstract_mesh().shape
-    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    shards = _shards("data", "fsdp")
     if shards == 1 or x.shape[0] % shards:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)
@@ -25,8 +26,7 @@ def constrain_prototypes(x: Array, axis: int = 0) -> Array:
 
     Constrain once, after the cast; otherwise every scan over blocks gathers the prototypes again.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1:
+    if jax.sharding.get_abstract_mesh().size <= 1:
         return x
     spec: list[str | None] = [None] * x.ndim
     spec[axis] = "tensor" if x.shape[axis] % tensor_shards() == 0 else None
@@ -39,18 +39,21 @@ def constrain_scores(x: Array) -> Array:
     Without this constraint XLA splits some scores by prototypes or features under FSDP and moves
     rows between devices.
     """
-    shape = jax.sharding.get_abstract_mesh().shape
-    shards = shape.get("data", 1) * shape.get("fsdp", 1)
+    shards = _shards("data", "fsdp")
     if shards * tensor_shards() == 1 or x.shape[0] % shards:
         return x
     split = "tensor" if x.shape[-1] % tensor_shards() == 0 else None
-    middle = (None,) * (x.ndim - 2)
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *middle, split))
+    return jax.lax.with_sharding_constraint(x, P(*BATCH, *[None] * (x.ndim - 2), split))
 
 
 def tensor_shards() -> int:
     """The number of devices over which `TENSOR_RULES` split weights; 1 without a mesh."""
-    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return _shards("tensor")
+
+
+def _shards(*axes: str) -> int:
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def replicate(x: Array) -> Array:

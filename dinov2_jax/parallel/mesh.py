@@ -62,15 +62,13 @@ def make_mesh(
             f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} leaves out {count - used} of "
             f"{count} devices, which only one process alone can do; use --config.mesh.data=-1"
         )
-    axis_types = (AxisType.Auto,) * 3
-    shape = data, fsdp, tensor
+    shape, axis_types = (data, fsdp, tensor), (AxisType.Auto,) * 3
     try:
         return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices[:used])
     except NotImplementedError as error:
         raise MeshError(
             f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} is not made of whole axes of "
-            f"this TPU's torus; give each a product of some of its axes (of 4x4x8: 4, 8, 16, 32, "
-            "128)"
+            "this TPU's torus; make each a product of some axes (of 4x4x8: 4, 8, 16, 32, 128)"
         ) from error
 
 
@@ -78,8 +76,7 @@ def own_mesh(mesh: Mesh) -> Mesh:
     """A mesh for work of this process alone: its first device, or `mesh` if it owns all of it."""
     if all(d.process_index == jax.process_index() for d in mesh.devices.flat):
         return mesh
-    axis_types = (AxisType.Auto,) * 3
-    return jax.make_mesh((1, 1, 1), AXES, axis_types=axis_types, devices=jax.local_devices()[:1])
+    return make_mesh(devices=jax.local_devices()[:1])
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -90,17 +87,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 def _rule(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """Applies the tensor rules, then FSDP to the largest free dimension that divides."""
     spec: list[str | None] = [None] * len(shape)
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     for pattern, dim in TENSOR_RULES:
-        if re.search(pattern, path) and shape[dim] % mesh.shape["tensor"] == 0:
-            spec[dim] = "tensor" if mesh.shape["tensor"] > 1 else None
+        if tensor > 1 and re.search(pattern, path) and shape[dim] % tensor == 0:
+            spec[dim] = "tensor"
     # The depth axis of stacked blocks stays whole, because the scan runs along it.
     first = 1 if "/blocks/" in path and len(shape) > 1 else 0
-    free = [
-        d
-        for d in range(first, len(shape))
-        if spec[d] is None and shape[d] % mesh.shape["fsdp"] == 0
-    ]
-    if mesh.shape["fsdp"] > 1 and free and math.prod(shape) >= MIN_SHARDED_ELEMENTS:
+    free = [d for d in range(first, len(shape)) if spec[d] is None and shape[d] % fsdp == 0]
+    if fsdp > 1 and free and math.prod(shape) >= MIN_SHARDED_ELEMENTS:
         spec[max(free, key=lambda d: shape[d])] = "fsdp"
     return P(*spec)
 
@@ -109,8 +103,7 @@ def state_shardings(state_shapes: Any, mesh: Mesh) -> Any:
     """Shardings for a whole train state, from its shapes (`jax.eval_shape`)."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return NamedSharding(mesh, P())
-        return NamedSharding(mesh, _rule(path_name(path), leaf.shape, mesh))
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return NamedSharding(mesh, P() if is_key else _rule(path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state_shapes)

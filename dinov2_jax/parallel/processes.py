@@ -1,13 +1,14 @@
 """Several processes: starting jax.distributed, and the messages between the processes of a run.
 
-Every process runs the same program on its own share of the pictures. A single process is the usual
-case: then these functions do nothing and ask no device.
+Every process runs the same program on its own share of the pictures. For a single process, the
+usual case, these functions do nothing and ask no device.
 """
 
 import contextlib
 import glob
 import importlib.util
 import json
+import math
 import os
 import sys
 import traceback
@@ -40,7 +41,6 @@ _SIGNS_OF_OWN_FAULT = (
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------- start
 def start(settings: Mapping[str, Any]) -> None:
     """Connects this process to the others of the run; must come before JAX looks for devices.
 
@@ -86,8 +86,7 @@ def _initialize_arguments(
         "coordinator_address": settings["coordinator"],
         "num_processes": settings["processes"],
         "process_id": settings["process_id"],
-        # Nothing is left to detect; a surrounding SLURM step would restrict each process to one
-        # device.
+        # A surrounding SLURM step would restrict each process to one device.
         "cluster_detection_method": "deactivate",
     }
 
@@ -99,7 +98,6 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-# --------------------------------------------------------------------------------- one of many
 def is_main() -> bool:
     """Whether this is process 0, the only one that writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -185,17 +183,12 @@ class Exchange:
         while len(self._pending) > lag_steps:
             shapes, packed = self._pending.popleft()
             rows = np.asarray(packed)[self._first]
-            ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+            ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
             parts = np.split(rows, ends[:-1], axis=1)
-            self._on_message(
-                {
-                    name: part.reshape(-1, *shape[1:])
-                    for (name, shape), part in zip(shapes.items(), parts, strict=True)
-                }
-            )
+            named = zip(shapes.items(), parts, strict=True)
+            self._on_message({name: x.reshape(-1, *shape[1:]) for (name, shape), x in named})
 
 
-# ----------------------------------------------------------------------------------------- end
 @contextlib.contextmanager
 def end_when_lost() -> Iterator[None]:
     """Ends this process with status 3 if the body fails because another one is gone.
@@ -219,14 +212,12 @@ def lost_process(error: BaseException) -> str:
     # A process that never found the others has no device to ask; its own error says so.
     if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
         return ""
-    seen: BaseException | None = error
-    text = ""
+    seen, text = error, ""
     while seen is not None:
         text += f"{seen}\n".lower() if isinstance(seen, RuntimeError | TimeoutError) else ""
         seen = seen.__cause__ or seen.__context__
-    if any(sign in text for sign in _SIGNS_OF_OWN_FAULT):
-        return ""
-    if not any(sign in text for sign in _SIGNS_OF_LOSS):
+    own_fault = any(sign in text for sign in _SIGNS_OF_OWN_FAULT)
+    if own_fault or not any(sign in text for sign in _SIGNS_OF_LOSS):
         return ""
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another process of the run, "

@@ -37,10 +37,8 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     plain = _step_flops(config, remat="none", block=0)
     remat, block = config.model.remat, config.prototype_block
     again = remat != "none" or block
-    return {
-        "model": plain,
-        "executed": _step_flops(config, remat=remat, block=block) if again else plain,
-    }
+    executed = _step_flops(config, remat=remat, block=block) if again else plain
+    return {"model": plain, "executed": executed}
 
 
 def _step_flops(config: ConfigDict, *, remat: str, block: int) -> float:

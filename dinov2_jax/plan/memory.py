@@ -8,22 +8,15 @@ import jax
 
 
 class Memory(NamedTuple):
-    """Bytes on each device while a step runs.
-
-    Attributes:
-      student, teacher, optimizer, other_state, batch: from shapes and shardings.
-      layout: what the compiler's layout adds to them (a TPU pads to tiles), and the metrics.
-      temporaries: activations, gradients and everything else that exists only inside a step.
-      code: the program itself.
-    """
+    """Bytes on each device while a step runs; the first five from shapes and shardings."""
 
     student: int = 0
     teacher: int = 0
     optimizer: int = 0
     other_state: int = 0
     batch: int = 0
-    layout: int = 0
-    temporaries: int = 0
+    layout: int = 0  # what the compiler's layout adds (a TPU pads to tiles), and the metrics
+    temporaries: int = 0  # activations, gradients and all else that exists only inside a step
     code: int = 0
 
     @property
@@ -37,14 +30,8 @@ class Memory(NamedTuple):
 
 def shard_bytes(tree: Any) -> int:
     """Bytes of a tree of ShapeDtypeStruct with shardings, on each device."""
-
-    def leaf_bytes(leaf: Any) -> int:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = jax.eval_shape(jax.random.key_data, leaf)
-            return math.prod(data.shape) * data.dtype.itemsize
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def argument_memory(state: Any, batch: Any) -> Memory:
@@ -53,10 +40,8 @@ def argument_memory(state: Any, batch: Any) -> Memory:
     Args:
       state: abstract TrainState; batch: abstract batch, both with shardings.
     """
-    parts = {name: shard_bytes(getattr(state, name)) for name in ("student", "teacher")}
-    optimizer = shard_bytes(state.opt_state)
-    other = shard_bytes(state) - sum(parts.values()) - optimizer
-    return Memory(optimizer=optimizer, other_state=other, batch=shard_bytes(batch), **parts)
+    held = [shard_bytes(tree) for tree in (state.student, state.teacher, state.opt_state)]
+    return Memory(*held, shard_bytes(state) - sum(held), shard_bytes(batch))
 
 
 def compiled_memory(arguments: Memory, compiled: Any) -> Memory:
@@ -72,9 +57,8 @@ def compiled_memory(arguments: Memory, compiled: Any) -> Memory:
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = r"([\d.]+)([KMGT]?)"
 # The TPU compiler states either all that it needs or its temporaries only.
-_OUT_OF_MEMORY = re.compile(rf"Used {_SIZE} of {_SIZE} hbm|temporaries \({_SIZE}\)")
+_OUT_OF_MEMORY = re.compile(r"(Used|temporaries) \(?([\d.]+)([KMGT]?)(?: of \S+ hbm|\))")
 
 
 def missing_memory(arguments: Memory, error: BaseException) -> Memory | None:
@@ -84,11 +68,9 @@ def missing_memory(arguments: Memory, error: BaseException) -> Memory | None:
       None when the error is another one or names no size.
     """
     text = str(error)
-    sizes = _OUT_OF_MEMORY.search(text) if "RESOURCE_EXHAUSTED" in text else None
-    if sizes is None:
+    found = _OUT_OF_MEMORY.search(text) if "RESOURCE_EXHAUSTED" in text else None
+    if found is None:
         return None
-    total, unit, _, _, temporaries, temporaries_unit = sizes.groups()
-    if total is None:
-        return arguments._replace(temporaries=int(float(temporaries) * _UNITS[temporaries_unit]))
-    needed = int(float(total) * _UNITS[unit])
-    return arguments._replace(temporaries=max(needed - arguments.total, 0))
+    size = int(float(found[2]) * _UNITS[found[3]])
+    temporaries = max(size - arguments.total, 0) if found[1] == "Used" else size
+    return arguments._replace(temporaries=temporaries)

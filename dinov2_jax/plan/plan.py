@@ -11,7 +11,7 @@ from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, outcome, summary, tried_line
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.plan.trial import Trial, try_setting
+from dinov2_jax.plan.trial import try_setting
 from dinov2_jax.run.files import write_json
 from dinov2_jax.train.checks import check_training
 
@@ -48,18 +48,18 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
     first = try_setting(config, target)
     flops = step_flops(config)
     print("\n".join(describe(config, target, first, flops)), flush=True)
-    others: list[Trial] = []
+    trials = [first]
     if first.fits is False:
         for trial in search(config, target, first, config.plan.trials):
-            others.append(trial)
+            trials.append(trial)
             print(tried_line(target, trial), flush=True)
-        print("\n".join(outcome(config, target, [first, *others], flops)), flush=True)
+        print("\n".join(outcome(config, target, trials, flops)), flush=True)
     results = {
         "jax": jax.__version__,
         "config": to_dict(config),
         "flops_per_image": flops,
         "notes": notes,
-        "settings": [summary(config, target, trial, flops) for trial in [first, *others]],
+        "settings": [summary(config, target, trial, flops) for trial in trials],
     }
     if workdir:
         path = Path(workdir).expanduser() / "plan.json"

@@ -24,9 +24,9 @@ def search(config: ConfigDict, target: Target, first: Trial, most: int) -> Itera
     batch.
     """
     assert target.chip is not None
-    limit, last = target.chip.usable_bytes, first
+    last = first
     for _ in range(most):
-        changes = next_changes(config, last, limit, len(target.devices))
+        changes = next_changes(config, last, target.chip.usable_bytes, len(target.devices))
         if changes is None:
             return
         last = try_setting(config, target, changes)
@@ -69,12 +69,12 @@ def _sharded_total(last: Trial, ways: int) -> float:
 def fewer_at_a_time(config: ConfigDict, last: Trial, limit: float) -> Changes | None:
     """The first of `leaner_settings` that is expected to fit, else the last; None without any."""
     settings = leaner_settings(config, last)
-    fitting = [s for s in settings if leaner_total(last, *s) <= limit]
     if not settings:
         return None
-    parts, block = (fitting or settings[-1:])[0]
-    changes = {"micro_batches": parts} if parts != last.micro_batches else {}
-    return changes | ({"prototype_block": block} if block != last.prototype_block else {})
+    fitting = (setting for setting in settings if leaner_total(last, *setting) <= limit)
+    parts, block = next(fitting, settings[-1])
+    changes = {"micro_batches": parts, "prototype_block": block}
+    return {name: value for name, value in changes.items() if value != getattr(last, name)}
 
 
 def leaner_settings(config: ConfigDict, last: Trial) -> list[tuple[int, int]]:
@@ -85,9 +85,7 @@ def leaner_settings(config: ConfigDict, last: Trial) -> list[tuple[int, int]]:
     whole_groups = last.batch_size % (config.group_size * last.shards) == 0
     groups = last.batch_size // config.group_size // last.shards if whole_groups else 1
     parts = [n for n in range(last.micro_batches, groups + 1) if groups % n == 0]
-    blocks = [last.prototype_block]
-    if not last.prototype_block and _block_of(config):
-        blocks.append(_block_of(config))
+    blocks = sorted({last.prototype_block, last.prototype_block or _block_of(config)})
     settings = [(n, block) for block in blocks for n in parts or [last.micro_batches]]
     return settings[1:]
 
@@ -95,8 +93,7 @@ def leaner_settings(config: ConfigDict, last: Trial) -> list[tuple[int, int]]:
 def _block_of(config: ConfigDict) -> int:
     """A block that divides the prototypes of all heads; 0 where blocks would save nothing."""
     numbers = prototypes(config)
-    common = math.gcd(*numbers)
-    block = next((n for n in _BLOCKS if common % n == 0), 0)
+    block = next((n for n in _BLOCKS if math.gcd(*numbers) % n == 0), 0)
     return block if block < max(numbers) else 0
 
 

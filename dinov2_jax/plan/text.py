@@ -19,6 +19,7 @@ ROWS = {
     "temporaries": "activations and temporaries",
     "code": "program",
 }
+Flops = dict[str, float]  # an image, see plan/flops.py
 
 
 class Rate(NamedTuple):
@@ -30,7 +31,7 @@ class Rate(NamedTuple):
     chip_hours: float
 
 
-def rate(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]) -> Rate | None:
+def rate(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> Rate | None:
     """None where the chip's peak is not known."""
     if target.chip is None:
         return None
@@ -40,15 +41,13 @@ def rate(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, floa
     return Rate(images_per_s, step_s, seconds / 86400, seconds / 3600 * len(target.devices))
 
 
-def describe(
-    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
-) -> list[str]:
+def describe(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> list[str]:
     """The whole plan of one setting."""
     work = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
     if flops["executed"] != flops["model"]:
         work += f"; {flops['executed'] / 1e9:,.1f} with recomputation"
-    lines = [setting_line(config, trial), *memory_lines(target, trial), work]
-    return [*lines, rate_line(config, target, trial, flops)]
+    memory, speed = memory_lines(target, trial), rate_line(config, target, trial, flops)
+    return [setting_line(config, trial), *memory, work, speed]
 
 
 def setting_line(config: ConfigDict, trial: Trial) -> str:
@@ -75,11 +74,11 @@ def size(count: float) -> str:
 def memory_lines(target: Target, trial: Trial) -> list[str]:
     if trial.memory is None:
         return ["the compiler ran out of memory and does not say what it needs: does not fit"]
-    parts = trial.memory._asdict()
-    lines = ["memory of each device"]
-    lines += [f"  {ROWS[name]:<28}{size(parts[name]):>12}" for name in ROWS]
-    lines.append(f"  {'together':<28}{size(trial.memory.total):>12}  {fit_words(target, trial)}")
-    return lines
+    rows = [
+        f"  {ROWS[name]:<28}{size(count):>12}" for name, count in trial.memory._asdict().items()
+    ]
+    last = f"  {'together':<28}{size(trial.memory.total):>12}  {fit_words(target, trial)}"
+    return ["memory of each device", *rows, last]
 
 
 def fit_words(target: Target, trial: Trial) -> str:
@@ -96,7 +95,7 @@ def fit_words(target: Target, trial: Trial) -> str:
     return words
 
 
-def rate_line(config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]) -> str:
+def rate_line(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> str:
     speed = rate(config, target, trial, flops)
     if speed is None:
         return "rate: not known for this kind of device"
@@ -129,16 +128,14 @@ _COSTS = {
 }
 
 
-def outcome(
-    config: ConfigDict, target: Target, trials: list[Trial], flops: dict[str, float]
-) -> list[str]:
+def outcome(config: ConfigDict, target: Target, trials: list[Trial], flops: Flops) -> list[str]:
     """What to do after the search."""
     last = trials[-1]
     if last.fits:
         changed = {*last.changes, last.changes.get("model.remat")}
-        lines = [f"({cost})" for name, cost in _COSTS.items() if name in changed]
-        lines.append(rate_line(config, target, last, flops))
-        return [f"fits with {flags(last.changes)}", *lines]
+        costs = [f"({cost})" for name, cost in _COSTS.items() if name in changed]
+        speed = rate_line(config, target, last, flops)
+        return [f"fits with {flags(last.changes)}", *costs, speed]
     if not config.plan.trials:
         return ["no other setting was tried: --config.plan.trials is 0"]
     assert target.chip is not None
@@ -154,9 +151,7 @@ def outcome(
     ]
 
 
-def summary(
-    config: ConfigDict, target: Target, trial: Trial, flops: dict[str, float]
-) -> dict[str, Any]:
+def summary(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> dict[str, Any]:
     """One setting as plain values, for plan.json."""
     speed = rate(config, target, trial, flops)
     same = ("changes", "batch_size", "micro_batches", "prototype_block", "fits", "compile_s")

@@ -22,22 +22,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator as JAX sees it, a device.
+    """One accelerator as JAX sees it, a device."""
 
-    Attributes:
-      name: as in `config.plan.topology`.
-      device_kind: what `jax.Device.device_kind` begins with.
-      usable_bytes: memory a program can have: on a TPU what its compiler says is available, on a
-        GPU the share of it that JAX can be given.
-      peak_flops: dense bf16 FLOP/s.
-      memory_bandwidth: bytes/s.
-    """
-
-    name: str
-    device_kind: str
-    usable_bytes: float
-    peak_flops: float
-    memory_bandwidth: float
+    name: str  # as in `config.plan.topology`
+    device_kind: str  # what `jax.Device.device_kind` begins with
+    usable_bytes: float  # what a program can have
+    peak_flops: float  # dense bf16 FLOP/s
+    memory_bandwidth: float  # bytes/s
+    largest: tuple[int, ...] = ()  # slice, sides in ascending order
 
 
 # A GPU's driver, CUDA context and NCCL take the rest. JAX itself takes 75 % unless
@@ -46,14 +38,15 @@ GPU_USABLE = 0.92
 GPU_DEFAULT_USABLE = 0.75
 
 # TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e. Memory is what libtpu's compiler lets a program
-# have of 16, 95 and 32 GB. H100 SXM, H200 SXM: NVIDIA's datasheets, without sparsity; their memory
-# is the size that the driver reports.
+# have of 16, 95 and 32 GB. libtpu also describes slices larger than the largest, and ends the whole
+# process when it compiles for them. H100 SXM, H200 SXM: NVIDIA's datasheets, without sparsity;
+# their memory is the size that the driver reports.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9),
-        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2765e9),
-        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1640e9),
+        Chip("v5e", "TPU v5 lite", 15.75 * GIB, 197e12, 819e9, (16, 16)),
+        Chip("v5p", "TPU v5", 95.74 * GIB, 459e12, 2765e9, (16, 16, 24)),
+        Chip("v6e", "TPU v6 lite", 31.25 * GIB, 918e12, 1640e9, (16, 16)),
         Chip("h100", "NVIDIA H100", GPU_USABLE * 84_942_979_072, 989e12, 3352e9),
         Chip("h200", "NVIDIA H200", GPU_USABLE * 151_397_597_184, 989e12, 4800e9),
     )
@@ -67,10 +60,6 @@ def chip_of(device_kind: str) -> Chip | None:
 
 
 EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"
-
-# The largest slices, sides in ascending order (cloud.google.com/tpu/docs/v5e, v6e, v5p). libtpu
-# describes larger ones too, and ends the whole process when it compiles for them.
-LARGEST = {"v5e": (16, 16), "v6e": (16, 16), "v5p": (16, 16, 24)}
 
 # A compiler's target in XLA's text format: limits of the architecture (CUDA's programming guide,
 # compute capability 9.0) and the few sizes in which H100 and H200 differ.
@@ -93,17 +82,11 @@ device_description_str: "{kind}"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The hardware of a plan.
+    """The hardware of a plan."""
 
-    Attributes:
-      name: for the reader.
-      devices: all of one topology; described devices can be compiled for, not run.
-      chip: their datasheet; None for an unknown kind, such as CPUs.
-    """
-
-    name: str
-    devices: Sequence[Any]
-    chip: Chip | None
+    name: str  # for the reader
+    devices: Sequence[Any]  # all of one topology; described devices can be compiled for, not run
+    chip: Chip | None  # None for an unknown kind, such as CPUs
 
 
 def open_target(topology: str) -> Target:
@@ -117,7 +100,18 @@ def open_target(topology: str) -> Target:
         devices = jax.devices()
         return Target(f"the {len(devices)} local devices", devices, chip_of(devices[0].device_kind))
     chip, shape = _parse(topology)
-    devices = _tpu_devices(topology) if chip.name.startswith("v") else _gpu_devices(chip, shape)
+    on_tpu = chip.name.startswith("v")
+    compiler = "libtpu" if on_tpu else "jax_cuda13_plugin"
+    if importlib.util.find_spec(compiler) is None:
+        cuda = f"jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}"
+        packages = '"jax[tpu]"' if on_tpu else cuda
+        raise ImportError(
+            f"config.plan.topology {topology!r} needs the compiler {compiler}; install it with: "
+            f"pip install {packages} (no accelerator and no driver are needed)"
+        )
+    # Keeps JAX from looking for accelerators: what it computes itself is a few scalars.
+    jax.config.update("jax_platforms", "cpu")
+    devices = _tpu_devices(topology) if on_tpu else _gpu_devices(chip, shape)
     return Target(topology, devices, chip)
 
 
@@ -129,12 +123,11 @@ def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
             f"config.plan.topology {topology!r} names no known chip; did you mean {near[0]}? "
             f"(such as {EXAMPLES}; empty: the local devices)"
         )
-    largest = LARGEST.get(name, ())
+    largest = CHIPS[name].largest
     axes = len(largest) or 2
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{0,{axes - 1}}}", sizes):
         raise ConfigError(
-            f"config.plan.topology {topology!r} does not say how many chips; write it like "
-            f"{EXAMPLES}"
+            f"config.plan.topology {topology!r} does not say how many chips; try {EXAMPLES}"
         )
     shape = tuple(int(size) for size in sizes.split("x"))
     if any(a > b for a, b in zip(sorted(shape)[::-1], largest[::-1], strict=False)):
@@ -146,11 +139,6 @@ def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def _tpu_devices(topology: str) -> Sequence[Any]:
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(
-            f"config.plan.topology {topology!r} needs the TPU compiler, libtpu; install it with: "
-            'pip install "jax[tpu]" (no TPU is needed)'
-        )
     # Without these libtpu asks a metadata server that only a cloud machine has, takes a lock file
     # that a second process waits for, and prints what it did not find.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -158,7 +146,6 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    _compile_only()
     try:
         return topologies.get_topology_desc(topology.lower(), platform="tpu").devices
     except jax.errors.JaxRuntimeError as error:
@@ -170,27 +157,11 @@ def _tpu_devices(topology: str) -> Sequence[Any]:
 
 
 def _gpu_devices(chip: Chip, shape: tuple[int, ...]) -> Sequence[Any]:
-    if importlib.util.find_spec("jax_cuda13_plugin") is None:
-        raise ImportError(
-            f"config.plan.topology {chip.name!r} needs the CUDA compiler plugin; install it with: "
-            f"pip install jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} "
-            "(no GPU and no driver are needed)"
-        )
     hosts, gpus = shape if len(shape) == 2 else (1, shape[0])
-    _compile_only()
-    description = topologies.get_topology_desc(
-        "",
-        platform="cuda",
-        target_config=_HOPPER.format(
-            kind=chip.device_kind,
-            memory=round(chip.usable_bytes / GPU_USABLE),
-            memory_bandwidth=round(chip.memory_bandwidth),
-        ),
-        topology=f"1x{hosts}x{gpus}",
+    compiler = _HOPPER.format(
+        kind=chip.device_kind,
+        memory=round(chip.usable_bytes / GPU_USABLE),
+        memory_bandwidth=round(chip.memory_bandwidth),
     )
-    return description.devices
-
-
-def _compile_only() -> None:
-    """Keeps JAX from looking for accelerators: what it computes itself is a few scalars."""
-    jax.config.update("jax_platforms", "cpu")
+    options = {"target_config": compiler, "topology": f"1x{hosts}x{gpus}"}
+    return topologies.get_topology_desc("", platform="cuda", **options).devices

@@ -17,45 +17,27 @@ from dinov2_jax.train.setup import Run, abstract_batch, make_run
 
 Changes = dict[str, Any]
 
-# Triton finds its tiles by trying them on the GPU, which is not there; cuBLAS needs no trial.
-_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-
 
 class ScoreBytes(NamedTuple):
-    """Bytes on each device of scores over all prototypes; 0 where they are computed in blocks.
+    """Bytes on each device of scores over all prototypes; 0 where they are computed in blocks."""
 
-    Attributes:
-      targets: the teacher's scores of the whole batch.
-      logits: the student's scores of a micro-batch, and their gradients.
-    """
-
-    targets: int
-    logits: int
+    targets: int  # the teacher's scores of the whole batch
+    logits: int  # the student's scores of a micro-batch, and their gradients
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The result of compiling one setting.
+    """The result of compiling one setting."""
 
-    Attributes:
-      changes: dotted field -> value, against the configured setting.
-      micro_batches, prototype_block: of the setting.
-      mesh: (data, fsdp, tensor).
-      memory: None when the compiler ran out of memory without saying what it needs.
-      scores: what `prototype_block` would save.
-      fits: None where the chip's memory is not known.
-      compile_s: seconds.
-    """
-
-    changes: Changes
+    changes: Changes  # dotted field -> value, against the configured setting
     batch_size: int
     micro_batches: int
     prototype_block: int
-    mesh: tuple[int, int, int]
-    memory: Memory | None
-    scores: ScoreBytes
-    fits: bool | None
-    compile_s: float
+    mesh: tuple[int, int, int]  # (data, fsdp, tensor)
+    memory: Memory | None  # None: the compiler ran out of memory without saying what it needs
+    scores: ScoreBytes  # what `prototype_block` would save
+    fits: bool | None  # None where the chip's memory is not known
+    compile_s: float  # seconds
 
     @property
     def devices(self) -> int:
@@ -74,19 +56,15 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
     mesh = make_mesh(**config.mesh, devices=target.devices)
     run, batch = make_run(config, mesh), abstract_batch(config, mesh)
     arguments = argument_memory(run.abstract_state, batch)
-    began = time.monotonic()
-    compiled = False
+    chip, began = target.chip, time.monotonic()
     try:
         memory = compiled_memory(arguments, compile_step(run, batch, mesh))
-        compiled = True
+        fits = None if chip is None else memory.total <= chip.usable_bytes
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         memory = missing_memory(arguments, error)
-    fits = None
-    if target.chip is not None:
-        total = math.inf if memory is None else memory.total
-        fits = compiled and total <= target.chip.usable_bytes
+        fits = None if chip is None else False
     return Trial(
         changes=changes or {},
         batch_size=config.batch_size,
@@ -107,10 +85,12 @@ def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
       JaxRuntimeError: RESOURCE_EXHAUSTED when the compiler finds too little memory.
     """
     hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
-    platform = mesh.devices.flat[0].platform
+    # Triton finds its tiles by trying them on the GPU, which is not there; cuBLAS needs no trial.
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    options: dict[str, Any] | None = {"xla_gpu_enable_triton_gemm": False} if on_gpu else None
     with jax.set_mesh(mesh):
         lowered = run.step.lower(run.abstract_state, batch, hyper)
-        return lowered.compile(compiler_options=_OPTIONS.get(platform))
+        return lowered.compile(compiler_options=options)
 
 
 def prototypes(config: ConfigDict) -> tuple[int, int]:
@@ -128,6 +108,5 @@ def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
     cls, patch = prototypes(config)
     views = 2 + config.crops.local_number
     targets = 4 * (2 * images * cls + slots * patch)
-    return ScoreBytes(
-        targets, 2 * 4 * (views * images * cls + slots * patch) // config.micro_batches
-    )
+    logits = 4 * (views * images * cls + slots * patch)
+    return ScoreBytes(targets, 2 * logits // config.micro_batches)
