@@ -100,15 +100,8 @@ class Classifier(dict[str, Any]):
 
     def logits(self, pictures: Any) -> np.ndarray:
         """fp32 [n, K] of pictures as `extract` takes them; an unreadable one raises SourceError."""
-        head, depth = self.head, self._backbone.model.depth
-        layers = range(depth - head.blocks, depth)
-        kinds = ("cls", "mean_patch") if head.avgpool else ("cls",)
-        found = extract(self._backbone, pictures, features=kinds, layers=layers, on_error="raise")
-        ends = [f"_block_{layer}" for layer in layers] if len(layers) > 1 else [""]
-        names = [f"cls{end}" for end in ends]
-        if head.avgpool:
-            names.append(f"mean_patch{ends[-1]}")
-        return head.logits([found[name] for name in names])
+        head = self.head
+        return head.logits(head.columns(self._backbone, pictures, on_error="raise"))
 
     def predict(self, pictures: Any) -> np.ndarray:
         """Predicts the class of each picture: [n] names, or numbers if the names are unknown."""
@@ -198,12 +191,7 @@ def load(
       (1, 4, 64)
     """
     options = {"which": which, "architecture": architecture, "heads": heads, "allow": allow}
-    return as_backbone(weights.load(name_or_path, dtype=dtype, **options))
-
-
-def as_backbone(found: weights.Backbone) -> Backbone:
-    """The same backbone with the methods of `Backbone`."""
-    return Backbone(**{f.name: getattr(found, f.name) for f in dataclasses.fields(found)})
+    return Backbone(**vars(weights.load(name_or_path, dtype=dtype, **options)))
 
 
 def pretrain(config: str | Path | ConfigDict, workdir: str | Path, **overrides: Any) -> Path:

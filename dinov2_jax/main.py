@@ -37,7 +37,6 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-# ------------------------------------------------------------------------------------- tasks
 # Each imports what it needs when it runs: mistakes on the command line must not wait for JAX.
 def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     if not workdir:
@@ -112,7 +111,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     TASKS[config.task](config, workdir)
 
 
-# -------------------------------------------------------------------------------- command line
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for user errors, 130 after Ctrl-C.
 

@@ -58,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone() -> api.Backbone:
-    return api.as_backbone(tiny.backbone())
+    return api.Backbone(**vars(tiny.backbone()))
 
 
 def test_importing_the_package_loads_nothing_else() -> None:
@@ -196,7 +196,7 @@ def test_heads_are_bound_to_their_backbone(blocks: int, avgpool: bool, tmp_path:
     plain = tiny.backbone()
     head.save(tmp_path / "head.safetensors")
     object.__setattr__(plain, "heads", {"classifier": head.as_stored(), "dino_head": {}})
-    backbone = api.as_backbone(plain)
+    backbone = api.Backbone(**vars(plain))
     pictures = [photo(i) for i in range(4)]
     columns = extract(plain, pictures, features=("cls", "mean_patch"), layers=range(3)).arrays
     parts = [columns[f"cls_block_{i}"] for i in range(3 - blocks, 3)]

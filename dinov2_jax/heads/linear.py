@@ -102,6 +102,17 @@ class LinearHead:
             found.append(np.asarray(_one_head(x, weight, bias))[:count])
         return np.concatenate(found)
 
+    def columns(self, backbone: Backbone, pictures: Any, **options: Any) -> HeadColumns:
+        """Extracts what `logits` takes; arguments and errors as `predict`."""
+        kinds = ("cls", "mean_patch") if self.avgpool else ("cls",)
+        depth, layers = backbone.model.depth, tuple(range(-self.blocks, 0))
+        found = extract(backbone, pictures, features=kinds, layers=layers, **options)
+        several = self.blocks > 1
+        names = [f"cls_block_{depth + layer}" if several else "cls" for layer in layers]
+        if self.avgpool:
+            names.append(f"mean_patch_block_{depth - 1}" if several else "mean_patch")
+        return [found[name] for name in names]
+
     def predict(self, backbone: Backbone, pictures: Any, **options: Any) -> Prediction:
         """Predicts the classes of pictures.
 
@@ -113,14 +124,7 @@ class LinearHead:
           ConfigError, SourceError, FileNotFoundError: see `extract`.
           EvaluationError: the head does not fit the backbone.
         """
-        kinds = ("cls", "mean_patch") if self.avgpool else ("cls",)
-        depth, layers = backbone.model.depth, tuple(range(-self.blocks, 0))
-        found = extract(backbone, pictures, features=kinds, layers=layers, **options)
-        several = self.blocks > 1
-        names = [f"cls_block_{depth + layer}" if several else "cls" for layer in layers]
-        if self.avgpool:
-            names.append(f"mean_patch_block_{depth - 1}" if several else "mean_patch")
-        logits = self.logits([found[name] for name in names])
+        logits = self.logits(self.columns(backbone, pictures, **options))
         readable = ~np.isnan(logits).any(axis=1)  # a class that was never seen has -inf
         labels = np.where(readable, logits.argmax(axis=1), -1)
         names = tuple(self.class_names[n] if self.class_names and n >= 0 else "" for n in labels)

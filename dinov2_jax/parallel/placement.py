@@ -48,19 +48,18 @@ def local_groups(mesh: Mesh, groups: int) -> list[int]:
 
 
 def _groups_of(mesh: Mesh, groups: int, process: int) -> list[int]:
-    # Cells so small that both a shard and a group are a whole number of them.
     shards = _shards(mesh)
+    # Cells so small that both a shard and a group are a whole number of them.
     cells = math.lcm(shards, groups)
-    of_shard, of_group = cells // shards, cells // groups
-    held = [s * of_shard + i for s in _shards_of(mesh, process) for i in range(of_shard)]
-    mine = sorted({cell // of_group for cell in held})
-    if len(mine) * of_group != len(held):
+    held = np.repeat(np.isin(range(shards), _shards_of(mesh, process)), cells // shards)
+    held = held.reshape(groups, -1)
+    if (held.any(axis=1) & ~held.all(axis=1)).any():
         raise MeshError(
             f"{groups} statistical groups do not divide over the {jax.process_count()} processes: "
             f"process {process} would load a part of one; change config.batch_size or "
             "config.group_size so that their quotient is a multiple of the number of processes"
         )
-    return mine
+    return np.flatnonzero(held.all(axis=1)).tolist()
 
 
 def _shards(mesh: Mesh) -> int:

@@ -124,7 +124,7 @@ def from_main(value: Any) -> Any:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, length) if len(text) else np.zeros(length, np.uint8)
+    padded = np.resize(text, length)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded).tolist()))
 
 
@@ -151,13 +151,9 @@ class Exchange:
     """Sends small integers of every process to all processes, once a step.
 
     Messages are read `lag_steps` steps later, when the device has long sent them, so nothing waits.
-    All processes read the same message at the same step and may act on it. A single process reads
-    its message at once.
-
-    Args:
-      mesh: holds all devices of all processes.
-      on_message: called with the arrays given to `send`, those of all processes concatenated along
-        the first axis.
+    All processes read the same message at the same step and may act on it: `on_message` gets the
+    arrays given to `send`, those of all processes concatenated along the first axis. A single
+    process reads its message at once. `mesh` holds all devices of all processes.
     """
 
     def __init__(

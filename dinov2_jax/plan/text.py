@@ -74,9 +74,7 @@ def size(count: float) -> str:
 def memory_lines(target: Target, trial: Trial) -> list[str]:
     if trial.memory is None:
         return ["the compiler ran out of memory and does not say what it needs: does not fit"]
-    rows = [
-        f"  {ROWS[name]:<28}{size(count):>12}" for name, count in trial.memory._asdict().items()
-    ]
+    rows = [f"  {ROWS[name]:<28}{size(x):>12}" for name, x in trial.memory._asdict().items()]
     last = f"  {'together':<28}{size(trial.memory.total):>12}  {fit_words(target, trial)}"
     return ["memory of each device", *rows, last]
 
@@ -112,7 +110,9 @@ def flags(changes: dict[str, Any]) -> str:
 
 def tried_line(target: Target, trial: Trial) -> str:
     """One line about a setting that was compiled because the configured one does not fit."""
-    total = "more than there is" if trial.memory is None else size(trial.memory.total)
+    if trial.memory is None:
+        return f"tried {flags(trial.changes)}: more than there is"
+    total = size(trial.memory.total)
     return f"tried {flags(trial.changes)}: {total} {fit_words(target, trial)}"
 
 

@@ -207,10 +207,11 @@ def _check_mesh(config: ConfigDict, device_count: int) -> list[str]:
         )
     if data == -1:
         if device_count % (fsdp * tensor):
+            instead = f" --config.mesh.tensor=1, instead of your {tensor}" if tensor > 1 else ""
             raise ConfigError(
                 f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the "
-                f"{device_count} devices; use "
-                f"--config.mesh.fsdp={math.gcd(device_count, fsdp)} --config.mesh.tensor=1"
+                f"{device_count} devices; use --config.mesh.fsdp={math.gcd(device_count, fsdp)}"
+                f"{instead}"
             )
         data = device_count // (fsdp * tensor)
     used, shards = data * fsdp * tensor, data * fsdp

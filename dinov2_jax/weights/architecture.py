@@ -16,9 +16,7 @@ from dinov2_jax.weights.layouts import Flat
 HEAD_DIM = 64  # of all released models
 
 
-def vision_transformer(
-    tensors: Flat, *, heads: int | None = None, dtype: Any = jnp.float32
-) -> VisionTransformer:
+def vision_transformer(tensors: Flat, heads: int | None, dtype: Any) -> VisionTransformer:
     """Makes the model for a backbone's tensors, which have the reference's names.
 
     Position tables are resampled as in the released models: with registers to the exact size and

@@ -67,8 +67,12 @@ def write_bundle(
         "preprocessing": dataclasses.asdict(preprocessing),
         "source": source,
     }
+    own = jax.process_index()  # by default Orbax waits for all processes
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix="bundle"
+    )
     with new_folder(path) as folder:
-        with _lone_writer() as writer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as writer:
             writer.save((folder / "params").resolve(), jax.tree.map(np.asarray, params))
         write_heads(folder, heads or {})
         (folder / _CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
@@ -90,15 +94,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _lone_writer() -> ocp.StandardCheckpointer:
-    """A writer for one process alone; by default Orbax waits for all processes."""
-    own = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix="bundle"
-    )
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], Any, Preprocessing]:

@@ -32,16 +32,10 @@ class WeightsError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
-    """The content of a file or directory.
+    """The content of a file or directory."""
 
-    Attributes:
-      tensors: by the file's own names, in its order.
-      settings: config.json of a directory, the metadata of a safetensors file, the JSON file
-        beside a .pth, or {}.
-      path: of the file or directory.
-    """
-
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray]  # by the file's own names, in its order
+    # config.json of a directory, the metadata of a safetensors file, the JSON file beside a .pth.
     settings: Mapping[str, Any]
     path: Path
 
@@ -67,8 +61,7 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
         tensors, metadata = _read_safetensors(path)
         return Tensors(tensors, metadata, path)
     if path.suffix in PICKLES:
-        beside = path.with_suffix(".json")
-        settings = _read_json(beside) if beside.is_file() else {}
+        settings = _read_json(path.with_suffix(".json"))
         return Tensors(_read_pickle(path, which), settings, path)
     known = ", ".join((".safetensors", *PICKLES))
     raise WeightsError(f"{path} is none of {known}, nor a directory that holds such files")
@@ -85,15 +78,15 @@ def _read_directory(folder: Path, which: str) -> Tensors:
         tensors: dict[str, np.ndarray] = {}
         for name in files:
             tensors |= read_tensors(folder / name, which).tensors
-        config = folder / "config.json"
-        return Tensors(tensors, _read_json(config) if config.is_file() else {}, folder)
+        return Tensors(tensors, _read_json(folder / "config.json"), folder)
     wanted = " or ".join(single for _, single in _MODEL_FILES)
     raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """{} if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); download it again") from error
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.run.files import write_json
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.files import WeightsError
@@ -37,10 +36,13 @@ def write(backbone: Backbone, tensors: dict[str, np.ndarray], folder: Path) -> N
     Raises:
       WeightsError: for a ViT that transformers cannot describe.
     """
-    name = classifier_of(backbone)
+    name, model = classifier_of(backbone), backbone.model
     head = None if name is None else backbone.heads[name]
     config = model_config(backbone, head)
-    stored = from_reference_names(tensors | _unit_layerscale(backbone.model), "huggingface")
+    if model.layerscale is None:  # transformers always has it; scales of 1 change nothing
+        names = [f"blocks.{i}.ls{j}.gamma" for i in range(model.depth) for j in (1, 2)]
+        tensors = tensors | {name: np.ones(model.dim, np.float32) for name in names}
+    stored = from_reference_names(tensors, "huggingface")
     if head is not None:
         stored = {f"{config['model_type']}.{key}": value for key, value in stored.items()}
         for key in ("weight", "bias"):
@@ -48,14 +50,6 @@ def write(backbone: Backbone, tensors: dict[str, np.ndarray], folder: Path) -> N
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", backbone.preprocessing.to_huggingface())
-
-
-def _unit_layerscale(model: VisionTransformer) -> dict[str, np.ndarray]:
-    """transformers has no model without LayerScale; scales of 1 change nothing."""
-    if model.layerscale is not None:
-        return {}
-    names = [f"blocks.{i}.ls{j}.gamma" for i in range(model.depth) for j in (1, 2)]
-    return {name: np.ones(model.dim, np.float32) for name in names}
 
 
 def model_config(backbone: Backbone, head: Head | None = None) -> dict[str, Any]:

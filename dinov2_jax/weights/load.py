@@ -94,11 +94,9 @@ def _from_run(path: Path, which: str, dtype: Any) -> Backbone:
     model = from_config(stored["model"], stored["crops"]["global_size"], dtype=dtype)
     params = restore_params(step_dir, which)
     backbone = params.pop("backbone")
+    sizes, colour = stored["eval"], stored["colour"]
     preprocessing = Preprocessing(
-        resize_px=stored["eval"]["resize_size"],
-        image_px=stored["eval"]["image_size"],
-        mean=tuple(stored["colour"]["mean"]),
-        std=tuple(stored["colour"]["std"]),
+        sizes["resize_size"], sizes["image_size"], colour["mean"], colour["std"]
     )
     report = _account(model, backbone, str(step_dir), f"our run, {which}")
     return Backbone(model, backbone, preprocessing, params, str(step_dir), "run", report)
@@ -121,7 +119,7 @@ def _from_tensors(
     backbone, notes = to_reference_names(parts.pop("backbone"), layout)
     backbone, more = _full_precision(backbone, allow, source)
     heads = stored.settings.get("num_attention_heads") or heads
-    model = vision_transformer(backbone, heads=heads, dtype=dtype)
+    model = vision_transformer(backbone, heads, dtype)
     known = _without_left_over(backbone, allow, source)
     if "mask_token" in allow:
         known.setdefault("mask_token", np.zeros((1, model.dim), np.float32))

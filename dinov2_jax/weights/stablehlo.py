@@ -38,17 +38,11 @@ print({{name: x.shape for name, x in features.items()}})
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The sizes for which stablehlo and onnx programs are made.
+    """Stablehlo and onnx programs: one for each image size and batch size."""
 
-    Attributes:
-      image_sizes: (height, width) in px, one program each.
-      batch_sizes: one program each; 0 makes one program for any number of images.
-      bake_positions: resample the position table once and store it, instead of in every call.
-    """
-
-    image_sizes: Sequence[tuple[int, int]] = ((224, 224),)
-    batch_sizes: Sequence[int] = (0,)
-    bake_positions: bool = True
+    image_sizes: Sequence[tuple[int, int]] = ((224, 224),)  # (height, width) in px
+    batch_sizes: Sequence[int] = (0,)  # 0: one program for any number of images
+    bake_positions: bool = True  # resample the position table once and store it, not in every call
 
 
 def write(backbone: Backbone, folder: Path, programs: Programs) -> dict[str, float]:

@@ -171,6 +171,7 @@ def small() -> ConfigDict:
         ({"checkpoint.every_steps": 0}, "at least 1"),
         ({"teacher.momentum": 1.5}, "from 0 to 1"),
         ({"mesh.fsdp": 3}, "does not divide the 8 devices; use --config.mesh.fsdp=1"),
+        ({"mesh.fsdp": 4, "mesh.tensor": 3}, "fsdp=4 --config.mesh.tensor=1, instead of your 3"),
         ({"mesh.data": 16}, "asks for 16 devices, but there are 8"),
         ({"mesh.data": 0}, "at least 1, or -1"),
         ({"batch_size": 12, "group_size": 4}, "8 shards.*--config.batch_size=16"),
