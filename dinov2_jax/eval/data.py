@@ -19,11 +19,8 @@ from dinov2_jax.run.checkpoint import read_config
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
-# Fields of config.data that a published set does not have.
-_OF_SOURCES = (
-    "source", "train_split", "val_split", "test_split", "labels", "train_path", "val_path",
-    "test_path", "train_labels", "val_labels",
-)  # fmt: skip
+# Fields of config.data that a published set has; all others are of sources.
+_OF_SETS = {"set", "path", "cache_dir", "workers", "max_pixels", "max_bad"}
 _VAL_FOLDERS = ("validation", "val", "valid")
 
 
@@ -80,9 +77,8 @@ def _open_set(config: ConfigDict) -> Data:
     name, path = config.set, config.path
     if not path:
         raise ConfigError(f"config.data.set={name!r} needs --config.data.path=<where it lies>")
-    ignored = [field for field in _OF_SOURCES if config[field]]
-    if config.test_labels and name != "imagenet":
-        ignored.append("test_labels")
+    known = _OF_SETS | ({"test_labels"} if name == "imagenet" else set())
+    ignored = [field for field, value in config.items() if value and field not in known]
     if ignored:
         raise ConfigError(
             f"config.data.{ignored[0]} means nothing for the set {name!r}, whose splits and labels "
@@ -143,10 +139,8 @@ def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
     # A path of one split is that whole split.
     own_paths = (name for name in _SPLITS if config[f"{name}_path"] and config.source != "tfds")
     defaults |= {f"{name}_split": "all" for name in own_paths}
-    if own:
-        defaults |= {"source": "folder"}
-        return defaults | given
-    return defaults | {k: v for k, v in stored.items() if k in config} | given
+    run = {"source": "folder"} if own else {k: v for k, v in stored.items() if k in config}
+    return defaults | run | given
 
 
 def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None) -> Source:

@@ -1,13 +1,14 @@
 """The paper's figures, shown only where model, data, sizes and settings are the paper's."""
 
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dinov2_jax.config.files import tuples
-from dinov2_jax.eval.task import Context
+from dinov2_jax.eval.task import Context, Finding, Metric
 
 
 def paper_value(
@@ -33,6 +34,21 @@ def paper_value(
     same = all(given[name] == value for name, value in how["settings"].items())
     figures = row[1] if model.registers else row[0]
     return figures[models.index(size)] if sizes == how["sizes"] and same and figures else None
+
+
+def with_paper(
+    context: Context,
+    findings: Iterable[Finding],
+    protocol: str,
+    data: str,
+    settings: Mapping[str, Any] = {},
+) -> Iterator[Finding]:
+    """The same findings, each metric with its `paper_value`."""
+    for finding in findings:
+        if isinstance(finding, Metric):
+            value = paper_value(context, protocol, data, finding.name, settings)
+            finding = dataclasses.replace(finding, published=value)
+        yield finding
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from dinov2_jax.config.files import ConfigError, diff_configs
 from dinov2_jax.eval.task import Curve, Finding, Metric
 from dinov2_jax.run.files import write_json
 
-_PACKAGES = ("jax", "flax", "numpy")
 _FORMAT = 2
 
 
@@ -55,13 +53,8 @@ class Results:
         """Starts a result, and returns why an older one is replaced, or ""."""
         settings = _plain(settings)
         old = self._results.setdefault(protocol, {}).get(data)
-        self._results[protocol][data] = {
-            "complete": False,
-            "settings": settings,
-            "metrics": {},
-            "notes": {},
-            "curves": [],
-        }
+        new = {"complete": False, "settings": settings, "metrics": {}, "notes": {}, "curves": []}
+        self._results[protocol][data] = new
         self._changed.add((protocol, data))
         changed = diff_configs(old["settings"], settings) if old and old["complete"] else []
         return changed[0] if changed else ""
@@ -94,12 +87,8 @@ class Results:
 
     def as_dict(self) -> dict[str, Any]:
         """What results.json holds: results[protocol][data set]["metrics"][name]["value"]."""
-        return {
-            "format": _FORMAT,
-            "about": self._about,
-            "versions": _versions(),
-            "results": self._results,
-        }
+        head = {"format": _FORMAT, "about": self._about, "versions": _versions()}
+        return head | {"results": self._results}
 
     def values(self, protocol: str) -> dict[str, float]:
         """The first metric of each data set of a protocol."""
@@ -154,11 +143,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The stored file.
-
-    Raises:
-      ConfigError: it is cut, foreign, or of an earlier version.
-    """
+    """The stored file; raises ConfigError if it is cut, foreign, or of an earlier version."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if "protocols" in stored and "format" not in stored:
@@ -175,9 +160,9 @@ def _read(path: Path) -> dict[str, Any]:
             for entry in sets.values():
                 _ = entry["complete"], entry["settings"], entry["metrics"].items()
         _ = stored["about"]["weights"].items()
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"{path} is cut or no results file of this program ({type(error).__name__}: {error}); "
             "move it away, or name another --workdir"
@@ -187,13 +172,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """As JSON gives it back; null for what is not finite, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy's
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps(value, default=lambda array: array.tolist())  # numpy's
+    return json.loads(text, parse_constant=lambda _: None)
 
 
 def _without_place(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,11 +183,6 @@ def _without_place(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    device = jax.devices()[0]
-    return {
-        "dinov2_jax": __version__,
-        "python": platform.python_version(),
-        **packages,
-        "device": f"{jax.device_count()} x {device.device_kind}",
-    }
+    found = {"dinov2_jax": __version__, "python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")}
+    return found | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}

@@ -1,14 +1,6 @@
 """What an evaluation accepts: the names and ranges of the fields of configs/eval/."""
 
-from dinov2_jax.config.checks import (
-    COUNT,
-    COUNT_OR_NONE,
-    DISTRIBUTED,
-    POSITIVE,
-    SHARE,
-    Range,
-    Rules,
-)
+from dinov2_jax.config.checks import COUNT, COUNT_OR_NONE, DISTRIBUTED, POSITIVE, Range, Rules
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.datasets.transfer import TRANSFER_SETS
 from dinov2_jax.heads.grid import RATES
@@ -52,7 +44,7 @@ RULES: Rules = DISTRIBUTED | {
     "finetune.smoothing": Range(0, 0.99),
     "finetune.mixup": Range(0),
     "finetune.cutmix": Range(0),
-    "finetune.ema": SHARE,
+    "finetune.ema": Range(0, 1),
     "finetune.lora_rank": COUNT_OR_NONE,
     "finetune.lora_alpha": POSITIVE,
     "finetune.seed": COUNT_OR_NONE,

@@ -1,5 +1,6 @@
 """Finished parts of a long protocol in one JSON file, so that a killed evaluation continues."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -11,12 +12,7 @@ from dinov2_jax.run.files import write_json
 
 
 class Trials:
-    """Named parts with JSON values.
-
-    Args:
-      path: of the file. One of other settings, or one that is cut, is begun anew.
-      settings: whatever the parts depend on.
-    """
+    """Named parts with JSON values; a file of other settings, or one that is cut, begins anew."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         text = json.dumps(settings, sort_keys=True, default=str)
@@ -37,10 +33,8 @@ class Trials:
             self._path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
-        if not self._path.is_file():
-            return {}
-        try:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             stored = json.loads(self._path.read_text(encoding="utf-8"))
-            return stored["done"] if stored["settings"] == self._mark else {}
-        except (ValueError, KeyError, TypeError):
-            return {}
+            if stored["settings"] == self._mark:
+                return stored["done"]
+        return {}

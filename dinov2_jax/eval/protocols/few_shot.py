@@ -5,6 +5,7 @@ otherwise on test, and results say so.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -17,7 +18,7 @@ from dinov2_jax.eval.trials import Trials
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.grid import accuracies
 from dinov2_jax.heads.knn import knn_accuracy
-from dinov2_jax.heads.probe import ProbeSettings, train_cached
+from dinov2_jax.heads.probe import train_cached
 from dinov2_jax.heads.probe_data import draw_examples
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.progress import Progress
@@ -66,15 +67,14 @@ def _all_tries(
     settings = context.config.few_shot
     trials = Trials(work.folder / "trials.json", keys)
     progress = Progress(len(settings.per_class) * settings.tries, unit="try") if is_main() else None
-    done = 0
-    for shots in settings.per_class:
+    for place, shots in enumerate(settings.per_class):
         tries: list[Try] = []
         for seed in range(settings.tries):
-            name = f"{shots} per class, try {seed}"
-            tries.append(trials.get(name, lambda s=shots, t=seed: _try(context, splits, s, t)))
-            done += 1
+            compute = functools.partial(_try, context, splits, shots, seed)
+            tries.append(trials.get(f"{shots} per class, try {seed}", compute))
             if progress:
                 best = max(tries[-1]["test"]["linear"].values())
+                done = place * settings.tries + len(tries)
                 progress.update(done, shots=shots, best_linear=best)
         yield shots, tries
     if progress:
@@ -83,51 +83,31 @@ def _all_tries(
 
 
 def _try(context: Context, splits: Mapping[str, Labelled], shots: int, seed: int) -> Try:
-    """Draws shots, and judges every k and every linear classifier on val and test."""
-    train = splits["train"]
+    """Draws shots, and judges every k up to their number and every linear head on val and test."""
+    train, config = splits["train"], context.config
     rows = np.sort(draw_examples(train.labels, shots, seed))
     columns = [np.asarray(column[rows], np.float32) for column in columns_of(train)]
-    classes = len(context.data.class_names)
-    heads = train_cached(columns, train.labels[rows], classes, _probe(context), quiet=True)
-    judged = {split: found for split, found in splits.items() if split != "train"}
-    return {
-        split: {
-            "knn": _knn(context, train, rows, found, shots),
-            "linear": accuracies(heads, columns_of(found), found.labels),
-        }
-        for split, found in judged.items()
-    }
-
-
-def _probe(context: Context) -> ProbeSettings:
-    iterations = context.config.few_shot.linear_iterations
-    probe = probe_settings(context)
-    return dataclasses.replace(probe, batch_size=BATCH_SIZE, iterations=iterations)
-
-
-def _knn(
-    context: Context, train: Labelled, rows: np.ndarray, judged: Labelled, shots: int
-) -> dict[str, float]:
-    """Top-1 by k, for each k up to the number of shots, and that number itself."""
-    settings = context.config.knn
-    found = knn_accuracy(
-        train.cls[-1][rows],
-        train.labels[rows],
-        judged.cls[-1],
-        judged.labels,
-        ks=sorted(k for k in {*settings.ks, shots} if k <= shots),
-        temperature=settings.temperature,
-    )
-    return {str(k): values["top1"] for k, values in found.items()}
+    cls, labels = train.cls[-1][rows], train.labels[rows]
+    steps = {"batch_size": BATCH_SIZE, "iterations": config.few_shot.linear_iterations}
+    probe = dataclasses.replace(probe_settings(context), **steps)
+    heads = train_cached(columns, labels, len(context.data.class_names), probe, quiet=True)
+    ks = sorted(k for k in {*config.knn.ks, shots} if k <= shots)
+    how = {"ks": ks, "temperature": config.knn.temperature}
+    found: Try = {}
+    for split, judged in splits.items():
+        if split != "train":
+            by_k = knn_accuracy(cls, labels, judged.cls[-1], judged.labels, **how)
+            top1 = {str(k): values["top1"] for k, values in by_k.items()}
+            linear = accuracies(heads, columns_of(judged), judged.labels)
+            found[split] = {"knn": top1, "linear": linear}
+    return found
 
 
 def _choose(tries: list[Try], kind: str, chosen_on: str) -> tuple[str, float]:
     """The classifier of the best mean on one split, and its mean on test."""
-    means = {
-        split: {
-            name: np.mean([t[split][kind][name] for t in tries]) for name in tries[0][split][kind]
-        }
-        for split in (chosen_on, "test")
-    }
-    name = max(means[chosen_on], key=lambda name: means[chosen_on][name])
-    return name, float(means["test"][name])
+
+    def mean(split: str, name: str) -> float:
+        return float(np.mean([found[split][kind][name] for found in tries]))
+
+    best = max(tries[0][chosen_on][kind], key=functools.partial(mean, chosen_on))
+    return best, mean("test", best)

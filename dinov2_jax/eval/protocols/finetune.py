@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dinov2_jax.eval.protocols.linear import check_classifiers
-from dinov2_jax.eval.published import paper_value
-from dinov2_jax.eval.task import Context, Finding, Metric, Task, Work
+from dinov2_jax.eval.protocols.linear import accuracies, check_classifiers
+from dinov2_jax.eval.published import with_paper
+from dinov2_jax.eval.task import Context, Finding, Task, Work
 from dinov2_jax.heads.finetune.classifier import Finetuned, predict
 from dinov2_jax.heads.finetune.lora import Lora
 from dinov2_jax.heads.finetune.optimizer import FinetuneSettings, check_settings
 from dinov2_jax.heads.finetune.train import STATE_FILE, finetune
 from dinov2_jax.heads.linear import LinearHead, load_head
-from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
 from dinov2_jax.parallel.processes import is_main
 
 
@@ -76,12 +75,9 @@ def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
         description="fine-tuned, on test" if is_main() else "",
         **context.reading,
     )
-    labels, n = test.labels[rows], len(rows)
-    paper = paper_value(context, "finetune", context.data.published, "top-1")
-    yield Metric("top-1", top_accuracy(logits, labels, 1), n=n, published=paper)
-    yield Metric("top-5", top_accuracy(logits, labels, 5), n=n)
-    yield Metric("mean per class", mean_per_class_accuracy(logits, labels), n=n)
-    yield {"unreadable": len(test) - n}
+    metrics = accuracies(logits, test.labels[rows])
+    yield from with_paper(context, metrics, "finetune", context.data.published)
+    yield {"unreadable": len(test) - len(rows)}
 
 
 def _keep(context: Context, found: Finetuned, folder: Path) -> None:

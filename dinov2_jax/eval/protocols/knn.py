@@ -1,6 +1,6 @@
 """Weighted k-NN on frozen features (reference-facts 8.2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import jax
 
@@ -9,7 +9,7 @@ from dinov2_jax.eval.data import Data
 from dinov2_jax.eval.published import paper_value
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Task, Work
 from dinov2_jax.features.cache import Labelled
-from dinov2_jax.heads.knn import knn_accuracy, leave_one_out
+from dinov2_jax.heads.knn import Accuracies, knn_accuracy, leave_one_out
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 
 NAMES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
@@ -23,14 +23,14 @@ def open(context: Context) -> list[Task]:
     """
     check_one_class(context.data, "k-NN")
     check_ks(context)
-    data, alone = context.data, context.config.knn.leave_one_out
-    splits = ("train",) if alone else ("train", "test")
+    data = context.data
+    splits = ("train",) if context.config.knn.leave_one_out else ("train", "test")
     needs = {split: context.need(split, context.cls_as_evaluated) for split in splits}
 
     def run(work: Work) -> Iterator[Finding]:
-        train = work.features(needs["train"])
-        test = train if alone else work.features(needs["test"])
-        found = _leave_one_out(context, train) if alone else _judge(context, train, test)
+        features = [work.features(need) for need in needs.values()]
+        train, test = features[0], features[-1]
+        found = _judge(context, train, test)
         for name, read_as in NAMES.items():
             for k, measured in found.items():
                 yield Metric(f"{read_as}, k={k}", measured[name], n=len(test.labels))
@@ -58,29 +58,18 @@ def check_ks(context: Context) -> None:
         raise ConfigError(f"config.knn.ks is {ks}, but needs one number or more, each at least 1")
 
 
-def _leave_one_out(context: Context, train: Labelled) -> Mapping[int, Mapping[str, float]]:
-    """Every process searches the whole set on its own devices."""
-    settings = context.config.knn
-    with jax.set_mesh(own_mesh(make_mesh())):
-        return leave_one_out(
-            train.cls[-1], train.labels, ks=settings.ks, temperature=settings.temperature
-        )
-
-
-def _judge(context: Context, train: Labelled, test: Labelled) -> Mapping[int, Mapping[str, float]]:
-    """Every process holds its share of the bank."""
+def _judge(context: Context, train: Labelled, test: Labelled) -> Accuracies:
     settings, rows = context.config.knn, len(train.labels)
+    how = {"ks": settings.ks, "temperature": settings.temperature}
+    if settings.leave_one_out:  # every process searches the whole set on its own devices
+        with jax.set_mesh(own_mesh(make_mesh())):
+            return leave_one_out(train.cls[-1], train.labels, **how)
+    # Every process holds its share of the bank.
     ends = (jax.process_index(), jax.process_index() + 1)
     own = slice(*(rows * end // jax.process_count() for end in ends))
     with jax.set_mesh(make_mesh()):
-        return knn_accuracy(
-            train.cls[-1][own],
-            train.labels[own],
-            test.cls[-1],
-            test.labels,
-            ks=settings.ks,
-            temperature=settings.temperature,
-        )
+        bank = train.cls[-1][own], train.labels[own]
+        return knn_accuracy(*bank, test.cls[-1], test.labels, **how)
 
 
 def _notes(context: Context, bank: int) -> dict[str, object]:

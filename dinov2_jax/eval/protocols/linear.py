@@ -14,7 +14,7 @@ import numpy as np
 
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.eval.protocols.knn import check_one_class
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Task, Work
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.grid import RATES, Grid, Heads, best
@@ -69,9 +69,9 @@ def _trained(context: Context, on_pictures: bool) -> Task:
             columns = columns_of(features)
             heads = train_cached(columns, features.labels, classes, probe, folder=work.folder)
         head = choose(heads, work.features(val), data.class_names, identity, work.folder)
+        metrics = judge(head, work.features(test), data.chosen_on)
         how = {"on_pictures": on_pictures}
-        paper = paper_value(context, "linear", data.published, "top-1", how)
-        yield from judge(head, work.features(test), data.chosen_on, paper)
+        yield from with_paper(context, metrics, "linear", data.published, how)
         trained_on = "random resized crops and flips" if on_pictures else "whole pictures, stored"
         yield {"chosen_on": data.chosen_on, "trained_on": trained_on}
         yield from rivals(head, probe.grid, "Linear classifiers")
@@ -124,16 +124,17 @@ def choose(
     return head
 
 
-def judge(
-    head: LinearHead, test: Labelled, chosen_on: str, paper: float | None
-) -> Iterator[Metric]:
+def judge(head: LinearHead, test: Labelled, chosen_on: str = "") -> Iterator[Metric]:
     """Accuracies of a head on features."""
-    logits, labels = head.logits(columns_of(test)), test.labels
-    for top, published in ((1, paper), (5, None)):
-        value = top_accuracy(logits, labels, top)
-        yield Metric(f"top-{top}", value, n=len(labels), chosen_on=chosen_on, published=published)
-    value = mean_per_class_accuracy(logits, labels)
-    yield Metric("mean per class", value, n=len(labels), chosen_on=chosen_on)
+    return accuracies(head.logits(columns_of(test)), test.labels, chosen_on)
+
+
+def accuracies(logits: np.ndarray, labels: np.ndarray, chosen_on: str = "") -> Iterator[Metric]:
+    """top-1, top-5 and the mean per class of logits [n, K]."""
+    values = {f"top-{top}": top_accuracy(logits, labels, top) for top in (1, 5)}
+    values["mean per class"] = mean_per_class_accuracy(logits, labels)
+    for name, value in values.items():
+        yield Metric(name, value, n=len(labels), chosen_on=chosen_on)
 
 
 def rivals(head: LinearHead, grid: Grid, title: str) -> Iterator[Finding]:
@@ -162,7 +163,7 @@ def _given(context: Context) -> Task:
     test = context.need("test", wanted)
 
     def run(work: Work) -> Iterator[Finding]:
-        yield from judge(head, work.features(test), "", None)
+        yield from judge(head, work.features(test))
         yield {"classifier": head.name or str(context.config.head), "trained_here": False}
 
     settings = context.settings(test=data.splits["test"]) | head_settings(context.config.head)

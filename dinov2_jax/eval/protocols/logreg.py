@@ -9,7 +9,7 @@ import numpy as np
 
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.logistic import regression
@@ -59,10 +59,11 @@ def task_of(
         report = _fit(context, splits, classes, METRICS[metric][0])
         chosen_on = "val" if "val" in splits else "10 % of train"
         reported, n = METRICS[metric][0], len(splits["test"].labels)
-        for key in sorted(report.results, key=lambda key: key != reported):
-            paper = paper_value(context, "logreg", published, _READ_AS[key])
-            value = report.results[key]
-            yield Metric(_READ_AS[key], value, n=n, chosen_on=chosen_on, published=paper)
+        metrics = (
+            Metric(_READ_AS[key], report.results[key], n=n, chosen_on=chosen_on)
+            for key in sorted(report.results, key=lambda key: key != reported)
+        )
+        yield from with_paper(context, metrics, "logreg", published)
         yield from _trials(report, METRICS[metric][1], name, chosen_on)
 
     settings = context.settings("logreg", **sources) | {"metric": metric}

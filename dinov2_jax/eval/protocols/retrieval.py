@@ -9,28 +9,13 @@ import jax
 import numpy as np
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.data.sources.source import Source
-from dinov2_jax.datasets.retrieval import (
-    MetSet,
-    Pairs,
-    RevisitedSet,
-    amstertime,
-    met_set,
-    revisited_set,
-)
+from dinov2_jax.datasets import retrieval as sets
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Wanted
 from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
-from dinov2_jax.metrics.ranking import (
-    MET_KS,
-    choose_vote,
-    map_at_k,
-    met_scores,
-    revisited_map,
-    vote_exhibits,
-)
+from dinov2_jax.metrics import ranking
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 
 
@@ -50,7 +35,7 @@ def open(context: Context) -> list[Task]:
         raise ConfigError(f"config.retrieval.scales is {settings.scales}; such as (1.0,)")
     which, name = _SETS[settings.set], settings.set
     found = which.open(settings.path)
-    sources = which.sources(found)
+    sources = dict(zip(which.parts, found, strict=False))
     sizes = [_scaled(context, scale) for scale in settings.scales]
     needs = {
         part: [Need(f"{name}-{part}", source, wanted) for wanted in sizes]
@@ -61,8 +46,7 @@ def open(context: Context) -> list[Task]:
         cls = {part: _cls(work, passes) for part, passes in needs.items()}
         with jax.set_mesh(own_mesh(make_mesh())):  # every process on its own devices
             findings = list(which.judge(context, found, cls))
-        for finding in findings:
-            yield _with_paper(context, finding) if isinstance(finding, Metric) else finding
+        yield from with_paper(context, findings, "retrieval", name)
 
     how = {"scales": settings.scales, "faiss_index": settings.faiss_index}
     everything = tuple(need for passes in needs.values() for need in passes)
@@ -91,17 +75,12 @@ def _scaled(context: Context, scale: float) -> Wanted:
     return dataclasses.replace(wanted, image_px=image_px, resize_px=resize_px)
 
 
-def _with_paper(context: Context, metric: Metric) -> Metric:
-    paper = paper_value(context, "retrieval", context.config.retrieval.set, metric.name)
-    return dataclasses.replace(metric, published=paper)
-
-
 # ---------------------------------------------------------------------------------------- sets
 Features = Mapping[str, np.ndarray]
 
 
-def _revisited(context: Context, found: RevisitedSet, cls: Features) -> Iterator[Finding]:
-    numbers = revisited_map(rank_all(cls["database"], cls["queries"]), found.ground_truth)
+def _revisited(context: Context, found: sets.RevisitedSet, cls: Features) -> Iterator[Finding]:
+    numbers = ranking.revisited_map(rank_all(cls["database"], cls["queries"]), found.ground_truth)
     for kind in ("medium", "hard"):
         yield Metric(f"mAP, {kind}", numbers[kind]["mAP"], n=len(cls["queries"]))
     yield {"by_difficulty": numbers, "queries": "cropped"}
@@ -123,57 +102,45 @@ def _nearest(
     return similarities, rows
 
 
-def _met(context: Context, found: MetSet, cls: Features) -> Iterator[Finding]:
+def _met(context: Context, found: sets.MetSet, cls: Features) -> Iterator[Finding]:
     """k and temperature of the vote are chosen on val."""
     bank, exhibits_of = cls["database"], found.database.labels
     assert exhibits_of is not None
-    voters = {}
+    voters, most = {}, min(max(ranking.MET_KS), len(bank))
     for split in ("val", "test"):
-        similarities, rows = _nearest(context, bank, cls[split], min(max(MET_KS), len(bank)))
+        similarities, rows = _nearest(context, bank, cls[split], most)
         voters[split] = similarities, exhibits_of[rows]
     classes = found.classes
-    k, temperature = choose_vote(*voters["val"], found.validation.labels, classes=classes)
-    similarities, exhibits = (part[:, :k] for part in voters["test"])
-    answers = vote_exhibits(similarities, exhibits, classes=classes, temperature=temperature)
-    for name, value in met_scores(*answers, found.test.labels).items():
+    k, temperature = ranking.choose_vote(*voters["val"], found.validation.labels, classes=classes)
+    nearest = (part[:, :k] for part in voters["test"])
+    answers = ranking.vote_exhibits(*nearest, classes=classes, temperature=temperature)
+    for name, value in ranking.met_scores(*answers, found.test.labels).items():
         yield Metric(name, value, n=len(found.test), chosen_on="val")
     yield {"k": k, "temperature": temperature, "chosen_on": "val"}
 
 
-def _amstertime(context: Context, pairs: Pairs, cls: Features) -> Iterator[Finding]:
+def _amstertime(context: Context, pairs: sets.Pairs, cls: Features) -> Iterator[Finding]:
     new, old = cls["new"], cls["old"]
     partner = list(np.arange(len(new))[:, None])
     both = {
-        "old_to_new": map_at_k(rank_all(new, old), partner, len(new)),
-        "new_to_old": map_at_k(rank_all(old, new), partner, len(old)),
+        "old_to_new": ranking.map_at_k(rank_all(new, old), partner, len(new)),
+        "new_to_old": ranking.map_at_k(rank_all(old, new), partner, len(old)),
     }
     yield Metric("mAP", float(np.mean(list(both.values()))), n=len(new) + len(old))
     yield {"mean_of": both}
 
 
 class _Set(NamedTuple):
-    """How a set is opened, which pictures it has, and how it is judged."""
+    """How a set is opened, what its pictures (its first fields) are called, how it is judged."""
 
     open: Callable[[str], Any]
-    sources: Callable[[Any], dict[str, Source]]
+    parts: tuple[str, ...]
     judge: Callable[[Context, Any, Features], Iterator[Finding]]
 
 
-def _sides(found: RevisitedSet) -> dict[str, Source]:
-    return {"database": found.database, "queries": found.queries}
-
-
-def _splits_of_met(found: MetSet) -> dict[str, Source]:
-    return {"database": found.database, "val": found.validation, "test": found.test}
-
-
-def _times(found: Pairs) -> dict[str, Source]:
-    return {"new": found.new, "old": found.old}
-
-
 _SETS = {
-    "roxford5k": _Set(functools.partial(revisited_set, "roxford5k"), _sides, _revisited),
-    "rparis6k": _Set(functools.partial(revisited_set, "rparis6k"), _sides, _revisited),
-    "met": _Set(met_set, _splits_of_met, _met),
-    "amstertime": _Set(amstertime, _times, _amstertime),
+    name: _Set(functools.partial(sets.revisited_set, name), ("database", "queries"), _revisited)
+    for name in sets.REVISITED
 }
+_SETS["met"] = _Set(sets.met_set, ("database", "val", "test"), _met)
+_SETS["amstertime"] = _Set(sets.amstertime, ("new", "old"), _amstertime)

@@ -1,7 +1,6 @@
 """The chosen linear classifier on ImageNet's variants, without training again."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,15 +9,9 @@ import numpy as np
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.sources.views import View
-from dinov2_jax.datasets.imagenet_variants import (
-    CORRUPTIONS,
-    SEVERITIES,
-    imagenet_c,
-    imagenet_sketch,
-    imagenet_subset,
-    imagenet_v2,
-    real_labels,
-)
+from dinov2_jax.datasets import imagenet_variants as variants
+from dinov2_jax.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES
+from dinov2_jax.eval.data import Data
 from dinov2_jax.eval.protocols.linear import (
     check_classifiers,
     columns_of,
@@ -26,7 +19,7 @@ from dinov2_jax.eval.protocols.linear import (
     given_or_earlier,
     head_settings,
 )
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled, Wanted
 from dinov2_jax.heads.linear import LinearHead
@@ -44,7 +37,7 @@ def open(context: Context) -> list[Task]:
         not whole.
     """
     given = context.config.robustness
-    names = [name for name in _VARIANTS if given[name]]
+    names = [name for name in _MEASURES if given[name]]
     if not names:
         raise ConfigError(
             "robustness needs at least one set, such as --config.robustness.imagenet_v2=/imagenetv2"
@@ -54,9 +47,7 @@ def open(context: Context) -> list[Task]:
     wanted = context.probe_features
     if head:
         wanted = dataclasses.replace(wanted, cls_blocks=given_head(context, head).blocks)
-    return [
-        _task(context, name, _VARIANTS[name](context, given[name]), wanted, head) for name in names
-    ]
+    return [_task(context, name, given[name], wanted, head) for name in names]
 
 
 class _Part(NamedTuple):
@@ -67,66 +58,45 @@ class _Part(NamedTuple):
     classes: np.ndarray | None = None
 
 
-def _task(context: Context, name: str, parts: list[_Part], wanted: Wanted, path: str) -> Task:
-    needs = [Need(p.title, p.pictures, wanted) for p in parts]
+def _task(context: Context, name: str, path: str, wanted: Wanted, given: str) -> Task:
+    parts = _parts(name, path, context.data)
+    needs = [Need(part.title, part.pictures, wanted) for part in parts]
 
     def run(work: Work) -> Iterator[Finding]:
-        head = given_or_earlier(context, path, work)
+        head, trained_by = given_or_earlier(context, given, work), next(iter(work.before), given)
         judged = ((work.features(n), p.classes) for n, p in zip(needs, parts, strict=True))
-        for found in _MEASURES.get(name, _top1)(head, judged):
-            yield found if isinstance(found, dict) else _with_paper(context, name, found, work)
-        yield {"classifier": head.name, "trained_by": next(iter(work.before), path)}
+        findings = _MEASURES[name](head, judged)
+        # The paper's figure stands beside a classifier that was trained as the paper's.
+        data = name if context.data.published == "imagenet" else ""
+        how = {"on_pictures": trained_by == "linear"}
+        yield from with_paper(context, findings, "linear", data, how)
+        yield {"classifier": head.name, "trained_by": trained_by}
 
     settings = context.settings(**{part.title: part.pictures for part in parts})
-    settings |= head_settings(path) if path else {}
-    return Task(name, tuple(needs), settings, run, after=() if path else AFTER)
+    settings |= head_settings(given) if given else {}
+    return Task(name, tuple(needs), settings, run, after=() if given else AFTER)
 
 
-def _with_paper(context: Context, name: str, metric: Metric, work: Work) -> Metric:
-    """With the paper's figure, if the classifier was trained as the paper's."""
-    how = {"on_pictures": next(iter(work.before), "") == "linear"}
-    of_imagenet = context.data.published == "imagenet"
-    paper = paper_value(context, "linear", name if of_imagenet else "", metric.name, how)
-    return dataclasses.replace(metric, published=paper)
-
-
-# ------------------------------------------------------------------------------------- variants
-def _v2(context: Context, path: str) -> list[_Part]:
-    return [_Part("imagenet_v2", imagenet_v2(path, context.data.class_names))]
-
-
-def _sketch(context: Context, path: str) -> list[_Part]:
-    return [_Part("imagenet_sketch", imagenet_sketch(path, context.data.class_names))]
-
-
-def _subset(name: str, context: Context, path: str) -> list[_Part]:
-    wnids = context.data.class_names
-    return [_Part(name, *imagenet_subset(path, wnids, min(200, len(wnids))))]
-
-
-def _corrupted(context: Context, path: str) -> list[_Part]:
-    wnids = context.data.class_names
-    return [
-        _Part(f"imagenet_c-{name}-{severity}", imagenet_c(path, name, severity, wnids))
-        for name in CORRUPTIONS
-        for severity in SEVERITIES
-    ]
-
-
-def _real(context: Context, path: str) -> list[_Part]:
-    source = context.data.splits["test"]  # which must be ImageNet's validation set
-    real = View(source, source.labels, source.class_names, targets=real_labels(path, source))
-    return [_Part("test", real)]
-
-
-_VARIANTS: dict[str, Callable[[Context, str], list[_Part]]] = {
-    "imagenet_v2": _v2,
-    "imagenet_real": _real,
-    "imagenet_a": functools.partial(_subset, "imagenet_a"),
-    "imagenet_r": functools.partial(_subset, "imagenet_r"),
-    "imagenet_sketch": _sketch,
-    "imagenet_c": _corrupted,
-}
+def _parts(name: str, path: str, data: Data) -> list[_Part]:
+    """The pictures of a variant."""
+    wnids = data.class_names
+    match name:
+        case "imagenet_v2":
+            return [_Part(name, variants.imagenet_v2(path, wnids))]
+        case "imagenet_sketch":
+            return [_Part(name, variants.imagenet_sketch(path, wnids))]
+        case "imagenet_real":
+            source = data.splits["test"]  # which must be ImageNet's validation set
+            targets = variants.real_labels(path, source)
+            return [_Part("test", View(source, source.labels, source.class_names, targets=targets))]
+        case "imagenet_c":
+            return [
+                _Part(f"{name}-{kind}-{severity}", variants.imagenet_c(path, kind, severity, wnids))
+                for kind in CORRUPTIONS
+                for severity in SEVERITIES
+            ]
+        case _:  # A and R
+            return [_Part(name, *variants.imagenet_subset(path, wnids, min(200, len(wnids))))]
 
 
 # ------------------------------------------------------------------------------------- measures
@@ -162,4 +132,11 @@ def _mce(head: LinearHead, judged: Judged) -> Iterator[Finding]:
     yield {"errors": found}
 
 
-_MEASURES = {"imagenet_real": _real_accuracy, "imagenet_c": _mce}
+_MEASURES: dict[str, Callable[[LinearHead, Judged], Iterator[Finding]]] = {
+    "imagenet_v2": _top1,
+    "imagenet_real": _real_accuracy,
+    "imagenet_a": _top1,
+    "imagenet_r": _top1,
+    "imagenet_sketch": _top1,
+    "imagenet_c": _mce,
+}

@@ -8,7 +8,7 @@ import numpy as np
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.datasets.transfer import TRANSFER_SETS, transfer_set
 from dinov2_jax.eval.protocols import logreg
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 
 AVERAGE = "average of 12"
@@ -49,8 +49,7 @@ def _average(context: Context, settings: Mapping[str, object]) -> Task:
     """The mean of the sets' metrics, which the runner hands over when they are known."""
 
     def run(work: Work) -> Iterator[Finding]:
-        values = [work.earlier[name] for name in TRANSFER_SETS]
-        paper = paper_value(context, "logreg", AVERAGE, "average")
-        yield Metric("average", float(np.mean(values)), published=paper)
+        mean = float(np.mean([work.earlier[name] for name in TRANSFER_SETS]))
+        yield from with_paper(context, [Metric("average", mean)], "logreg", AVERAGE)
 
     return Task(AVERAGE, (), {"sets": settings}, run)

@@ -11,7 +11,7 @@ from dinov2_jax.data.video import FRAMES, VideoFrames, pool_frames
 from dinov2_jax.datasets.files import Files
 from dinov2_jax.datasets.video import kinetics, ssv2, ucf101
 from dinov2_jax.eval.protocols.linear import choose, columns_of, judge, probe_settings, rivals
-from dinov2_jax.eval.published import paper_value
+from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.probe import train_cached
@@ -53,8 +53,8 @@ def open(context: Context) -> list[Task]:
         heads = train_cached(columns_of(train), train.labels, len(names), probe, folder=work.folder)
         identity = context.identity(sources["train"])
         head = choose(heads, test, names, identity, work.folder)
-        paper = paper_value(context, "video", name, "top-1", dict(context.config.linear))
-        yield from judge(head, test, "test", paper)
+        metrics, how = judge(head, test, "test"), dict(context.config.linear)
+        yield from with_paper(context, metrics, "video", name, how)
         counts = {"train": len(train.labels), "test": len(test.labels)}
         yield {"frames": FRAMES, "pooling": which.pooling, "videos": counts, "chosen_on": "test"}
         yield from rivals(head, probe.grid, f"Linear classifiers on {name}")
