@@ -32,7 +32,6 @@ class Data:
       splits: "train", "test", and "val" where there is one.
       class_names: of the labels.
       name: of the data set, for tables: the published set, or the last folder of its path.
-      place: set or source, and path, for the reader.
       published: name of the published set, "" for other data.
       metric: "top1", "mean_per_class" or "map11", what the set is reported in.
     """
@@ -40,7 +39,6 @@ class Data:
     splits: Mapping[str, Source]
     class_names: tuple[str, ...]
     name: str
-    place: str
     published: str = ""
     metric: str = "top1"
 
@@ -84,18 +82,21 @@ def _open_set(config: ConfigDict) -> Data:
             f"config.data.{ignored[0]} means nothing for the set {name!r}, whose splits and labels "
             "are its own; leave it out, or use --config.data.source"
         )
-    metric = "top1"
+    return open_published(name, path, config.test_labels)
+
+
+def open_published(name: str, path: str, test_labels: str = "") -> Data:
+    """A published set; `test_labels` is the list of ImageNet's labels if it lies elsewhere."""
+    val, metric = None, "top1"
     if name == "imagenet":
-        test = imagenet(path, "val", val_labels=config.test_labels)
-        splits: dict[str, Source] = {"train": imagenet(path, "train"), "test": test}
+        train, test = imagenet(path, "train"), imagenet(path, "val", val_labels=test_labels)
     elif name == "imagenet_tfds":
-        splits = {"train": imagenet_tfds(path, "train"), "test": imagenet_tfds(path, "val")}
+        train, test = imagenet_tfds(path, "train"), imagenet_tfds(path, "val")
     else:
         train, val, test, metric = transfer_set(name, path)
-        splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
-    class_names = tuple(splits["train"].class_names or ())
-    name = name.removesuffix("_tfds")
-    return Data(splits, class_names, name, f"{name} {path}", published=name, metric=metric)
+    splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
+    name, class_names = name.removesuffix("_tfds"), tuple(train.class_names or ())
+    return Data(splits, class_names, name, published=name, metric=metric)
 
 
 def _open_source(data: Mapping[str, Any]) -> Data:
@@ -110,9 +111,8 @@ def _open_source(data: Mapping[str, Any]) -> Data:
         splits[split] = _in_classes_of(splits["train"], source, split) if splits else source
     path = data["path"] or data["train_path"]
     name = Path(path.partition("@")[0]).expanduser().absolute().name if path else data["source"]
-    found = Data(splits, tuple(class_names or ()), name, f"{data['source']} {path}".strip())
-    _require_different(found)
-    return found
+    _require_different(splits)
+    return Data(splits, tuple(class_names or ()), name)
 
 
 def _val_folder(data: Mapping[str, Any]) -> str:
@@ -166,10 +166,10 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
     return labelled_records(source)
 
 
-def _require_different(data: Data) -> None:
+def _require_different(splits: Mapping[str, Source]) -> None:
     """Raises SourceError if two splits are the same pictures, as with a list or a flat folder."""
     seen: dict[str, str] = {}
-    for name, source in data.splits.items():
+    for name, source in splits.items():
         first = seen.setdefault(describe(source)["fingerprint"], name)
         if first != name:
             raise SourceError(

@@ -25,9 +25,9 @@ def open(context: Context) -> list[Task]:
     """
     check_classifiers(context)
     config = context.config.finetune
-    names = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(config)
+    shared = {field.name for field in dataclasses.fields(FinetuneSettings)} & set(config)
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora_rank else None
-    settings = FinetuneSettings(**{name: config[name] for name in names}, lora=lora)
+    settings = FinetuneSettings(**{name: config[name] for name in shared}, lora=lora)
     check_settings(settings)
     start = load_head(config.head, context.backbone.model.dim) if config.head else None
     needs = tuple(context.need(split, None) for split in ("train", "test"))

@@ -59,6 +59,7 @@ def check_ks(context: Context) -> None:
 
 
 def _judge(context: Context, train: Labelled, test: Labelled) -> Accuracies:
+    """Accuracies of each k on test, or within train (then test is not read)."""
     settings, rows = context.config.knn, len(train.labels)
     how = {"ks": settings.ks, "temperature": settings.temperature}
     if settings.leave_one_out:  # every process searches the whole set on its own devices

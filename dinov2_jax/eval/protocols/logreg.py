@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.data.sources.source import Source
+from dinov2_jax.eval.data import Data
 from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
@@ -16,13 +16,8 @@ from dinov2_jax.heads.logistic import regression
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 from dinov2_jax.parallel.processes import is_main
 
-# What the data sets call the metrics: the solver's name, and the reader's.
-METRICS = {
-    "top1": ("top1", "top-1"),
-    "mean_per_class": ("mean_per_class", "mean per class"),
-    "map11": ("mAP", "11-point mAP"),
-}
-_READ_AS = dict(METRICS.values())
+# The solver's names of metrics, as the reader knows them; it calls the sets' "map11" "mAP".
+_READ_AS = {"top1": "top-1", "mean_per_class": "mean per class", "mAP": "11-point mAP"}
 
 
 def open(context: Context) -> list[Task]:
@@ -31,56 +26,46 @@ def open(context: Context) -> list[Task]:
     Raises:
       ConfigError: no values of C, or more pictures than the memory holds.
     """
-    data = context.data
-    needs = {split: context.need(split, context.cls_of_whole_square) for split in data.splits}
-    classes = len(data.class_names)
-    return [task_of(context, data.name, needs, classes, data.metric, data.published)]
+    return [task_of(context, context.data)]
 
 
-def task_of(
-    context: Context,
-    name: str,
-    needs: Mapping[str, Need],
-    classes: int,
-    metric: str,
-    published: str,
-) -> Task:
-    """The task for one data set; `needs` are its "train", "test", and "val" if it has one.
+def task_of(context: Context, data: Data, prefix: str = "") -> Task:
+    """The task for one data set; `prefix` begins the titles of its pictures.
 
     Raises:
       ConfigError: as `open`.
     """
-    _check_values(context)
-    sources = {split: need.source for split, need in needs.items()}
-    _check_memory(context, sources, classes)
+    exponents = context.config.logreg.log10_c
+    if len(exponents) != 2 or exponents[0] > exponents[1]:
+        raise ConfigError(
+            f"config.logreg.log10_c is {exponents}, but must be the least and the greatest "
+            "exponent, such as (-6.0, 5.0)"
+        )
+    _check_memory(context, data)
+    needs = {
+        split: Need(prefix + split, source, context.cls_of_whole_square)
+        for split, source in data.splits.items()
+    }
 
     def run(work: Work) -> Iterator[Finding]:
         splits = {split: work.features(need) for split, need in needs.items()}
-        report = _fit(context, splits, classes, METRICS[metric][0])
-        chosen_on = "val" if "val" in splits else "10 % of train"
-        reported, n = METRICS[metric][0], len(splits["test"].labels)
+        reported = "mAP" if data.metric == "map11" else data.metric
+        report = _fit(context, splits, len(data.class_names), reported)
+        chosen_on, n = "val" if "val" in splits else "10 % of train", len(splits["test"].labels)
         metrics = (
             Metric(_READ_AS[key], report.results[key], n=n, chosen_on=chosen_on)
             for key in sorted(report.results, key=lambda key: key != reported)
         )
-        yield from with_paper(context, metrics, "logreg", published)
-        yield from _trials(report, METRICS[metric][1], name, chosen_on)
+        yield from with_paper(context, metrics, "logreg", data.published)
+        yield from _trials(report, _READ_AS[reported], data.name, chosen_on)
 
-    settings = context.settings("logreg", **sources) | {"metric": metric}
-    return Task(name, tuple(needs.values()), settings, run)
-
-
-def _check_values(context: Context) -> None:
-    low, high = (*context.config.logreg.log10_c, None, None)[:2]
-    if len(context.config.logreg.log10_c) != 2 or low > high:
-        raise ConfigError(
-            f"config.logreg.log10_c is {context.config.logreg.log10_c}, but must be the least and "
-            "the greatest exponent, such as (-6.0, 5.0)"
-        )
+    settings = context.settings("logreg", **data.splits) | {"metric": data.metric}
+    return Task(data.name, tuple(needs.values()), settings, run)
 
 
-def _check_memory(context: Context, sources: Mapping[str, Source], classes: int) -> None:
-    rows = sum(len(sources[split]) for split in ("train", "val") if split in sources)
+def _check_memory(context: Context, data: Data) -> None:
+    classes = len(data.class_names)
+    rows = sum(len(source) for split, source in data.splits.items() if split != "test")
     # fp64: three copies of the features, and about six arrays of one number a picture and class.
     needed = 8 * rows * (3 * context.backbone.model.dim + 6 * classes)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -10,7 +10,6 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.sources.views import View
 from dinov2_jax.datasets import imagenet_variants as variants
-from dinov2_jax.datasets.imagenet_variants import CORRUPTIONS, SEVERITIES
 from dinov2_jax.eval.data import Data
 from dinov2_jax.eval.protocols.linear import (
     check_classifiers,
@@ -68,7 +67,7 @@ def _task(context: Context, name: str, path: str, wanted: Wanted, given: str) ->
         findings = _MEASURES[name](head, judged)
         # The paper's figure stands beside a classifier that was trained as the paper's.
         data = name if context.data.published == "imagenet" else ""
-        how = {"on_pictures": trained_by == "linear"}
+        how = {"on_pictures": next(iter(work.before), "") == "linear"}
         yield from with_paper(context, findings, "linear", data, how)
         yield {"classifier": head.name, "trained_by": trained_by}
 
@@ -92,8 +91,8 @@ def _parts(name: str, path: str, data: Data) -> list[_Part]:
         case "imagenet_c":
             return [
                 _Part(f"{name}-{kind}-{severity}", variants.imagenet_c(path, kind, severity, wnids))
-                for kind in CORRUPTIONS
-                for severity in SEVERITIES
+                for kind in variants.CORRUPTIONS
+                for severity in variants.SEVERITIES
             ]
         case _:  # A and R
             return [_Part(name, *variants.imagenet_subset(path, wnids, min(200, len(wnids))))]
@@ -125,8 +124,8 @@ def _mce(head: LinearHead, judged: Judged) -> Iterator[Finding]:
     for features, classes in judged:
         errors.append(100 - _accuracy(head, features, classes))
         n += len(features.labels)
-    by_corruption = np.array(errors).reshape(len(CORRUPTIONS), len(SEVERITIES))
-    found = corruption_errors(dict(zip(CORRUPTIONS, by_corruption, strict=True)))
+    by_corruption = np.reshape(errors, (len(variants.CORRUPTIONS), len(variants.SEVERITIES)))
+    found = corruption_errors(dict(zip(variants.CORRUPTIONS, by_corruption, strict=True)))
     for name in ("mCE", "mean error"):
         yield Metric(name, found[name], higher_is_better=False, n=n)
     yield {"errors": found}

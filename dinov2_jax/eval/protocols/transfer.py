@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from dinov2_jax.config.files import ConfigError
-from dinov2_jax.datasets.transfer import TRANSFER_SETS, transfer_set
+from dinov2_jax.datasets.transfer import TRANSFER_SETS
+from dinov2_jax.eval.data import open_published
 from dinov2_jax.eval.protocols import logreg
 from dinov2_jax.eval.published import with_paper
-from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
+from dinov2_jax.eval.task import Context, Finding, Metric, Task, Work
 
 AVERAGE = "average of 12"
 
@@ -27,22 +28,11 @@ def open(context: Context) -> list[Task]:
             "transfer needs --config.transfer.path=<folder> with one or more of the folders "
             f"{', '.join(TRANSFER_SETS)} in it"
         )
-    tasks = [_one_set(context, name, root / name) for name in present]
+    sets = (open_published(name, str(root / name)) for name in present)
+    tasks = [logreg.task_of(context, data, f"{data.name}-") for data in sets]
     if len(tasks) == len(TRANSFER_SETS):
         tasks.append(_average(context, {task.data: task.settings for task in tasks}))
     return tasks
-
-
-def _one_set(context: Context, name: str, path: Path) -> Task:
-    found, wanted = transfer_set(name, str(path)), context.cls_of_whole_square
-    splits = {"train": found.train, "val": found.val, "test": found.test}
-    needs = {
-        split: Need(f"{name}-{split}", source, wanted)
-        for split, source in splits.items()
-        if source is not None
-    }
-    classes = len(found.train.class_names or ())
-    return logreg.task_of(context, name, needs, classes, found.metric, name)
 
 
 def _average(context: Context, settings: Mapping[str, object]) -> Task:
