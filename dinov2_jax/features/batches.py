@@ -30,17 +30,17 @@ def batches_by_size(pictures: Iterator[Picture], lengths: tuple[int, int]) -> It
     second length, padded with black, so each size needs two programs and little padding.
     """
     full, short = lengths
-    waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    waiting: dict[tuple[int, ...], list[Picture]] = {}
     for row, image in pictures:
         if image is None:
             continue
         same = waiting.setdefault(image.shape, [])
         same.append((row, image))
         if len(same) == full:
-            yield _stack(waiting.pop(image.shape), full)
-    for same in waiting.values():
+            yield _stack(waiting.pop(image.shape), full, image.shape)
+    for shape, same in waiting.items():
         for start in range(0, len(same), short):
-            yield _stack(same[start : start + short], short)
+            yield _stack(same[start : start + short], short, shape)
 
 
 def batches_in_step(
@@ -58,11 +58,8 @@ def batches_in_step(
     for start in range(0, count, length):
         rows = range(start, min(start + length, count))
         mine = sum(start + slot < count for slot in slots)
-        images, readable = np.zeros((len(slots), *shape), np.uint8), np.zeros(len(slots), bool)
-        for slot, (_, image) in enumerate(itertools.islice(pictures, mine)):
-            if image is not None:
-                images[slot], readable[slot] = image, True
-        yield Batch(list(rows), images, readable)
+        batch = _stack(list(itertools.islice(pictures, mine)), len(slots), shape)
+        yield batch._replace(rows=list(rows))
 
 
 def own_rows(count: int, length: int, slots: Sequence[int]) -> np.ndarray:
@@ -71,8 +68,9 @@ def own_rows(count: int, length: int, slots: Sequence[int]) -> np.ndarray:
     return rows[rows < count]
 
 
-def _stack(pictures: list[tuple[int, np.ndarray]], length: int) -> Batch:
-    images = np.zeros((length, *pictures[0][1].shape), np.uint8)
+def _stack(pictures: Sequence[Picture], length: int, shape: Sequence[int]) -> Batch:
+    images, readable = np.zeros((length, *shape), np.uint8), np.zeros(length, bool)
     for slot, (_, image) in enumerate(pictures):
-        images[slot] = image
-    return Batch([row for row, _ in pictures], images, np.arange(length) < len(pictures))
+        if image is not None:
+            images[slot], readable[slot] = image, True
+    return Batch([row for row, _ in pictures], images, readable)

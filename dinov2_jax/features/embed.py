@@ -1,9 +1,8 @@
 """Task "embed": features of any number of pictures, in a folder that survives kills.
 
-Rows are divided into shards, and each process takes a run of them. A shard that is on disk and
-marked is never computed again; all others are. So no row is lost or doubled, whatever was killed
-and with whatever batch size, devices and processes the work continues. One job works in a folder at
-a time; a second one waits, and then finds the features.
+Each process computes a run of shards, which are runs of rows. A shard that is on disk and marked is
+never computed again, and all others are, so no kill and no change of batch size, devices or
+processes loses or doubles a row. A second job in a folder waits, and then finds the features.
 """
 
 import contextlib
