@@ -35,12 +35,11 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:
-    """The candidate most similar to `name`; the last dotted part counts nearly as much."""
+    """The candidate most similar to `name`; the last dotted part counts nearly as the whole."""
     return max(candidates, key=lambda candidate: _similarity(name, candidate, "."))
 
 
 def _similarity(name: str, other: str, separator: str) -> float:
-    """0..1; the part behind the last separator counts nearly as much as the whole."""
     whole = difflib.SequenceMatcher(None, name, other).ratio()
     last = difflib.SequenceMatcher(None, name.split(separator)[-1], other.split(separator)[-1])
     return max(whole, 0.95 * last.ratio())

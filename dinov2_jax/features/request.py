@@ -60,15 +60,7 @@ def make_request(
     policy: str,
     size: Sequence[int],
 ) -> Request:
-    """Checks the arguments and fills in what the weights say.
-
-    Args:
-      backbone: from `load`.
-      features: some of KINDS.
-      layers: block numbers, from the end if negative.
-      norm: see `Request`.
-      policy: one of POLICIES.
-      size: px, () for what the weights say; see `Fit`.
+    """Checks the arguments, those of `extract`, and fills in what the weights say.
 
     Raises:
       ConfigError: an argument that this backbone cannot give.

@@ -61,36 +61,32 @@ class NpyWriter:
     def __init__(self, folder: Path, rows: int, layout: Layout) -> None:
         self._folder, self._rows, self._layout = folder, rows, layout
 
-    def prepare(self, started: bool) -> None:
-        """Makes what must exist before the first shard; one process calls it, once."""
+    def prepare(self, done: set[int]) -> set[int]:
+        """Makes what must exist before the first shard; returns which of the `done` are lost."""
         for name, (shape, dtype) in self._layout.items():
             path = self._folder / f"{name}{_PARTIAL}"
             if path.exists() or (self._folder / f"{name}.npy").exists():
                 continue
-            if started:
+            if done:
                 raise ShardsError(
                     f"{path} has gone, and with it the rows of an earlier start; remove "
                     f"{self._folder}, or name another --workdir"
                 )
             with replacing(path) as new:
                 np.lib.format.open_memmap(new, "w+", dtype, (self._rows, *shape)).flush()
+        return set()
 
     def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
         """Stores a shard, or replaces it; it is on disk when this returns."""
         for name, values in columns.items():
             path = self._folder / f"{name}{_PARTIAL}"
             whole = np.lib.format.open_memmap(path, "r")
-            start = whole.offset + first_row * int(np.prod(whole.shape[1:])) * whole.itemsize
             # Not through the map, where a full disk is a signal; here it is an error.
             with open(path, "r+b") as file:
-                file.seek(start)
+                file.seek(whole.offset + first_row * whole.strides[0])
                 file.write(np.ascontiguousarray(values).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
-
-    def has(self, number: int) -> bool:
-        """Whether a shard's file still exists."""
-        return True
 
     def finish(self) -> list[str]:
         """Names the files, once all shards are written."""
@@ -118,8 +114,8 @@ class ParquetWriter:
         self._pyarrow: Any = pyarrow
         self._folder, self._shards, self._layout = folder, shards, layout
 
-    def prepare(self, started: bool) -> None:
-        pass
+    def prepare(self, done: set[int]) -> set[int]:
+        return {number for number in done if not (self._folder / self._name(number)).exists()}
 
     def write(self, number: int, first_row: int, names: Sequence[str], columns: Columns) -> None:
         pa, rows = self._pyarrow, np.arange(first_row, first_row + len(names))
@@ -131,9 +127,6 @@ class ParquetWriter:
         with replacing(self._folder / self._name(number)) as new:
             group = max(1, min(1024, len(names)))
             pa.parquet.write_table(table, new, row_group_size=group, **how)
-
-    def has(self, number: int) -> bool:
-        return (self._folder / self._name(number)).exists()
 
     def finish(self) -> list[str]:
         return [self._name(number) for number in range(self._shards)]
@@ -228,10 +221,8 @@ class Ledger:
         self._progress.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.folder.glob(".*.tmp"), *self._progress.glob(".*.tmp")]:
             leftover.unlink()
-        for number in self.done():
-            if not writer.has(number):
-                self._mark(number).unlink()
-        writer.prepare(started=bool(self.done()))
+        for lost in writer.prepare(self.done()):
+            self._mark(lost).unlink()
         if not (self.folder / "manifest.json").exists():
             lines = (f"{name}\n" for name in self.names(range(len(self.source))))
             write_lines(self.folder / "names.txt", lines)

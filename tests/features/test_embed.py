@@ -208,7 +208,7 @@ def test_rows_of_a_shard():
 def test_npy_writes_its_rows_and_no_others(tmp_path):
     layout = {"x": ((2, 3), np.dtype(np.float32)), "ok": ((), np.dtype(bool))}
     writer = NpyWriter(tmp_path, 10, layout)
-    writer.prepare(started=False)
+    assert writer.prepare(done=set()) == set()
     values = np.arange(18, dtype=np.float32).reshape(3, 2, 3)
     writer.write(1, 4, ["a"] * 3, {"x": values, "ok": np.ones(3, bool)})
     assert writer.finish() == ["x.npy", "ok.npy"] and writer.finish()
