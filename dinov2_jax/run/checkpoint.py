@@ -67,12 +67,9 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """The state, the loader's position and the configuration of a step, by default the newest.
 
-        Args:
-            abstract_state: tree of `jax.ShapeDtypeStruct` with shardings on the current devices.
-            config: the current configuration; if the model differs, the message names the fields.
-
-        Raises:
-            CheckpointError: there is no such step, or its arrays differ from `abstract_state`.
+        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings on the current devices.
+        Raises CheckpointError where there is no such step, or its arrays differ from that tree; if
+        the current `config` is given, the message names the fields that differ.
         """
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
@@ -103,9 +100,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     """The configuration stored in a checkpoint, and the step directory it came from.
 
     `path` is a run directory, its `checkpoints` (newest step of either) or one step directory.
-
-    Raises:
-        CheckpointError: there is no complete step.
+    Raises CheckpointError where there is no complete step.
     """
     step_dir = _find_step(Path(path))
     return tuples(_read_json(step_dir, "config")), step_dir
@@ -114,8 +109,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
 def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
     """One sub-tree of the stored state as numpy arrays, whatever devices saved it.
 
-    Raises:
-        CheckpointError: the state has no such sub-tree.
+    Raises CheckpointError where the state has no such sub-tree.
     """
     state_dir = Path(step_dir).resolve() / "state"
     stored = _stored_tree(state_dir)
@@ -195,23 +189,19 @@ def _require_same_arrays(
 ) -> None:
     """Names what changed in one sentence; Orbax's own message is a page of trees."""
     stored, wanted = _flat(_stored_tree(step_dir / "state")), _flat(abstract_state)
-    shapes = {n: (_shape(stored.get(n)), _shape(wanted.get(n))) for n in {*stored, *wanted}}
-    differing = sorted(name for name, (old, new) in shapes.items() if old != new)
+    old, new = ({n: tuple(x.shape) for n, x in tree.items()} for tree in (stored, wanted))
     # A typed PRNG key is stored as its raw uint32 words, one axis more.
     keys = {n for n, x in wanted.items() if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)}
-    differing = [name for name in differing if name not in keys & stored.keys()]
+    names = (old.keys() | new.keys()) - (old.keys() & keys)
+    differing = sorted(name for name in names if old.get(name) != new.get(name))
     if not differing:
         return
-    old, new = shapes[differing[0]]
+    first = differing[0]
     message = (
         f"the checkpoint {step_dir} is of another model: {len(differing)} arrays differ, such as "
-        f"{differing[0]} (stored {old}, now {new})"
+        f"{first} (stored {old.get(first)}, now {new.get(first)})"
     )
     changed = diff_configs(_read_json(step_dir, "config"), config) if config else []
     if changed:
         message += f"; changed fields: {', '.join(changed)}"
     raise CheckpointError(message + "; use the stored configuration or another --workdir")
-
-
-def _shape(leaf: Any) -> tuple[int, ...] | None:
-    return None if leaf is None else tuple(leaf.shape)

@@ -30,8 +30,7 @@ class HealthMonitor:
 
     def _signs(self, metrics: Mapping[str, float]) -> dict[str, tuple[bool, str]]:
         names = ("teacher_entropy", "target_kl", "prototypes_used", "effective_rank")
-        readings = (metrics.get(f"health/{name}", math.nan) for name in names)
-        entropy, divergence, used, rank = readings
+        entropy, divergence, used, rank = (metrics.get(f"health/{n}", math.nan) for n in names)
         if self._first_rank is None and math.isfinite(rank):
             self._first_rank = rank
         first_rank = self._first_rank or math.nan

@@ -1,11 +1,10 @@
 """Metrics of a run: metrics.jsonl, TensorBoard events and the console."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,33 +16,32 @@ log = logging.getLogger("dinov2_jax")
 METRICS_FILE = "metrics.jsonl"
 
 
-class MetricWriter:
-    """Writes metrics to <workdir>/metrics.jsonl, to TensorBoard events and to the console.
+class Output(contextlib.AbstractContextManager):
+    """The output of a run: metrics.jsonl, TensorBoard events, progress and messages.
 
-    `workdir` is made if missing. Lines later than `start_step`, from which the run resumes, are
-    cut, as these steps are repeated. `write_line` prints a console line, e.g. `Progress.write`;
-    `total_steps` is for its "step 10/1800".
+    `folder` is made if missing. Lines later than `start_step`, from which the run resumes, are cut,
+    as these steps are repeated. `silent` prints and writes nothing; for all processes but one.
     """
 
     def __init__(
-        self,
-        workdir: str | Path,
-        total_steps: int,
-        *,
-        start_step: int = 0,
-        write_line: Callable[[str], None],
+        self, folder: Path, total_steps: int, start_step: int = 0, *, silent: bool = False
     ) -> None:
-        self.path = Path(workdir) / METRICS_FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._total_steps, self._write_line = total_steps, write_line
+        self.folder, self.warnings = folder, list[str]()
+        self._total_steps, self._silent = total_steps, silent
+        if silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         # A run that starts at 0 writes step 0 again; a resumed one has that line already.
         first_step = start_step + 1 if start_step else 0
-        cut_from(self.path, first_step)
-        self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = _event_writer(self.path.parent, first_step)
+        cut_from(folder / METRICS_FILE, first_step)
+        self._progress = Progress(total_steps, start_step=start_step)
+        self._file: IO[str] = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._events = _event_writer(folder, first_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Stores one line; it is on disk, readable by others, when this returns."""
+        if self._silent:
+            return
         values = {name: _number(value) for name, value in metrics.items()}
         # JSON has no NaN or infinity; null keeps every line valid.
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
@@ -52,9 +50,28 @@ class MetricWriter:
         for name, value in values.items():
             if self._events is not None:
                 self._events.add_scalar(name, value, step)
-        self._write_line(console_line(step, self._total_steps, values))
+        self.message(console_line(step, self._total_steps, values))
 
-    def close(self) -> None:
+    def message(self, text: str) -> None:
+        """Prints a line that is not stored."""
+        if not self._silent:
+            self._progress.write(text)
+
+    def update(self, step: int) -> None:
+        """Moves the progress bar."""
+        if not self._silent:
+            self._progress.update(step)
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Prints each message and keeps it for the report."""
+        self.warnings += messages
+        for message in messages:
+            self.message(message)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._silent:
+            return
+        self._progress.close()
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -92,11 +109,11 @@ def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> s
 
 
 def _event_writer(workdir: Path, first_step: int) -> Any:
-    if importlib.util.find_spec("tensorboardX") is None:
+    try:
+        import tensorboardX
+    except ImportError:
         log.info("no TensorBoard events: pip install tensorboardX to get them")
         return None
-    import tensorboardX
-
     # purge_step hides the events of steps that a killed run wrote after its last checkpoint.
     return tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
 
@@ -104,49 +121,3 @@ def _event_writer(workdir: Path, first_step: int) -> Any:
 def _number(value: Any) -> float | int:
     number = value if isinstance(value, int | float) else float(value)
     return int(number) if isinstance(number, bool) else number
-
-
-class Output:
-    """The output of a run: metrics, progress and messages, opened and closed together.
-
-    `silent` prints and writes nothing; for all processes but one.
-    """
-
-    def __init__(
-        self, folder: Path, total_steps: int, start_step: int, *, silent: bool = False
-    ) -> None:
-        self.folder, self.warnings = folder, list[str]()
-        self._progress = self._writer = None
-        if not silent:
-            self._progress = Progress(total_steps, start_step=start_step)
-            show = self._progress.write
-            self._writer = MetricWriter(folder, total_steps, start_step=start_step, write_line=show)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Metrics of a step, to the files and the console."""
-        if self._writer is not None:
-            self._writer.write(step, metrics)
-
-    def message(self, text: str) -> None:
-        """Prints a line that is not stored."""
-        if self._progress is not None:
-            self._progress.write(text)
-
-    def update(self, step: int) -> None:
-        """Moves the progress bar."""
-        if self._progress is not None:
-            self._progress.update(step)
-
-    def warn(self, messages: Sequence[str]) -> None:
-        """Prints each message and keeps it for the report."""
-        self.warnings += messages
-        for message in messages:
-            self.message(message)
-
-    def __enter__(self) -> "Output":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._progress is not None and self._writer is not None:
-            self._progress.close()
-            self._writer.close()

@@ -19,8 +19,6 @@ from dinov2_jax.parallel.mesh import path_name
 from dinov2_jax.run.files import replacing
 from dinov2_jax.run.progress import Progress
 
-Fingerprint = Mapping[str, Any]
-
 # Steps in flight on an accelerator while the next batch is made; each holds a batch. On CPU there
 # are none: they would compete for the cores, and virtual devices wait for each other in every
 # collective, which XLA ends after 40 s if another program has their threads.
@@ -34,14 +32,13 @@ class StateFile:
     identify the work; a file with other values is refused.
     """
 
-    def __init__(self, path: Path | None, fingerprint: Fingerprint) -> None:
+    def __init__(self, path: Path | None, fingerprint: Mapping[str, Any]) -> None:
         self._path, self._fingerprint = path, json.loads(json.dumps(dict(fingerprint)))
 
     def load(self, like: Any) -> tuple[Any, int]:
         """The stored tree (numpy arrays) and iteration, or `like` and 0 if there is no file.
 
-        Raises:
-          EvaluationError: the file was written with other settings or data.
+        Raises EvaluationError where the file was written with other settings or data.
         """
         if self._path is None or not self._path.exists():
             return like, 0

@@ -8,31 +8,26 @@ from pathlib import Path
 import pytest
 
 from dinov2_jax.run.health import HealthMonitor
-from dinov2_jax.run.metrics import MetricWriter, Output, console_line, read_metrics
+from dinov2_jax.run.metrics import Output, console_line, read_metrics
 from dinov2_jax.run.progress import Progress, Throughput
 
 
-def writer(folder: Path, start_step: int = 0) -> tuple[MetricWriter, list[str]]:
-    lines: list[str] = []
-    return MetricWriter(folder, 100, start_step=start_step, write_line=lines.append), lines
-
-
-def test_each_line_is_json_with_step_and_the_exact_number(tmp_path: Path) -> None:
-    out, console = writer(tmp_path)
+def test_each_line_is_json_with_step_and_the_exact_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     third = 1 / 3
-    out.write(10, {"loss": third, "knn_top1": 61.25})
-    # Readable by others before the run ends, the number to the last bit.
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
-        "step": 10, "loss": third, "knn_top1": 61.25,
-    }  # fmt: skip
-    out.close()
-    assert console == ["step 10/100  loss 0.3333  knn_top1 61.2"]
+    with Output(tmp_path, 100) as out:
+        out.write(10, {"loss": third, "knn_top1": 61.25})
+        # Readable by others before the run ends, the number to the last bit.
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+            "step": 10, "loss": third, "knn_top1": 61.25,
+        }  # fmt: skip
+    assert capsys.readouterr().err == "step 10/100  loss 0.3333  knn_top1 61.2\n"
 
 
 def test_nan_and_infinity_keep_the_line_valid(tmp_path: Path) -> None:
-    out, _ = writer(tmp_path)
-    out.write(1, {"loss": math.nan, "loss/koleo": math.inf, "lr": 0.5})
-    out.close()
+    with Output(tmp_path, 100) as out:
+        out.write(1, {"loss": math.nan, "loss/koleo": math.inf, "lr": 0.5})
 
     def refuse(name: str) -> float:
         raise AssertionError(f"{name} is no JSON")
@@ -42,16 +37,14 @@ def test_nan_and_infinity_keep_the_line_valid(tmp_path: Path) -> None:
 
 
 def test_resume_cuts_the_steps_that_come_again(tmp_path: Path) -> None:
-    out, _ = writer(tmp_path)
-    for step in (10, 20, 30, 40):
-        out.write(step, {"loss": 0.1 * step})
-    out.close()
+    with Output(tmp_path, 100) as out:
+        for step in (10, 20, 30, 40):
+            out.write(step, {"loss": 0.1 * step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 50, "lo')  # what a power cut leaves
     before = read_metrics(tmp_path)
-    out, _ = writer(tmp_path, start_step=20)
-    out.write(30, {"loss": 9.0})
-    out.close()
+    with Output(tmp_path, 100, 20) as out:
+        out.write(30, {"loss": 9.0})
     assert read_metrics(tmp_path) == [*before[:2], {"step": 30, "loss": 9.0}]
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(line)["step"] for line in text.splitlines()] == [10, 20, 30]
@@ -59,20 +52,17 @@ def test_resume_cuts_the_steps_that_come_again(tmp_path: Path) -> None:
 
 
 def test_a_new_run_in_an_old_folder_starts_afresh(tmp_path: Path) -> None:
-    out, _ = writer(tmp_path)
-    out.write(0, {"knn_top1": 50.0})
-    out.write(5, {"loss": 1.0})
-    out.close()
-    out, _ = writer(tmp_path, start_step=0)
-    out.write(0, {"knn_top1": 51.0})
-    out.close()
+    with Output(tmp_path, 100) as out:
+        out.write(0, {"knn_top1": 50.0})
+        out.write(5, {"loss": 1.0})
+    with Output(tmp_path, 100) as out:
+        out.write(0, {"knn_top1": 51.0})
     assert [row["step"] for row in read_metrics(tmp_path)].count(0) == 1
 
 
 def test_tensorboard_holds_the_same_numbers(tmp_path: Path) -> None:
-    out, _ = writer(tmp_path)
-    out.write(10, {"loss": 0.25, "health/effective_rank": 7.5})
-    out.close()
+    with Output(tmp_path, 100) as out:
+        out.write(10, {"loss": 0.25, "health/effective_rank": 7.5})
     (events,) = tmp_path.glob("events.out.tfevents.*")
     content = events.read_bytes()
     assert b"loss" in content and b"health/effective_rank" in content
