@@ -48,11 +48,7 @@ WHOLE_RGB = DecodeSpec()
 
 
 def load_record(source: Source, index: int, spec: DecodeSpec) -> np.ndarray:
-    """Record `index` as uint8 [H, W, channels].
-
-    Raises:
-      BadImage: it cannot be read or decoded; the text says why.
-    """
+    """Record `index` as uint8 [H, W, channels]; BadImage, which says why, where it cannot be."""
     try:
         record = source[index]
     except OSError as error:
@@ -77,10 +73,8 @@ def decode(raw: bytes, spec: DecodeSpec = WHOLE_RGB) -> np.ndarray:
     Alpha is blended on white, EXIF rotation is applied, values of more than 8 bits are scaled to 8
     bits, and an animation gives its first frame. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size
     if it has more than `max_pixels`, or if its shorter side exceeds 4 `min_side_px`; at least 2
-    `min_side_px` remain.
-
-    Raises:
-      BadImage: not a picture, truncated, larger than `max_pixels`, or of other channels.
+    `min_side_px` remain. Raises BadImage for what is no picture, truncated, larger than
+    `max_pixels`, or of other channels.
     """
     if not raw:
         raise BadImage("the file is empty")
@@ -99,8 +93,7 @@ def decode(raw: bytes, spec: DecodeSpec = WHOLE_RGB) -> np.ndarray:
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """uint8 [H, W, C] -> [H, W, channels]: RGB to ITU-R 601 luma, gray to RGB, or unchanged.
 
-    Raises:
-      BadImage: for any other pair of channel numbers.
+    Raises BadImage for any other pair of channel numbers.
     """
     held = pixels.shape[2]
     if held == channels:
@@ -234,8 +227,7 @@ def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
 def from_pillow(picture: Image.Image) -> np.ndarray:
     """Gives a picture that Pillow holds, as `decode` gives that of a file: uint8 [H, W, 3].
 
-    Raises:
-      BadImage: its pixels cannot be loaded.
+    Raises BadImage where its pixels cannot be loaded.
     """
     try:
         picture = picture.copy()  # the caller's own stays as it is

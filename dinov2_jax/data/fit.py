@@ -79,11 +79,7 @@ class Fit:
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
-    if image.shape[2] != 3:  # plane by plane, as Pillow has no mode for other numbers of channels
-        planes = (Image.fromarray(np.ascontiguousarray(x)) for x in np.moveaxis(image, 2, 0))
-        return np.stack([_bicubic(plane, height, width) for plane in planes], axis=2)
-    return _bicubic(Image.fromarray(np.ascontiguousarray(image)), height, width)
-
-
-def _bicubic(picture: Image.Image, height: int, width: int) -> np.ndarray:
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    # Plane by plane where Pillow has no mode for the number of channels.
+    planes = [image] if image.shape[2] == 3 else np.moveaxis(image, 2, 0)
+    pictures = (Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
+    return np.dstack([p.resize((width, height), Image.Resampling.BICUBIC) for p in pictures])

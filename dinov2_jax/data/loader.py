@@ -63,10 +63,6 @@ class BatchSpec:
     group_size: int  # images a statistical group; divides the batch
     seed: int  # of order, crops and masks
 
-    @property
-    def groups(self) -> int:
-        return self.batch_size // self.group_size
-
 
 class TrainLoader(BatchLoader):
     """Endless batches for training; reshuffles every pass over the source.
@@ -95,9 +91,10 @@ class TrainLoader(BatchLoader):
     ) -> None:
         order = grain.MapDataset.source(range(len(source))).seed(spec.seed).shuffle().repeat()
         crops = order.random_map(functools.partial(_make_crops, source, spec))
-        groups = crops.batch(spec.group_size).random_map(functools.partial(_add_masks, spec))
-        share = range(spec.groups) if share is None else share
-        super().__init__(groups, spec.groups, share, start_batch, workers)
+        dataset = crops.batch(spec.group_size).random_map(functools.partial(_add_masks, spec))
+        groups = spec.batch_size // spec.group_size
+        share = range(groups) if share is None else share
+        super().__init__(dataset, groups, share, start_batch, workers)
 
 
 def _make_crops(source: Source, spec: BatchSpec, index: int, rng: np.random.Generator) -> Batch:

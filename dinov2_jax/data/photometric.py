@@ -56,14 +56,6 @@ class ColourSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"colour.hue is {self.hue}, a part of a full turn: give 0 to 0.5.")
-        if self.blur_kernel % 2 == 0 or self.blur_kernel < 1:
-            raise ValueError(f"colour.blur_kernel is {self.blur_kernel}: give an odd number.")
-        if min(self.blur_sigma) <= 0:
-            raise ValueError(f"colour.blur_sigma is {self.blur_sigma}: both ends must be above 0.")
-
     @classmethod
     def from_config(cls, colour: Mapping[str, Any]) -> "ColourSpec":
         """The spec of a ``config.colour`` mapping; lists become tuples so that it can be hashed."""
@@ -129,16 +121,14 @@ def augment_crops(
     if solarize_probability > 0:
         chosen = _spread(solarized < solarize_probability)
         planes = jnp.where(chosen, solarize(planes, spec.solarize_threshold), planes)
-    return _standardize(jnp.moveaxis(planes, -3, -1), spec.mean, spec.std)
+    return normalize(jnp.moveaxis(planes, -3, -1), spec.mean, spec.std)
 
 
-def normalize(
-    images: jax.Array,
-    mean: tuple[float, ...] = ColourSpec.mean,
-    std: tuple[float, ...] = ColourSpec.std,
-) -> jax.Array:
-    """uint8 images ``[..., H, W, C]`` to float32 ``(image / 255 - mean) / std``."""
-    return _standardize(images.astype(jnp.float32), mean, std)
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Images ``[..., H, W, C]`` of 0 to 255 to float32 ``(image / 255 - mean) / std``."""
+    leading = (1,) * (images.ndim - 1)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(*leading, -1) for x in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def to_planes(images: jax.Array) -> jax.Array:
@@ -240,10 +230,8 @@ def blur_taps(sigma_px: jax.Array, chosen: jax.Array, taps: int) -> jax.Array:
 def blur(planes: jax.Array, taps: jax.Array) -> jax.Array:
     """Separable blur of ``[..., C, H, W]``, reflected at the edges, with one row of taps a crop.
 
-    ``taps`` are ``[..., n]``, n odd; symmetric, as those of `blur_taps` are.
-
-    Raises:
-      ValueError: if a side is so short that the reflection would have to be reflected again.
+    ``taps`` are ``[..., n]``, n odd; symmetric, as those of `blur_taps` are. Raises ValueError if a
+    side is so short that the reflection would have to be reflected again.
     """
     for axis in (-2, -1):
         planes = jax.lax.optimization_barrier(_blur_along(planes, taps, axis))
@@ -281,9 +269,3 @@ def solarize(planes: jax.Array, threshold: float) -> jax.Array:
 def _spread(per_crop: jax.Array) -> jax.Array:
     """One number a crop -> [..., 1, 1, 1], to broadcast over its planes [C, H, W]."""
     return per_crop[..., None, None, None]
-
-
-def _standardize(values: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    leading = (1,) * (values.ndim - 1)
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(*leading, -1) for x in (mean, std))
-    return (values / 255 - mean) / std

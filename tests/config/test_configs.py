@@ -177,6 +177,7 @@ def small() -> ConfigDict:
         ({"batch_size": 12, "group_size": 4}, "8 shards.*--config.batch_size=16"),
         ({"seed": -1}, "config.seed is -1, but must be at least 0"),
         ({"colour.hue": 0.7}, "config.colour.hue is 0.7, but must be from 0 to 0.5"),
+        ({"colour.blur_sigma": (0.0, 1.0)}, "but needs 0.001 <= low <= high"),
         ({"colour.blur_kernel": 8}, "--config.colour.blur_kernel=9"),
         ({"colour.blur_kernel": 33}, "--config.colour.blur_kernel=31 or less"),
         ({"model.interpolate_antialias": True}, "--config.model.interpolate_offset=0.0"),

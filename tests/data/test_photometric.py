@@ -305,16 +305,10 @@ def test_normalize():
         np.testing.assert_allclose(got, expected, rtol=0, atol=5e-7)
 
 
-def test_spec_from_config_and_its_errors():
+def test_spec_from_config():
     fields = {**ColourSpec().__dict__, "blur_sigma": [0.1, 2.0]}
     assert ColourSpec.from_config(fields) == ColourSpec()
     assert hash(ColourSpec.from_config(fields)) == hash(ColourSpec())
-    with pytest.raises(ValueError, match="odd number"):
-        ColourSpec(blur_kernel=8)
-    with pytest.raises(ValueError, match="full turn"):
-        ColourSpec(hue=0.6)
-    with pytest.raises(ValueError, match="above 0"):
-        ColourSpec(blur_sigma=(0.0, 1.0))
 
 
 def test_no_operation_is_repeated_by_fusion():

@@ -79,9 +79,7 @@ def check_bytes(size_bytes: int) -> None:
 def find_files(path: str, pattern: str) -> list[str]:
     """The files that `path` names, sorted: itself, a glob, or those in a folder like `pattern`.
 
-    Raises:
-      SourceError: a folder without such a file.
-      FileNotFoundError: nothing is there.
+    Raises SourceError for a folder without such a file, FileNotFoundError where nothing is there.
     """
     if os.path.isfile(path):
         return [path]

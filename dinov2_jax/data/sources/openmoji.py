@@ -94,7 +94,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2_jax"
 
 
-def prepare(cache_dir: str | os.PathLike[str] | None = None, limit: int | None = None) -> Path:
+def prepare(cache_dir: str | Path | None = None, limit: int | None = None) -> Path:
     """Returns the folder with images.npy and index.json; draws it first where it is missing.
 
     The name of the folder states release, size and `limit` (only the first drawings, for tests).
@@ -138,10 +138,7 @@ class Openmoji:
     class_names: tuple[str, ...] | None = GROUPS
 
     def __init__(
-        self,
-        split: str = "train",
-        cache_dir: str | os.PathLike[str] | None = None,
-        limit: int | None = None,
+        self, split: str = "train", cache_dir: str | Path | None = None, limit: int | None = None
     ) -> None:
         check_name("split", split, SPLITS)
         folder = prepare(cache_dir, limit=limit)

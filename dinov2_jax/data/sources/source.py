@@ -77,8 +77,7 @@ def not_found(path: str) -> FileNotFoundError:
 def read_record(records: Any, index: int) -> Any:
     """A record of an ArrayRecord file.
 
-    Raises:
-      OSError: its chunk is damaged; the records of other chunks can still be read.
+    Raises OSError where its chunk is damaged; the records of other chunks can still be read.
     """
     try:
         return records[index]

@@ -1,5 +1,6 @@
 """Sources made from others: some records, other class numbers, labels from a file."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -7,37 +8,28 @@ import numpy as np
 from dinov2_jax.data.sources.source import Source, SourceError
 
 
+@dataclasses.dataclass(eq=False)
 class View:
-    """Chosen records of a source, with labels of its own.
+    """Chosen records of a source, with labels, class names and targets of its own."""
 
-    `rows` are these records, in this order; None: all. `labels`, `class_names` and `targets` (int8
-    [n, classes], where a picture has several classes) are those of the chosen records, or None.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        labels: np.ndarray | None,
-        class_names: tuple[str, ...] | None,
-        *,
-        rows: np.ndarray | None = None,
-        targets: np.ndarray | None = None,
-    ) -> None:
-        self._source, self._rows = source, rows
-        self.labels, self.class_names, self.targets = labels, class_names, targets
+    source: Source
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    rows: np.ndarray | None = None  # the chosen records, in this order; None: all
+    targets: np.ndarray | None = None  # int8 [n, classes] where a picture has several classes
 
     def __len__(self) -> int:
-        return len(self._source) if self._rows is None else len(self._rows)
+        return len(self.source if self.rows is None else self.rows)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        return self._source[self._row(index)]
+        return self.source[self._row(index)]
 
     def name(self, index: int) -> str:
         """The source's name of this record."""
-        return self._source.name(self._row(index))
+        return self.source.name(self._row(index))
 
     def _row(self, index: int) -> int:
-        return index if self._rows is None else int(self._rows[index])
+        return index if self.rows is None else int(self.rows[index])
 
 
 def labelled_records(source: Source) -> Source:
@@ -52,8 +44,7 @@ def labelled_records(source: Source) -> Source:
 def renumbered(source: Source, class_names: tuple[str, ...]) -> Source:
     """A source whose classes are some of another's, with that one's numbers.
 
-    Raises:
-      SourceError: a class that is not among `class_names`.
+    Raises SourceError for a class that is not among `class_names`.
     """
     own, labels = source.class_names, source.labels
     assert own is not None and labels is not None
