@@ -26,15 +26,9 @@ from dinov2_jax.weights.load import Backbone, load
 _SIZES = ("dim", "depth", "heads")
 # Further fields that must agree; the others, such as drop path, may differ.
 _FIELDS = (
-    "patch_size",
-    "ffn",
-    "registers",
-    "interpolate_offset",
-    "interpolate_antialias",
-    "qkv_bias",
-    "proj_bias",
-    "ffn_bias",
-)
+    "patch_size", "ffn", "registers", "interpolate_offset", "interpolate_antialias", "qkv_bias",
+    "proj_bias", "ffn_bias",
+)  # fmt: skip
 
 
 def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[str]]:
@@ -97,9 +91,7 @@ def _matching_heads(
     taken, notes = {}, []
     for name in sorted(student.keys() - {"backbone"}):
         wanted, held = _shapes(student[name]), _shapes(heads.get(name, {}))
-        different = [
-            path for path in sorted({*wanted, *held}) if wanted.get(path) != held.get(path)
-        ]
+        different = sorted(path for path in wanted | held if wanted.get(path) != held.get(path))
         if not held:
             notes.append(f"{name} is fresh: the weights come without it")
         elif different:

@@ -2,11 +2,10 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import to_dict
@@ -16,6 +15,7 @@ from dinov2_jax.parallel.placement import local_groups, put_batch
 from dinov2_jax.parallel.processes import Exchange, end_when_lost, is_main, own_name, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import Checkpoints
+from dinov2_jax.run.files import write_json
 from dinov2_jax.run.health import HealthMonitor
 from dinov2_jax.run.interrupt import StopRequest
 from dinov2_jax.run.metrics import Output
@@ -23,20 +23,9 @@ from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
-from dinov2_jax.train.report import report, write_config, write_crop_sheet
+from dinov2_jax.train.report import report, write_crop_sheet
 from dinov2_jax.train.setup import Run, make_run, return_free_memory
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
-
-
-class _Open(NamedTuple):
-    """What is open while a run trains, besides its state."""
-
-    mesh: Mesh
-    loader: TrainLoader
-    checkpoints: Checkpoints
-    bad: BadRecords
-    out: Output
-    stop: StopRequest
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -59,22 +48,32 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
         require_same(newest_checkpoint=str(checkpoints.latest_step()))
         state, start = start_state(config, run, checkpoints, bad, notes)
-        write_config(folder, config)
+        if is_main():
+            write_json(folder / "config.json", to_dict(config))
         out = stack.enter_context(Output(folder, config.total_steps, start, silent=not is_main()))
         for note in [*describe(config, len(source), mesh, start), *notes]:
             out.message(note)
         loader = stack.enter_context(loading(config, source, start, share))
         stack.enter_context(end_when_lost())
-        opened = _Open(mesh, loader, checkpoints, bad, out, stop)
-        state = _take_steps(config, run, opened, state, start)
+        state = _take_steps(config, run, state, start, loader, checkpoints, bad, out, stop)
     if stop.signal_name is None:
         with jax.set_mesh(mesh):
             report(folder, config, run, state.teacher, source, [*notes, *out.warnings])
 
 
-def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: int) -> Any:
+def _take_steps(
+    config: ConfigDict,
+    run: Run,
+    state: Any,
+    start: int,
+    loader: TrainLoader,
+    checkpoints: Checkpoints,
+    bad: BadRecords,
+    out: Output,
+    stop: StopRequest,
+) -> Any:
     """Steps `start` + 1 to `total_steps`; returns the last state."""
-    mesh, loader, checkpoints, bad, out, stop = opened
+    mesh = jax.sharding.get_mesh()
     probe, which_probe = make_probe(config, run.objective.teacher.backbone)
     out.message(which_probe)
     health = HealthMonitor(config.dino.head_prototypes)

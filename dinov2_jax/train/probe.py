@@ -1,5 +1,6 @@
 """k-NN and a linear probe of the EMA teacher while training, when the source has labels."""
 
+import functools
 import time
 from typing import Any
 
@@ -20,10 +21,6 @@ from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.weights.load import Backbone
-
-# One input, the cls token of the last block, with all learning rates: 13 classifiers.
-_GRID = Grid(blocks=(1,), avgpool=(False,))
-_LINEAR_BATCH = 256
 
 
 class Probe:
@@ -70,13 +67,12 @@ class Probe:
         settings, colour = self._config.eval, self._config.colour
         sizes = settings.resize_size, settings.image_size
         preprocessing = Preprocessing(*sizes, tuple(colour.mean), tuple(colour.std))
-        weights = teacher["backbone"]
-        backbone = Backbone(self._model, weights, preprocessing, {}, "teacher", "run", ())
-        channels = self._config.model.in_channels
-        request = central_square(self._model, preprocessing, channels=channels)
+        model, channels = self._model, self._config.model.in_channels
+        backbone = Backbone(model, teacher["backbone"], preprocessing, {}, "teacher", "run", ())
+        request = central_square(model, preprocessing, channels=channels)
         mesh = jax.sharding.get_mesh()
         extractor = Extractor(backbone, request, batch_size=settings.batch_size, mesh=mesh)
-        rows, labels = split.labelled()
+        rows, labels = split.labelled
         many = len(rows) > 5000  # starting processes costs seconds: for a few a thread is faster
         columns, readable = extractor.read(
             split.source,
@@ -89,29 +85,24 @@ class Probe:
 
 
 class _Split:
-    """The pictures of a source that the probe reads.
+    """The labelled pictures of a source, or `most` of them spread over all (0: no limit).
 
-    Attributes:
-      source: the pictures.
-      rows: the labelled records, or `most` of them spread over all (0: no limit). Where each label
-        costs the read of a record, the rows are chosen first, and labels are read for them alone.
+    Where each label costs the read of a record, the rows are chosen first, and labels are read for
+    them alone.
     """
 
     def __init__(self, source: Source, most: int) -> None:
-        self.source, self._labels = source, None
-        if hasattr(source, "labels_of"):
-            known = np.arange(len(source))
-        else:
-            assert source.labels is not None
-            known = np.flatnonzero(source.labels >= 0)
+        self.source = source
+        known = np.arange(len(source))
+        if not hasattr(source, "labels_of"):
+            known = np.flatnonzero(_labels_of(source, known) >= 0)
         self.rows = _evenly(known, most)
 
+    @functools.cached_property
     def labelled(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows with a known label, and these labels; the first call may read records."""
-        if self._labels is None:
-            self._labels = _labels_of(self.source, self.rows)
-        known = self._labels >= 0
-        return self.rows[known], self._labels[known]
+        """Rows with a known label, and these labels; read once."""
+        labels = _labels_of(self.source, self.rows)
+        return self.rows[labels >= 0], labels[labels >= 0]
 
 
 def _labels_of(source: Source, rows: np.ndarray) -> np.ndarray:
@@ -147,7 +138,9 @@ def linear_top1(
       mesh: of this process alone.
     """
     classes, labels = np.unique(bank[1], return_inverse=True)
-    settings = ProbeSettings(_GRID, _LINEAR_BATCH, iterations, save_every=iterations)
+    # One input, the cls token of the last block, with all learning rates: 13 classifiers.
+    grid = Grid(blocks=(1,), avgpool=(False,))
+    settings = ProbeSettings(grid, 256, iterations, save_every=iterations)
     heads = train_cached([bank[0]], labels, len(classes), settings, mesh=mesh, quiet=True)
     place = np.searchsorted(classes, query[1]).clip(max=len(classes) - 1)
     asked = np.where(classes[place] == query[1], place, -1)
@@ -164,9 +157,8 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | No
     if not settings.every_steps or settings.labels == "none":
         return None, "no k-NN: it is switched off"
     try:
-        bank, query = (
-            _labelled(config, split) for split in (settings.train_split, settings.test_split)
-        )
+        bank = _labelled(config, settings.train_split)
+        query = _labelled(config, settings.test_split)
         if bank is None or query is None:
             return None, "no k-NN: the pictures have no labels"
         check_same_classes(bank, query)
@@ -179,12 +171,10 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | No
 
 
 def _labelled(config: ConfigDict, split: str) -> Source | None:
+    data = config.data
+    cache_dir = data.cache_dir or None
     source = open_source(
-        config.data.source,
-        config.data.path,
-        split=split,
-        labels=config.eval.labels,
-        cache_dir=config.data.cache_dir or None,
+        data.source, data.path, split=split, labels=config.eval.labels, cache_dir=cache_dir
     )
     if hasattr(source, "labels_of"):
         labels = source.labels_of(_evenly(np.arange(len(source)), 8))

@@ -1,4 +1,4 @@
-"""What a run leaves beside its metrics and checkpoints: config.json and report.html."""
+"""What a run leaves to be looked at: crops.png and report.html."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import to_dict
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.reader import Batch
+from dinov2_jax.data.sources import openmoji
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import stream_pictures
 from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.request import central_square
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
-from dinov2_jax.run.files import write_bytes, write_json
+from dinov2_jax.run.files import write_bytes
 from dinov2_jax.train.setup import Run, make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
@@ -27,24 +27,16 @@ from dinov2_jax.weights.load import Backbone
 PICTURES = 8
 
 
-def write_config(folder: Path, config: ConfigDict) -> None:
-    """Writes the resolved configuration as config.json, in process 0 only."""
-    if is_main():
-        write_json(folder / "config.json", to_dict(config))
-
-
 def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
     """crops.png: what the model is shown of the first pictures, to be looked at before the wait."""
     first = {name: batch[name][:PICTURES] for name in ("global_crops", "local_crops")}
     with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
         seen = jax.jit(make_photometric(config))(jax.random.key(config.seed), first)
-    crops = [
-        np.asarray(to_uint8(seen[name], config.colour)) for name in ("global_crops", "local_crops")
-    ]
-    write_bytes(folder / "crops.png", crop_sheet(*map(as_rgb, crops)))
+    crops = (as_rgb(_to_uint8(seen[name], config.colour)) for name in first)
+    write_bytes(folder / "crops.png", crop_sheet(*crops))
 
 
-def to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
+def _to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
     """Undoes the normalisation: float [..., C] -> uint8."""
     pixels = np.asarray(images) * np.array(colour.std) + np.array(colour.mean)
     return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
@@ -83,18 +75,13 @@ def report(
     pairs = pca_pairs(config, run, teacher, source)
     if not is_main():
         return
-    attribution = None
-    if config.data.source == "openmoji":
-        from dinov2_jax.data.sources.openmoji import attribution as sample_attribution
-
-        attribution = sample_attribution()
     sheet = folder / "crops.png"
     write_report(
         folder,
         config=config.to_dict(),
         crops_png=sheet.read_bytes() if sheet.exists() else None,
         pca_pairs=pairs,
-        attribution=attribution,
+        attribution=openmoji.attribution() if config.data.source == "openmoji" else None,
         notes=[*notes, *skipped_pictures(folder)],
     )
     print(f"report: {folder / 'report.html'}")

@@ -37,13 +37,8 @@ def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]
     require_same(
         configuration=str(settings), set_of_pictures=f"{len(source)} {names}", version=__version__
     )
-    bad = BadRecords(
-        source,
-        decode_spec(config),
-        folder / "skipped.txt",
-        data.max_bad_fraction,
-        writes=is_main(),
-    )
+    file = folder / "skipped.txt"
+    bad = BadRecords(source, decode_spec(config), file, data.max_bad_fraction, writes=is_main())
     bad.preflight()
     return source, bad
 
@@ -99,13 +94,8 @@ def loading(
     Args:
       share: the groups of a batch that this process loads.
     """
-    loader = TrainLoader(
-        source,
-        batch_spec(config),
-        workers=config.data.workers,
-        start_batch=start,
-        share=share,
-    )
+    spec = batch_spec(config)
+    loader = TrainLoader(source, spec, workers=config.data.workers, start_batch=start, share=share)
     return contextlib.closing(loader)
 
 

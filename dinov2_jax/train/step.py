@@ -10,6 +10,7 @@ from jax import Array
 from dinov2_jax.ssl.diagnostics import representation_health
 from dinov2_jax.ssl.dino import dino_terms
 from dinov2_jax.ssl.objective import (
+    Batch,
     Objective,
     TeacherOutput,
     part_of_batch,
@@ -19,7 +20,6 @@ from dinov2_jax.ssl.objective import (
 from dinov2_jax.train.optimizer import AdamW, ema, module_norms
 from dinov2_jax.train.state import TrainState
 
-Batch = Mapping[str, Array]
 # (key, batch with uint8 crops) -> batch with normalised float crops.
 Photometric = Callable[[Array, Batch], Batch]
 
@@ -62,20 +62,16 @@ def train_step(
     )
     teacher = ema(state.teacher, student, jnp.where(finite, hyper["momentum"], 1.0))
     centers = {name: jnp.where(finite, new, state.centers[name]) for name, new in centers.items()}
-    state = TrainState(
+    state = state.replace(
         step=state.step + 1,
         student=student,
         teacher=teacher,
         opt_state=opt_state,
         centers=centers,
-        rng=state.rng,
         nonfinite_steps=state.nonfinite_steps + ~finite,
         nonfinite_streak=jnp.where(finite, 0, state.nonfinite_streak + 1),
     )
-    counters = {
-        "nonfinite_steps": state.nonfinite_steps,
-        "nonfinite_streak": state.nonfinite_streak,
-    }
+    counters = {name: getattr(state, name) for name in ("nonfinite_steps", "nonfinite_streak")}
     crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
     health = representation_health(
         targets.dino, targets.cls, crossed, objective.student.dino_head.prototypes

@@ -117,7 +117,7 @@ def test_labels_of_the_chosen_records_alone_are_read(tmp_path, monkeypatch):
         probe({"backbone": params})
     assert all(len(source.asked) <= 28 for source in sources.values())  # once, not every time
     assert 0 <= found["knn_top1"] <= 100
-    rows, labels = probe._splits[0].labelled()
+    rows, labels = probe._splits[0].labelled
     assert len(rows) == len(labels) == 19 and 0 not in rows
 
 
