@@ -14,12 +14,7 @@ SINKHORN_ITERATIONS = 3
 
 
 def softmax_center(logits: Array, center: Array, temp: Array | float) -> Array:
-    """Teacher targets softmax((t - c) / temp), fp32.
-
-    Args:
-      logits: [..., K].
-      center: [K].
-    """
+    """Teacher targets softmax((t - c) / temp), fp32; logits [..., K], center [K]."""
     return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
 
 
@@ -39,12 +34,7 @@ def masked_group_mean(x: Array, valid: Array | None = None) -> Array:
     return jnp.mean(total / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0), axis=0)
 
 
-def sinkhorn_knopp(
-    logits: Array,
-    temp: Array | float,
-    valid: Array | None = None,
-    iterations: int = SINKHORN_ITERATIONS,
-) -> Array:
+def sinkhorn_knopp(logits: Array, temp: Array | float, valid: Array | None = None) -> Array:
     """Targets whose rows sum to 1 and which use all prototypes almost evenly.
 
     Computed as two scaling vectors, u over prototypes and v over rows, on the constant matrix
@@ -70,7 +60,7 @@ def sinkhorn_knopp(
     count = rows.sum()
     tiny = jnp.finfo(jnp.float32).tiny
     v = jnp.where(rows, jnp.exp(row_shift), 0.0)  # the division by the total cancels in u
-    for _ in range(iterations):
+    for _ in range(SINKHORN_ITERATIONS):
         column_sums = jnp.einsum("...,...k->k", v, matrix, precision="highest")
         u = 1.0 / (prototypes * jnp.maximum(column_sums, tiny))
         row_sums = jnp.einsum("...k,k->...", matrix, u, precision="highest")

@@ -9,14 +9,10 @@ from dinov2_jax.ssl.scores import Scores, Targets
 
 
 def masked_patches(patches: Array, indices: Array) -> Array:
-    """Patch tokens of a group's global crops at its masked slots.
+    """Patch tokens [G, b, P, D] of the global crops at the masked slots: [G, M, D].
 
     Args:
-      patches: [G, b, P, D].
       indices: [G, M], into the b * P patches of a group.
-
-    Returns:
-      [G, M, D].
     """
     flat = rearrange(patches, "g b p d -> g (b p) d")
     return jax.vmap(lambda rows, i: rows[i])(flat, indices)

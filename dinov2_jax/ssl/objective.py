@@ -89,11 +89,9 @@ class Objective:
 
     def init_centers(self) -> dict[str, Array]:
         """Loss centres, zero; used by softmax centering only."""
-        patch_head = self.student.ibot_head or self.student.dino_head
-        return {
-            "dino": jnp.zeros((self.student.dino_head.prototypes,)),
-            "ibot": jnp.zeros((patch_head.prototypes,)),
-        }
+        dino = self.student.dino_head
+        ibot = self.student.ibot_head or dino
+        return {"dino": jnp.zeros(dino.prototypes), "ibot": jnp.zeros(ibot.prototypes)}
 
 
 @struct.dataclass
@@ -182,11 +180,7 @@ def part_of_batch(
 
 
 def student_loss(
-    params: Params,
-    objective: Objective,
-    targets: TeacherOutput,
-    batch: Batch,
-    keys: Array | None,
+    params: Params, objective: Objective, targets: TeacherOutput, batch: Batch, keys: Array | None
 ) -> tuple[Array, dict[str, Array]]:
     """The optimised total and its parts (reference-facts 4.7; FB train/ssl_meta_arch.py).
 
@@ -238,10 +232,9 @@ def student_loss(
 def _split_crops(scores: Scores, images: int) -> tuple[Scores, Scores]:
     """Scores of a group's cls tokens, global crops first, as [G, n, 2, K] and [G, n, V, K]."""
 
-    def by_image(x: Array) -> Array:
-        return rearrange(x, "g (n v) ... -> g n v ...", n=images)
+    def by_image(rows: slice) -> Scores:
+        return scores.map_rows(
+            lambda x: rearrange(x[:, rows], "g (n v) ... -> g n v ...", n=images)
+        )
 
-    return (
-        scores.map_rows(lambda x: by_image(x[:, : 2 * images])),
-        scores.map_rows(lambda x: by_image(x[:, 2 * images :])),
-    )
+    return by_image(slice(2 * images)), by_image(slice(2 * images, None))

@@ -6,60 +6,77 @@ scores and targets cannot tell the difference.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from dinov2_jax.parallel.constraints import constrain_batch, constrain_scores
+from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.ssl import centering
-from dinov2_jax.ssl.factored import STUDENT_TEMP, FactoredScores
+from dinov2_jax.ssl.factored import STUDENT_TEMP, FactoredScores, FactoredTargets, inner_products
 
 
-class Targets(Protocol):
+@struct.dataclass
+class DenseTargets:
     """The teacher's targets [..., K]. The rows of one crop sum to 1, those of padding to 0."""
 
-    def map_rows(self, change: Callable[[Array], Array]) -> Self:
+    probabilities: Array
+
+    def map_rows(self, change: Callable[[Array], Array]) -> "DenseTargets":
         """Applies `change`, which moves or selects along leading axes, to every stored array."""
-        ...
+        return DenseTargets(change(self.probabilities))
 
-    def swap_crops(self) -> Self:
+    def swap_crops(self) -> "DenseTargets":
         """[..., 2, K] targets of crops 1 and 2 -> those of crops 2 and 1."""
-        ...
+        return DenseTargets(jnp.flip(self.probabilities, axis=-2))
 
-    def sum_crops(self) -> Self:
+    def sum_crops(self) -> "DenseTargets":
         """[..., 2, K] targets of two crops -> their sum [..., 1, K]."""
-        ...
+        return DenseTargets(self.probabilities.sum(axis=-2, keepdims=True))
 
     def entropy_and_choice(self) -> tuple[Array, Array]:
         """Entropy (nats) and most probable prototype of each target, both [...]."""
-        ...
+        p = self.probabilities
+        return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1), jnp.argmax(p, axis=-1)
 
 
-class Scores(Protocol):
+@struct.dataclass
+class DenseScores:
     """Scores [..., K], fp32: the inner products of tokens and prototypes."""
 
-    def map_rows(self, change: Callable[[Array], Array]) -> Self:
+    logits: Array
+
+    def map_rows(self, change: Callable[[Array], Array]) -> "DenseScores":
         """Applies `change`, which moves or selects along leading axes, to every stored array."""
-        ...
+        return DenseScores(change(self.logits))
 
     def group_mean(self, valid: Array | None = None) -> Array:
         """Mean over each group's valid rows, then over groups: [G, M, K] -> [K]."""
-        ...
+        return centering.masked_group_mean(self.logits, valid)
 
-    def softmax_center(self, center: Array, temp: Array | float) -> Targets:
+    def softmax_center(self, center: Array, temp: Array | float) -> DenseTargets:
         """Targets softmax((scores - center) / temp); center [K]."""
-        ...
+        return DenseTargets(centering.softmax_center(self.logits, center, temp))
 
-    def sinkhorn_knopp(self, temp: Array | float, valid: Array | None = None) -> Targets:
+    def sinkhorn_knopp(self, temp: Array | float, valid: Array | None = None) -> DenseTargets:
         """Targets that use all prototypes almost evenly; `valid` [...] is False for padding."""
-        ...
+        return DenseTargets(centering.sinkhorn_knopp(self.logits, temp, valid))
 
     def cross_entropy(self, targets: Any, temp: float = STUDENT_TEMP) -> Array:
         """-sum_k t_k log softmax(scores / temp)_k, [...]; `targets` stored like these scores."""
-        ...
+        # total(t) * lse - <t, logits> / temp, without the array logits / temp in memory. Targets
+        # need not sum to 1: those of two crops are summed, those of padding are 0.
+        logits, t = self.logits.astype(jnp.float32), targets.probabilities
+        inner = jnp.einsum("...k,...k->...", t, logits, precision="highest") / temp
+        peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        total = jnp.exp((logits - peak) / temp).sum(axis=-1)
+        return t.sum(axis=-1) * (jnp.log(total) + peak[..., 0] / temp) - inner
+
+
+Scores = DenseScores | FactoredScores
+Targets = DenseTargets | FactoredTargets
 
 
 def make_scores(features: Array, prototypes: Array, block: int = 0) -> Scores:
@@ -74,54 +91,4 @@ def make_scores(features: Array, prototypes: Array, block: int = 0) -> Scores:
     features = constrain_batch(features)
     if block:
         return FactoredScores(features, prototypes, block)
-    # Scores stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-    f32 = {"preferred_element_type": jnp.float32}
-    return DenseScores(constrain_scores(jnp.einsum("...i,ki->...k", features, prototypes, **f32)))
-
-
-@struct.dataclass
-class DenseTargets:
-    """Targets whose matrix is written out."""
-
-    probabilities: Array
-
-    def map_rows(self, change: Callable[[Array], Array]) -> "DenseTargets":
-        return DenseTargets(change(self.probabilities))
-
-    def swap_crops(self) -> "DenseTargets":
-        return DenseTargets(jnp.flip(self.probabilities, axis=-2))
-
-    def sum_crops(self) -> "DenseTargets":
-        return DenseTargets(self.probabilities.sum(axis=-2, keepdims=True))
-
-    def entropy_and_choice(self) -> tuple[Array, Array]:
-        p = self.probabilities
-        return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1), jnp.argmax(p, axis=-1)
-
-
-@struct.dataclass
-class DenseScores:
-    """Scores whose matrix is written out."""
-
-    logits: Array
-
-    def map_rows(self, change: Callable[[Array], Array]) -> "DenseScores":
-        return DenseScores(change(self.logits))
-
-    def group_mean(self, valid: Array | None = None) -> Array:
-        return centering.masked_group_mean(self.logits, valid)
-
-    def softmax_center(self, center: Array, temp: Array | float) -> DenseTargets:
-        return DenseTargets(centering.softmax_center(self.logits, center, temp))
-
-    def sinkhorn_knopp(self, temp: Array | float, valid: Array | None = None) -> DenseTargets:
-        return DenseTargets(centering.sinkhorn_knopp(self.logits, temp, valid))
-
-    def cross_entropy(self, targets: DenseTargets, temp: float = STUDENT_TEMP) -> Array:
-        # total(t) * lse - <t, logits> / temp, without the array logits / temp in memory. Targets
-        # need not sum to 1: those of two crops are summed, those of padding are 0.
-        logits, t = self.logits.astype(jnp.float32), targets.probabilities
-        inner = jnp.einsum("...k,...k->...", t, logits, precision="highest") / temp
-        peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-        total = jnp.exp((logits - peak) / temp).sum(axis=-1)
-        return t.sum(axis=-1) * (jnp.log(total) + peak[..., 0] / temp) - inner
+    return DenseScores(inner_products(features, prototypes))
