@@ -87,12 +87,12 @@ def draw_matches(
     centre = np.array([first.shape[1], first.shape[0]]) / 2
     turns = np.arctan2(*(starts - centre).T[::-1]) / (2 * np.pi)
     colours = wheel(turns).tolist()
-    # Fixed-point numbers, from which cv2 draws sub-pixel positions. A dark rim shows on any ground.
+    # cv2 takes sub-pixel positions as fixed-point numbers.
     starts, ends = (np.rint(points * 2**_FINE).astype(int).tolist() for points in (starts, ends))
     for start, end, colour in zip(starts, ends, colours, strict=True):
-        for width, shade in ((3, BLACK), (1, colour)):
+        for width, shade in ((3, BLACK), (1, colour)):  # a dark rim shows on any ground
             cv2.line(canvas, start, end, shade, width, cv2.LINE_AA, _FINE)
-    for point, colour in zip(starts + ends, colours + colours, strict=True):  # lines hide dots
+    for point, colour in zip(starts + ends, 2 * colours, strict=True):  # last: lines hide dots
         for radius, shade in ((5, BLACK), (4, colour)):
             cv2.circle(canvas, point, radius << _FINE, shade, -1, cv2.LINE_AA, _FINE)
     return canvas
@@ -116,8 +116,8 @@ def _check(
 
 def _spread(pairs: Matches, columns: tuple[int, int], most: int | None, spacing: int) -> list[int]:
     """Chooses the pairs to keep, greedily from the most similar."""
-    numbers = zip((pairs.first, pairs.second), columns, strict=True)
-    places = [np.stack(np.divmod(patches, width), axis=1) for patches, width in numbers]
+    sides = zip((pairs.first, pairs.second), columns, strict=True)
+    places = [np.stack(np.divmod(patches, width), axis=1) for patches, width in sides]
     chosen: list[int] = []
     for pair in range(len(pairs.first)):
         if most is not None and len(chosen) >= most:

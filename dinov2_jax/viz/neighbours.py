@@ -89,7 +89,9 @@ def plane(features: np.ndarray) -> Plane:
     """
     values = unit(features, np.float64)
     scores = project(values, principal_directions(values, 2))
-    scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))  # of features of one dimension
+    scores = np.pad(
+        scores, ((0, 0), (0, 2 - scores.shape[1]))
+    )  # features [N, 1] have one component
     total = ((values - values.mean(axis=0)) ** 2).sum()
     return Plane(scale_robust(scores), (scores**2).sum(axis=0) / max(total, 1e-30))
 

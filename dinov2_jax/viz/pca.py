@@ -100,8 +100,8 @@ def pca_rgb(patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             f"patches of shape {patches.shape} do not fill a grid of {rows} x {columns}: "
             "pass [n, rows * columns, D] without the cls and register tokens."
         )
-    pixels = _colours(_rows(patches.reshape(-1, *grid, patches.shape[-1])))
-    pixels = pixels.reshape(-1, *grid, 3)
+    maps = patches.reshape(-1, *grid, patches.shape[-1])
+    pixels = _colours(_rows(maps)).reshape(-1, *grid, 3)
     return enlarge(pixels, math.ceil(MIN_SIDE_PX / min(grid)))
 
 
@@ -168,7 +168,7 @@ def _unflatten(rows: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.n
 
 
 def _edge_excess(scores: np.ndarray) -> float:
-    """How far the mean of the outermost patches of [h, w] lies above that of the others; or 0."""
+    """Mean of the outermost patches of [h, w] minus that of the others; 0 without others."""
     inner = scores[1:-1, 1:-1]
     if not inner.size:
         return 0.0

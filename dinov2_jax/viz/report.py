@@ -122,8 +122,9 @@ def _curves(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _health(rows: Sequence[dict[str, Any]]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("health/"))
     drawn = []
-    for name in dict.fromkeys(name for row in rows for name in row if name.startswith("health/")):
+    for name in names:
         if points := series(rows, name):
             title = name.removeprefix("health/").replace("_", " ").capitalize()
             drawn.append(curve(title, points))
