@@ -127,8 +127,7 @@ class Evaluation(dict[str, Any]):
         """The table that the command prints."""
         return results.table(self["results"])
 
-    def __repr__(self) -> str:
-        return self.table()
+    __repr__ = table
 
     def _repr_html_(self) -> str:
         lines = [

@@ -44,19 +44,14 @@ def make_mesh(
       devices: by default all of this run; `plan` passes those of a described topology.
 
     Raises:
-      MeshError: there are too few devices, a process would have none of them, or the torus of a TPU
-        does not divide into these axes.
+      MeshError: a process would have no device, or the torus of a TPU does not divide into these
+        axes. The task's checks refuse axes that do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if data == -1:
         data = count // (fsdp * tensor)
     used = data * fsdp * tensor
-    if not 1 <= used <= count:
-        raise MeshError(
-            f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} does not fit {count} "
-            "devices; set data to -1 and the product of fsdp and tensor to a divisor of the count"
-        )
     if used < count and jax.process_count() > 1:
         raise MeshError(
             f"config.mesh data={data} x fsdp={fsdp} x tensor={tensor} leaves out {count - used} of "

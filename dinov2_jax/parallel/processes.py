@@ -44,9 +44,8 @@ _SIGNS_OF_OWN_FAULT = (
 def start(settings: Mapping[str, Any]) -> None:
     """Connects this process to the others of the run; must come before JAX looks for devices.
 
-    Args:
-      settings: config.distributed. Coordinator "auto" recognises a SLURM step of several tasks and
-        a TPU machine by the environment; anything else is one process.
+    In `config.distributed`, coordinator "auto" recognises a SLURM step of several tasks and a TPU
+    machine by the environment; anything else is one process.
 
     Raises:
       ConfigError: for settings that contradict each other, or when the others do not answer.

@@ -37,14 +37,13 @@ def search(config: ConfigDict, target: Target, first: Trial, most: int) -> Itera
 
 def next_changes(config: ConfigDict, last: Trial, limit: float, devices: int) -> Changes | None:
     """The setting to try after `last` did not fit in `limit` bytes; None if none is left."""
-    tensor, fsdp = last.mesh[2], last.mesh[1]
-    sharded = {"mesh.data": 1, "mesh.fsdp": devices // tensor}
-    can_shard = fsdp < devices // tensor
+    ways = devices // last.mesh[2]
+    sharded, can_shard = {"mesh.data": 1, "mesh.fsdp": ways}, last.mesh[1] < ways
     remat = last.changes.get("model.remat", config.model.remat)
     if remat != "blocks":
-        if can_shard and _sharded_total(last, devices // tensor) <= limit:
+        if can_shard and _sharded_total(last, ways) <= limit:
             return last.changes | sharded
-        return last.changes | {"model.remat": _next_remat(remat, last, limit, devices // tensor)}
+        return last.changes | {"model.remat": _next_remat(remat, last, limit, ways)}
     if can_shard and last.memory is not None:
         return last.changes | sharded
     changes = fewer_at_a_time(config, last, limit) or smaller_batch(config, last, limit)
