@@ -30,17 +30,11 @@ class Kind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """All inputs with all learning rates; the default is the reference's 52 classifiers.
+    """All inputs with all learning rates; the default is the reference's 52 classifiers."""
 
-    Attributes:
-      rates: learning rates for 256 images a batch, see RATES.
-      blocks: how many last blocks give their cls tokens.
-      avgpool: without and with the mean patch token (registers excluded).
-    """
-
-    rates: tuple[float, ...] = RATES["code"]
-    blocks: tuple[int, ...] = (1, 4)
-    avgpool: tuple[bool, ...] = (False, True)
+    rates: tuple[float, ...] = RATES["code"]  # for 256 images a batch
+    blocks: tuple[int, ...] = (1, 4)  # how many last blocks give their cls tokens
+    avgpool: tuple[bool, ...] = (False, True)  # without and with mean patch (registers excluded)
 
     @property
     def kinds(self) -> list[Kind]:
@@ -73,18 +67,12 @@ def scaled(rate: float, batch_size: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
-    """Trained classifiers.
-
-    Attributes:
-      grid, batch_size: how they were trained.
-      weights: one array [d, R, K] a kind, in the order of `grid.kinds`: R rates, K classes.
-      biases: [R, K] a kind.
-    """
+    """Trained classifiers, and how they were trained."""
 
     grid: Grid
     batch_size: int
-    weights: list[Array]
-    biases: list[Array]
+    weights: list[Array]  # [d, R, K] a kind, in the order of `grid.kinds`: R rates, K classes
+    biases: list[Array]  # [R, K] a kind
 
     @property
     def names(self) -> list[str]:
@@ -154,20 +142,12 @@ def best(
         avgpool=kind.avgpool,
         class_names=tuple(class_names),
         identity=identity,
-        metadata={
-            "name": heads.names[place],
-            "rate": heads.grid.rates[rate],
-            "accuracy": accuracy,
-        },
+        metadata={"name": heads.names[place], "rate": heads.grid.rates[rate], "accuracy": accuracy},
     )
 
 
 def check_rows(columns: HeadColumns, labels: np.ndarray, grid: Grid) -> None:
-    """Refuses columns that are too few, or that do not have one row for every label.
-
-    Raises:
-      EvaluationError: in one sentence.
-    """
+    """Raises EvaluationError for too few columns, or any without one row for every label."""
     if len(columns) < grid.columns:
         raise EvaluationError(
             f"{len(columns)} columns of features, but the classifiers read {grid.columns}: cls of "

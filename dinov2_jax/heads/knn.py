@@ -80,10 +80,8 @@ def leave_one_out(
 ) -> Accuracies:
     """As `knn_accuracy`, where the set [n, D] is bank and queries, and no record votes for itself.
 
-    Only the record itself is excluded; duplicates of it still vote.
-
-    Raises:
-      EvaluationError: for fewer than two records; under a mesh of several processes.
+    Only the record itself is excluded; duplicates of it still vote. Raises EvaluationError for
+    fewer than two records, and under a mesh of several processes.
     """
     _check_sides(len(features) - 1, len(features))
     if jax.process_count() > 1 and not jax.sharding.get_mesh().empty:
@@ -93,14 +91,12 @@ def leave_one_out(
         )
     queries = unit(features)
     max_k = min(max(ks), len(features) - 1)
-    found = Bank(queries, labels, block=bank_block).search(
-        queries, max_k + 1, query_block=query_block
-    )
+    bank = Bank(queries, labels, block=bank_block)
+    found = bank.search(queries, max_k + 1, query_block=query_block)
     own = found.rows == np.arange(len(features))[:, None]
     own[:, -1] |= ~own.any(axis=1)  # so many duplicates that the record itself is not found
-    similarities, nearest = (
-        part[~own].reshape(-1, max_k) for part in (found.similarities, found.labels)
-    )
+    similarities = found.similarities[~own].reshape(-1, max_k)
+    nearest = found.labels[~own].reshape(-1, max_k)
     return _accuracies(similarities, nearest, labels, ks, temperature)
 
 

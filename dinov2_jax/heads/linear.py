@@ -144,13 +144,8 @@ class LinearHead:
 
     def as_stored(self) -> Head:
         """Named arrays and metadata, as bundles keep them."""
-        about = {
-            **self.metadata,
-            "blocks": self.blocks,
-            "avgpool": self.avgpool,
-            "class_names": list(self.class_names),
-            "identity": self.identity,
-        }
+        about = dict(self.metadata, blocks=self.blocks, avgpool=self.avgpool)
+        about |= {"class_names": list(self.class_names), "identity": self.identity}
         return {"weight": self.weight, "bias": self.bias, "metadata": about}
 
     def save(self, path: str | Path) -> None:

@@ -40,23 +40,14 @@ ReadBatch = Callable[[Any, ProbeBatch], tuple[list[Array], Array]]
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings:
-    """How the classifiers are trained; the defaults are the reference's on 8 GPUs.
-
-    Attributes:
-      grid: which classifiers.
-      batch_size: images over all devices; learning rates are multiplied by it / 256.
-      iterations: 10 x 1250 in the reference, whatever the data set.
-      momentum: of SGD.
-      seed: of weights and of the order of the pictures.
-      save_every: iterations between two states on disk.
-    """
+    """How the classifiers are trained; the defaults are the reference's on 8 GPUs."""
 
     grid: Grid = dataclasses.field(default_factory=Grid)
-    batch_size: int = 1024
-    iterations: int = 12_500
+    batch_size: int = 1024  # images over all devices; learning rates are multiplied by it / 256
+    iterations: int = 12_500  # 10 x 1250 in the reference, whatever the data set
     momentum: float = 0.9
-    seed: int = 0
-    save_every: int = 1250
+    seed: int = 0  # of weights and of the order of the pictures
+    save_every: int = 1250  # iterations between two states on disk
 
 
 # --------------------------------------------------------------------------------------- the step

@@ -48,8 +48,7 @@ def check_classes(labels: np.ndarray, classes: int) -> None:
 def check_finite(columns: HeadColumns, rows: int = 65536) -> None:
     """Refuses NaN and infinity, which one picture would spread to all classifiers.
 
-    Raises:
-      EvaluationError: naming the first row that has one.
+    Raises EvaluationError, naming the first row that has one.
     """
     for place, column in enumerate(columns):
         for start in range(0, len(column), rows):
@@ -87,8 +86,7 @@ def state_file(
 def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray:
     """Draws the rows of `n_per_class` random examples of every class, or all of a rarer one.
 
-    Args:
-      labels [n]: class numbers; the classes are those that occur.
+    The classes are those that occur in `labels` [n].
     """
     # DINOv2: numpy draws the examples of a try, the reference torch, so single tries differ.
     rng = np.random.default_rng(seed)
@@ -99,11 +97,7 @@ def draw_examples(labels: np.ndarray, n_per_class: int, seed: int) -> np.ndarray
 
 
 def check_labels(source: Source, labels: np.ndarray, classes: int) -> None:
-    """Refuses labels that are not one a picture, and labels as `check_classes` does.
-
-    Raises:
-      EvaluationError: in one sentence.
-    """
+    """Refuses, by an EvaluationError, labels not one a picture, and those of `check_classes`."""
     if len(labels) != len(source):
         raise EvaluationError(
             f"{len(labels)} labels for {len(source)} pictures; give one label a picture, -1 for "

@@ -25,25 +25,17 @@ from dinov2_jax.weights.load import Backbone
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """The averaged weights of a run.
+    """The averaged weights of a run."""
 
-    Attributes:
-      model, params: of the backbone, at its new resolution and with LoRA merged.
-      head: the classifier; it reads cls of the last block, and the mean patch if `avgpool`.
-    """
-
-    model: VisionTransformer
-    params: Any
-    head: LinearHead
+    model: VisionTransformer  # at its new resolution
+    params: Any  # of the backbone, with LoRA merged
+    head: LinearHead  # reads cls of the last block, and the mean patch if `avgpool`
 
     def save(self, path: Path, preprocessing: Preprocessing, source: str) -> None:
         """Writes a bundle of backbone and classifier, in place of what is there.
 
         All processes call it; process 0 writes, and the others wait until the bundle is whole.
-
-        Args:
-          preprocessing: that of training.
-          source: where the weights come from, for the reader.
+        `preprocessing` is that of training; `source` tells the reader where the weights come from.
         """
         with main_first():
             if is_main():

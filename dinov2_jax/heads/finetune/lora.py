@@ -20,17 +20,11 @@ TARGETS = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2", "mlp/w12", "mlp/w3")
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which projections are adapted, and how.
+    """Which projections are adapted, and how."""
 
-    Attributes:
-      rank: columns of A.
-      alpha: the update is scaled by alpha / rank.
-      targets: some of TARGETS; those that the backbone's kind of feed-forward network lacks are
-        ignored.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = 8  # columns of A
+    alpha: float = 16.0  # the update is scaled by alpha / rank
+    # Some of TARGETS; those that the backbone's kind of feed-forward network lacks are ignored.
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self) -> None:
@@ -61,11 +55,8 @@ def _kernels(params: Any, lora: Lora) -> dict[str, Any]:
 def init_factors(params: Any, lora: Lora, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Draws {target: {"a" [L, in, rank], "b" [L, rank, out]}}; B is 0, so nothing changes at first.
 
-    Args:
-      params: of the backbone, blocks stacked, or their shapes.
-
-    Raises:
-      EvaluationError: when it has none of the targets.
+    `params` are the backbone's, blocks stacked, or their shapes. Raises EvaluationError when it has
+    none of the targets.
     """
     rng, factors = np.random.default_rng(seed), {}
     for target, kernel in _kernels(params, lora).items():

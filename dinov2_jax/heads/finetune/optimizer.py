@@ -18,41 +18,27 @@ _EMBEDDING = (*_TOKENS, "patch_embed")
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
-    """How backbone and head are trained.
+    """How backbone and head are trained."""
 
-    Attributes:
-      iterations: 20 epochs of ImageNet are 50,000 at this batch size.
-      batch_size: images over all devices; lr is for this size, it is not scaled.
-      group_size: images that share a draw of mixing and of stochastic depth; divides the batch.
-      lr, min_lr: peak and end of a cosine after a linear warm-up of `warmup_iterations`.
-      layerwise_decay: factor on lr from one block to the one below; 1 for none.
-      weight_decay: of kernels; not of biases, norms, LayerScale and tokens.
-      drop_path: stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
-      smoothing, mixup, cutmix: see mixing.py.
-      ema: decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
-      avgpool: the head reads the mean patch beside cls.
-      lora: train low-rank factors in place of the backbone.
-      seed: of head, order, crops, mixing and stochastic depth.
-      save_every: iterations between two states on disk.
-    """
-
-    iterations: int = 50_000
-    batch_size: int = 512
-    group_size: int = 64
-    lr: float = 1e-5
-    min_lr: float = 1e-6
+    iterations: int = 50_000  # 20 epochs of ImageNet at this batch size
+    batch_size: int = 512  # images over all devices; lr is for this size, it is not scaled
+    group_size: int = 64  # images that share a draw of mixing and of drop_path; divides the batch
+    lr: float = 1e-5  # peak of a cosine after a linear warm-up of warmup_iterations
+    min_lr: float = 1e-6  # end of the cosine
     warmup_iterations: int = 12_500
-    layerwise_decay: float = 1.0
-    weight_decay: float = 0.1
+    layerwise_decay: float = 1.0  # factor on lr from one block to the one below; 1 for none
+    weight_decay: float = 0.1  # of kernels; not of biases, norms, LayerScale and tokens
+    # Stochastic depth, the same in all blocks (DeiT III: B 0.2, L 0.45, H 0.55).
     drop_path: float = 0.2
-    smoothing: float = 0.1
+    smoothing: float = 0.1  # this and the next two: see mixing.py
     mixup: float = 0.8
     cutmix: float = 1.0
+    # Decay of the averaged weights, which are the result; lower at first, (1 + i) / (10 + i).
     ema: float = 0.99996
-    avgpool: bool = False
-    lora: Lora | None = None
-    seed: int = 0
-    save_every: int = 1000
+    avgpool: bool = False  # the head reads the mean patch beside cls
+    lora: Lora | None = None  # train low-rank factors in place of the backbone
+    seed: int = 0  # of head, order, crops, mixing and stochastic depth
+    save_every: int = 1000  # iterations between two states on disk
 
 
 def check_settings(settings: FinetuneSettings) -> None:

@@ -47,8 +47,7 @@ def at_resolution(
 ) -> tuple[VisionTransformer, Any]:
     """Gives the model a position table for `image_px`, resampled as its forward pass does.
 
-    Raises:
-      EvaluationError: when that is not whole patches.
+    Raises EvaluationError when that is not whole patches.
     """
     patch = model.patch_size
     if image_px % patch or image_px < patch:
@@ -123,11 +122,8 @@ def first_params(
 ) -> dict[str, Any]:
     """Makes the parameters that training begins with: backbone or LoRA's factors, and head.
 
-    Args:
-      head: a linear head to begin with, on the same input; None draws one from N(0, 0.01^2).
-
-    Raises:
-      EvaluationError: when the head has another input or other classes.
+    `head` is a linear head to begin with; None draws one from N(0, 0.01^2). Raises EvaluationError
+    when it has another input or other classes.
     """
     width = model.dim * (1 + settings.avgpool)
     rng = np.random.default_rng(settings.seed)
