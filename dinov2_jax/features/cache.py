@@ -179,10 +179,10 @@ class FeatureCache:
 
     def _request(self, wanted: Wanted) -> Request:
         model = self._backbone.model
-        blocks = range(max(0, model.depth - wanted.cls_blocks), model.depth)
-        columns = [(f"cls_block_{block}", "cls", block) for block in blocks]
+        first, last = max(0, model.depth - wanted.cls_blocks), model.depth - 1
+        columns = [(f"cls_block_{block}", "cls", block) for block in range(first, model.depth)]
         if wanted.mean_patch:
-            columns.append((f"mean_patch_block_{blocks[-1]}", "mean_patch", blocks[-1]))
+            columns.append((f"mean_patch_block_{last}", "mean_patch", last))
         sizes = {"resize_px": wanted.resize_px, "image_px": wanted.image_px}
         preprocessing = dataclasses.replace(self._backbone.preprocessing, **sizes)
         channels = in_channels(self._backbone.params, model.patch_size)

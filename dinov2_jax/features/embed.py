@@ -180,9 +180,10 @@ class _Work:
         if len(rows):
             self._compute(todo, rows, before)
         seconds = time.monotonic() - began
-        # Process 0 waits for all shards, the others until it has completed the folder: a process
-        # that left early would end the others, or read files that are not there yet.
-        while len(ledger.done()) < ledger.shards if is_main() else not ledger.is_complete():
+        # A process that left early would end the others, or read files that are not there yet.
+        while not is_main() and not ledger.is_complete():
+            time.sleep(0.5)
+        while is_main() and len(ledger.done()) < ledger.shards:
             time.sleep(0.5)
         if is_main():
             lost = ledger.finish(self.writer.finish())

@@ -159,7 +159,7 @@ class Extractor:
 
     def place(self, arrays: Columns, computed: Computed, first_row: int = 0) -> None:
         """Writes features into arrays (see `empty`) that begin with row `first_row`."""
-        places, height, width = computed.rows - first_row, *computed.grid
+        places, (height, width) = computed.rows - first_row, computed.grid
         # The places, in the greatest grid, of the patches of a smaller one.
         cells = np.add.outer(np.arange(height) * self.request.fit.grid[1], np.arange(width)).ravel()
         inside = places[:, None], cells

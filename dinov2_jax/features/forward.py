@@ -40,7 +40,8 @@ def forward(
       images: uint8 [B, H, W, C], split over the devices.
       readable: bool [B].
       model: see `shorten`.
-      preprocessing, request: mean and std, and the columns.
+      preprocessing: mean and std.
+      request: the columns.
       copy_to_all: bring the features to every device, so that every process can read them.
 
     Returns:

@@ -75,8 +75,8 @@ def make_request(
     fit = _fit(backbone.preprocessing, policy, tuple(size), model.patch_size)
     blocks = _blocks(tuple(layers), model.depth)
     pairs = [(kind, block) for block in blocks for kind in KINDS if kind in kinds]
-    several = len(blocks) > 1
-    columns = tuple((f"{k}_block_{block}" if several else k, k, block) for k, block in pairs)
+    form = "{}_block_{}" if len(blocks) > 1 else "{}"
+    columns = tuple((form.format(kind, block), kind, block) for kind, block in pairs)
     return Request(columns, bool(norm), fit, channels)
 
 
@@ -88,9 +88,8 @@ def central_square(
 ) -> Request:
     """Normed features of the last block, of the central square that `preprocessing` describes."""
     columns = tuple((kind, kind, model.depth - 1) for kind in KINDS if kind in kinds)
-    return Request(
-        columns, True, _fit(preprocessing, "center_crop", (), model.patch_size), channels
-    )
+    fit = _fit(preprocessing, "center_crop", (), model.patch_size)
+    return Request(columns, True, fit, channels)
 
 
 def require_known(field: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -135,11 +135,11 @@ class ParquetWriter:
         return f"features-{number:05}-of-{self._shards:05}.parquet"
 
     def _column(self, values: np.ndarray) -> Any:
-        flat = self._pyarrow.array(np.ascontiguousarray(values).reshape(-1))
-        width = int(np.prod(values.shape[1:]))
-        return (
-            self._pyarrow.FixedSizeListArray.from_arrays(flat, width) if values.ndim > 1 else flat
-        )
+        pa = self._pyarrow
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        if values.ndim == 1:
+            return flat
+        return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
 
 
 Writer = NpyWriter | ParquetWriter
@@ -183,7 +183,10 @@ class Ledger:
         self.folder, self.source, self.layout = folder, source, layout
         self.shards, self._shard_rows = -(-len(source) // shard_rows), shard_rows
         self._progress = folder / ".progress"
-        columns = {n: {"shape": list(shape), "dtype": d.name} for n, (shape, d) in layout.items()}
+        columns = {
+            name: {"shape": list(shape), "dtype": dtype.name}
+            for name, (shape, dtype) in layout.items()
+        }
         self._manifest = {
             "dinov2_jax": __version__,
             "complete": False,

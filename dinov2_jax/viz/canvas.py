@@ -39,7 +39,7 @@ def framed(
 
 def centre(image: np.ndarray, box_px: tuple[int, int], colour: Colour = WHITE) -> np.ndarray:
     """Pads [H, W, 3] on all sides until it has (height, width) or more."""
-    down, right = (max(0, box - side) for box, side in zip(box_px, image.shape, strict=False))
+    down, right = (max(0, box - side) for box, side in zip(box_px, image.shape[:2], strict=True))
     return framed(image, (right // 2, down // 2, -(-right // 2), -(-down // 2)), colour)
 
 
