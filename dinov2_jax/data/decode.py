@@ -170,9 +170,8 @@ def _shrink_jpeg(image: Image.Image, spec: DecodeSpec) -> None:
     if spec.min_side_px is not None and side > 4 * spec.min_side_px:
         wanted = 2 * spec.min_side_px / side
     elif too_large:
-        wanted = 1 / 8
-        while wanted < 1 and width * height * (2 * wanted) ** 2 <= spec.max_pixels:
-            wanted *= 2
+        fitting = (s for s in (1, 1 / 2, 1 / 4) if width * height * s**2 <= spec.max_pixels)
+        wanted = next(fitting, 1 / 8)
     else:
         return
     image.draft("RGB", (max(1, int(width * wanted)), max(1, int(height * wanted))))

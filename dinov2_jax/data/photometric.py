@@ -68,19 +68,11 @@ def augment_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Augments and normalises all crops of a batch, each with its own draws.
 
-    Draws depend on the key and on (image, view) only, so the result is the same on any sharding of
-    the image axis.
-
-    Args:
-      key: one PRNG key, used up here.
-      global_crops: uint8 ``[B, 2, S, S, C]``.
-      local_crops: uint8 ``[B, V, s, s, C]``; V may be 0.
-
-    Returns:
-      float32 arrays of the shapes given, normalised with ``spec.mean`` and ``spec.std``.
-
-    Raises:
-      ValueError: if crops are too small for the reflected edge of the blur.
+    Draws depend on the key, which is used up here, and on (image, view) only, so the result is the
+    same on any sharding of the image axis. ``global_crops`` are uint8 ``[B, 2, S, S, C]``,
+    ``local_crops`` uint8 ``[B, V, s, s, C]``; V may be 0. The results are float32 of these shapes,
+    normalised with ``spec.mean`` and ``spec.std``. Raises ValueError if crops are too small for the
+    reflected edge of the blur.
     """
     batch, local_views = local_crops.shape[:2]
     uniforms = jax.random.uniform(key, (batch, 2 + local_views, DRAWS))
@@ -139,10 +131,9 @@ def to_planes(images: jax.Array) -> jax.Array:
 def draw_jitter(uniforms: jax.Array, spec: ColourSpec) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Turns ``[..., 6]`` uniform numbers into the colour jitter of as many crops.
 
-    Returns:
-      ``order`` int ``[..., 4]``, a permutation of the four operations; ``factors`` ``[..., 3]`` of
-      brightness, contrast and saturation; ``turn`` ``[...]``, the hue shift in turns. Crops that
-      are left alone get factors 1 and turn 0.
+    These are ``order`` int ``[..., 4]``, a permutation of the four operations; ``factors``
+    ``[..., 3]`` of brightness, contrast and saturation; ``turn`` ``[...]``, the hue shift in turns.
+    Crops that are left alone get factors 1 and turn 0.
     """
     chosen = uniforms[..., 0] < spec.jitter_probability
     order = jnp.asarray(ORDERS)[(uniforms[..., 1] * len(ORDERS)).astype(jnp.int32)]

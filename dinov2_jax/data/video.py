@@ -65,13 +65,8 @@ def read_frames(path: str, frames: int = FRAMES) -> list[np.ndarray]:
 
     The video is decoded from its start: in many files seeking misses the wanted frame, and the
     number of frames in the header is often missing or wrong. A shorter video repeats some frames.
-
-    Returns:
-      uint8 [H, W, 3] each, in order.
-
-    Raises:
-      OSError: the file is no video, or damaged before its first frame.
-      ImportError: without PyAV.
+    Each frame is uint8 [H, W, 3]. Raises OSError where the file is no video, or damaged before its
+    first frame, and ImportError without PyAV.
     """
     length = _count(path)
     images, decoded = _pick(path, middles(length, frames))
@@ -92,12 +87,9 @@ def middles(length: int, parts: int) -> list[int]:
 def pool_frames(features: np.ndarray, frames: int = FRAMES, pooling: str = "mean") -> np.ndarray:
     """Features [videos * frames, D] in the order of `VideoFrames` -> features of videos.
 
-    Returns:
-      For "mean" [videos, D], for "concat" [videos, frames * D] with frame 0 first. A frame of nan
-      makes the mean of its video nan; with "concat" only its own columns.
-
-    Raises:
-      EvaluationError: another pooling, or rows that are no whole number of videos.
+    For "mean" [videos, D], for "concat" [videos, frames * D] with frame 0 first. A frame of nan
+    makes the mean of its video nan; with "concat" only its own columns. Raises EvaluationError for
+    another pooling, or rows that are no whole number of videos.
     """
     if pooling not in POOLINGS:
         raise EvaluationError(f"pooling={pooling!r} is none of {', '.join(map(repr, POOLINGS))}")

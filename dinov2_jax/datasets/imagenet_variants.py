@@ -83,14 +83,9 @@ def real_labels(path: str, pictures: Source) -> np.ndarray:
     """The reassessed labels (real.json, Beyer et al. 2020) of the validation pictures.
 
     Row i of the file belongs to ILSVRC2012_val_<i + 1 in 8 digits>.JPEG, in whatever order the
-    pictures are read.
-
-    Returns:
-      int64 [len(pictures), m], each row padded with -1; a row without labels is all -1.
-
-    Raises:
-      SourceError: the file is no list of lists of class numbers or has another length, or the
-        pictures have other names, as those of TFDS.
+    pictures are read. The result is int64 [len(pictures), m], each row padded with -1; a row
+    without labels is all -1. Raises SourceError where the file is no list of lists of class numbers
+    or has another length, or the pictures have other names, as those of TFDS.
     """
     lists = files.read_json(os.path.expanduser(path))
     if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):

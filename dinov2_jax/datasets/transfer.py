@@ -28,9 +28,8 @@ class Transfer(NamedTuple):
 def transfer_set(name: str, root: str) -> Transfer:
     """Opens one of TRANSFER_SETS; its function says what must lie in the folder `root`.
 
-    Raises:
-      SourceError: an unknown name; lists, classes or pictures are missing.
-      ImportError: "cars" and "flowers102" without scipy.
+    Raises SourceError for an unknown name and where lists, classes or pictures are missing, and
+    ImportError for "cars" and "flowers102" without scipy.
     """
     check_name("transfer set", name, tuple(TRANSFER_SETS))
     return TRANSFER_SETS[name](os.path.expanduser(root))

@@ -34,16 +34,13 @@ def kinetics(root: str, split: str, *, allow_missing: bool = False) -> files.Fil
     """Kinetics: <split>.csv with label, youtube_id, time_start, time_end, split.
 
     Videos are called <youtube_id>_<start in 6 digits>_<end in 6 digits>.mp4. They lie in the folder
-    of the split, or there in class folders, whose blanks may be "_".
+    of the split, or there in class folders, whose blanks may be "_". `root` is the folder of the
+    splits' folders; the csv lies in it or in annotations/. `split` is "train", "val" or "test";
+    "val" may also be called "validate" or "validation".
 
-    Args:
-      root: the folder of the splits' folders; the csv lies in it or in annotations/.
-      split: "train", "val" or "test"; "val" may also be called "validate" or "validation".
-      allow_missing: leaves out missing videos, such as those withdrawn from YouTube; results on
-        such a copy cannot be compared closely. Each class must keep at least one video.
-
-    Raises:
-      SourceError: a list, class or video is missing.
+    `allow_missing` leaves out missing videos, such as those withdrawn from YouTube; results on such
+    a copy cannot be compared closely. Each class must keep at least one video. Raises SourceError
+    where a list, class or video is missing.
     """
     check_name("split", split, ("train", "val", "test"))
     title, root = f"Kinetics {split}", os.path.expanduser(root)

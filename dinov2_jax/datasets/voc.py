@@ -19,14 +19,9 @@ def voc2007(root: str, split: str) -> Files:
     """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
 
     `root` is VOC2007, or the folder above it (VOCdevkit); the annotations of "test" are a separate
-    download.
-
-    Returns:
-      Pictures with `targets` int8 [n, 20]: 1 if the picture shows the class, 0 if it does not, -1
-      if all its objects are marked difficult; the metric of this class leaves such pictures out.
-
-    Raises:
-      SourceError: a list, picture or annotation is missing, or a class has no picture.
+    download. `targets` int8 [n, 20] are 1 if the picture shows the class, 0 if it does not, -1 if
+    all its objects are marked difficult; the metric of this class leaves such pictures out. Raises
+    SourceError where a list, picture or annotation is missing, or a class has no picture.
     """
     title = f"VOC2007 {split}"
     folders = ("", "VOC2007/", "VOCdevkit/VOC2007/")

@@ -23,11 +23,9 @@ class TooManyBadRecords(UserError):
 class BadRecords:
     """Keeps `skipped.txt` (name, tab, reason; one line a picture) and judges the share.
 
-    Args:
-      decoding: as in the loader; finds the reason again.
-      path: of skipped.txt, written when the first bad record is met.
-      max_fraction: greatest share (0..1) of bad records among the distinct records seen.
-      writes: False in all but one of several processes, which all keep the same list.
+    The file `path` is written when the first bad record is met; `writes` is False in all but one of
+    several processes, which all keep the same list. `decoding`, as in the loader, finds the reason
+    again. `max_fraction` is the greatest share (0..1) among the distinct records seen.
     """
 
     def __init__(
@@ -57,10 +55,7 @@ class BadRecords:
         return len(indices)
 
     def update(self, batch: Batch) -> None:
-        """Takes "record" and "bad_records" out of a batch of the training loader and notes them.
-
-        Raises TooManyBadRecords.
-        """
+        """Notes "record" and "bad_records" of a batch, taken out; may raise TooManyBadRecords."""
         used, bad = batch.pop("record"), batch.pop("bad_records").ravel()
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 

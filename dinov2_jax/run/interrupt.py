@@ -11,14 +11,12 @@ class StopRequest:
 
     Outside the main thread, where handlers cannot be set, it does nothing. `alone`: this is the
     run's only process and may stop without agreement.
-
-    Attributes:
-      number: of the signal that this process received; 0: none.
-      signal_name: the signal that the loop obeys; with several processes, the one all agreed on.
     """
 
     def __init__(self, alone: bool = True) -> None:
-        self.number, self._alone = 0, alone
+        self.number = 0  # of the signal that this process received; 0: none
+        self._alone = alone
+        # The signal that the loop obeys; with several processes, the one all agreed on.
         self.signal_name: str | None = None
         self._previous: dict[int, Any] = {}
 

@@ -30,10 +30,10 @@ class Output(contextlib.AbstractContextManager):
         self._total_steps, self._silent = total_steps, silent
         if silent:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         # A run that starts at 0 writes step 0 again; a resumed one has that line already.
         first_step = start_step + 1 if start_step else 0
-        cut_from(folder / METRICS_FILE, first_step)
+        kept = [row for row in read_metrics(folder) if row["step"] < first_step]
+        write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
         self._progress = Progress(total_steps, start_step=start_step)
         self._file: IO[str] = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
         self._events = _event_writer(folder, first_step)
@@ -86,14 +86,6 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
-
-
-def cut_from(path: Path, step: int) -> None:
-    """Atomically drops the lines from `step` on, and a line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = [row for row in read_metrics(path.parent) if row["step"] < step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> str:

@@ -98,14 +98,12 @@ def run_steps(
     stride: int = 1,
     quiet: bool = False,
 ) -> Any:
-    """Runs all iterations with a progress bar, saves on the way, and returns the last state.
+    """Runs all iterations with a progress bar, unless `quiet`, and returns the last state.
 
-    Args:
-      step: (state, iterations) -> state and losses; it takes its batches itself.
-      save_every: the state is saved after each multiple of this, and after the last iteration.
-      stride: most iterations of one call. Calls begin where states are saved, so a run that
-        continues makes the same calls.
-      quiet: no progress bar.
+    `step` is (state, iterations) -> state and losses; it takes its batches itself. The state is
+    saved after each multiple of `save_every`, and after the last iteration. `stride` are the most
+    iterations of one call. Calls begin where states are saved, so a run that continues makes the
+    same calls.
     """
     in_flight: deque[Array] = deque()
     allowed = 0 if jax.default_backend() == "cpu" else _IN_FLIGHT

@@ -113,16 +113,13 @@ def _classes(source: Source, path: str) -> list[str]:
 
 def _sorted_names(names: set[str], path: str) -> tuple[str, ...]:
     by_value: dict[str, str] = {}
-    for name in filter(_is_number, sorted(names)):
+    numbers = [name for name in sorted(names) if name.isascii() and name.isdecimal()]
+    for name in numbers:
         first = by_value.setdefault(name.lstrip("0"), name)
         if first != name:
             raise SourceError(
                 f"{path} writes one class as {first!r} and as {name!r}; write it in one way only"
             )
-    if all(map(_is_number, names)):  # by value, of any number of digits
+    if len(numbers) == len(names):  # by value, of any number of digits
         return tuple(sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"))))
     return tuple(sorted(names))
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
