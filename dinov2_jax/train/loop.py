@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,16 @@ from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_crop_sheet
 from dinov2_jax.train.setup import Run, make_run, return_free_memory
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
+
+
+class _Open(NamedTuple):
+    """What is open while a run trains, besides its state."""
+
+    loader: TrainLoader
+    checkpoints: Checkpoints
+    bad: BadRecords
+    out: Output
+    stop: StopRequest
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -55,25 +65,16 @@ def train(config: ConfigDict, workdir: str) -> None:
             out.message(note)
         loader = stack.enter_context(loading(config, source, start, share))
         stack.enter_context(end_when_lost())
-        state = _take_steps(config, run, state, start, loader, checkpoints, bad, out, stop)
+        opened = _Open(loader, checkpoints, bad, out, stop)
+        state = _take_steps(config, run, opened, state, start)
     if stop.signal_name is None:
         with jax.set_mesh(mesh):
             report(folder, config, run, state.teacher, source, [*notes, *out.warnings])
 
 
-def _take_steps(
-    config: ConfigDict,
-    run: Run,
-    state: Any,
-    start: int,
-    loader: TrainLoader,
-    checkpoints: Checkpoints,
-    bad: BadRecords,
-    out: Output,
-    stop: StopRequest,
-) -> Any:
+def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: int) -> Any:
     """Steps `start` + 1 to `total_steps`; returns the last state."""
-    mesh = jax.sharding.get_mesh()
+    mesh, (loader, checkpoints, bad, out, stop) = jax.sharding.get_mesh(), opened
     probe, which_probe = make_probe(config, run.objective.teacher.backbone)
     out.message(which_probe)
     health = HealthMonitor(config.dino.head_prototypes)
