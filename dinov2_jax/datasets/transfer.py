@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -10,10 +11,14 @@ from dinov2_jax.data.sources.source import Source, SourceError, check_name
 from dinov2_jax.datasets import files
 from dinov2_jax.datasets.cifar import cifar
 from dinov2_jax.datasets.stored import read_mat
-from dinov2_jax.datasets.voc import voc2007
 
 TOP1, MEAN_PER_CLASS, MAP11 = "top1", "mean_per_class", "map11"
 _CALTECH_SHOTS = 30  # training pictures of each class
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
 
 
 class Transfer(NamedTuple):
@@ -129,6 +134,52 @@ def aircraft(root: str) -> Transfer:
 def voc(root: str) -> Transfer:
     """Pascal VOC 2007: 20 classes; a picture may have several: `targets` instead of labels."""
     return Transfer(*(voc2007(root, split) for split in ("train", "val", "test")), MAP11)
+
+
+def voc2007(root: str, split: str) -> files.Files:
+    """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
+
+    `root` is VOC2007, or the folder above it (VOCdevkit); the annotations of "test" are a separate
+    download. `targets` int8 [n, 20] are 1 if the picture shows the class, 0 if it does not, -1 if
+    all its objects are marked difficult; the metric of this class leaves such pictures out. Raises
+    SourceError where a list, picture or annotation is missing, or a class has no picture.
+    """
+    title = f"VOC2007 {split}"
+    folders = ("", "VOC2007/", "VOCdevkit/VOC2007/")
+    main = files.require(root, *(f"{folder}ImageSets/Main" for folder in folders), title=title)
+    root = os.path.dirname(os.path.dirname(main))
+    numbers = [
+        line.split()[0]
+        for line in files.read_lines(files.require(main, f"{split}.txt", title=title))
+    ]
+    annotations = [f"{number}.xml" for number in numbers]
+    folder = files.require(root, "Annotations", title=title)
+    files.check_present(folder, annotations, title, "annotations")
+    targets = np.stack([_voc_targets(os.path.join(folder, name)) for name in annotations])
+    empty = np.flatnonzero(~(targets == 1).any(axis=0))
+    if empty.size:
+        raise SourceError(
+            f"{title}: no picture shows {VOC_CLASSES[empty[0]]!r} ({empty.size} such classes); the "
+            "copy is incomplete"
+        )
+    pictures = files.require(root, "JPEGImages", title=title)
+    names = [f"{number}.jpg" for number in numbers]
+    return files.Files(pictures, names, None, VOC_CLASSES, targets=targets, title=title)
+
+
+def _voc_targets(path: str) -> np.ndarray:
+    targets = np.zeros(len(VOC_CLASSES), np.int8)
+    try:
+        objects = ElementTree.parse(path).getroot().findall("object")
+        marked = [(o.findtext("name", ""), o.findtext("difficult", "0").strip()) for o in objects]
+    except ElementTree.ParseError as error:
+        raise SourceError(f"{path} is no XML ({error}); unpack it again") from error
+    for name, difficult in marked:
+        if name not in VOC_CLASSES:
+            raise SourceError(f"{path} shows {name!r}, which is none of the 20 classes of VOC")
+        place = VOC_CLASSES.index(name)
+        targets[place] = 1 if difficult != "1" else targets[place] or -1
+    return targets
 
 
 def dtd(root: str) -> Transfer:

@@ -17,9 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import Array, NamedSharding, P
+from jax.sharding import Mesh
 
 from dinov2_jax.heads.grid import Grid, Heads, Kind, head_logits, scaled
 from dinov2_jax.heads.linear import HeadColumns, head_input

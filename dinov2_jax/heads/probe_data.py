@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from dinov2_jax.data.decode import DecodeSpec
-from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.loader import LabelledLoader
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import EvaluationError

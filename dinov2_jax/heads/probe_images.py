@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import Array, NamedSharding, P
+from jax.sharding import Mesh
 
 from dinov2_jax.data.decode import MAX_PIXELS
 from dinov2_jax.data.photometric import normalize

@@ -8,9 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import Array, NamedSharding, P
 from safetensors import safe_open
 from safetensors.numpy import save_file
 

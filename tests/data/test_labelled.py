@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.decode import BadImage
-from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.loader import LabelledLoader
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.sources.given import Arrays, Paths
 

@@ -13,8 +13,13 @@ from PIL import Image
 
 from dinov2_jax.data.decode import decode
 from dinov2_jax.data.sources.source import SourceError
-from dinov2_jax.datasets.transfer import TRANSFER_SETS, caltech101, transfer_set
-from dinov2_jax.datasets.voc import VOC_CLASSES, voc2007
+from dinov2_jax.datasets.transfer import (
+    TRANSFER_SETS,
+    VOC_CLASSES,
+    caltech101,
+    transfer_set,
+    voc2007,
+)
 
 
 def save(path: Path, label: int) -> None:

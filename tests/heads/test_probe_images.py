@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinov2_jax.data.labelled import LabelledLoader
+from dinov2_jax.data.loader import LabelledLoader
 from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.heads.grid import Grid
 from dinov2_jax.heads.probe import ProbeSettings, initial_state

@@ -14,9 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax import Array, NamedSharding, P
 
 from dinov2_jax.parallel.constraints import replicate
 
