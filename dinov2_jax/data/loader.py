@@ -20,6 +20,7 @@ from dinov2_jax.data.sources.source import Source
 
 # How often a record that cannot be decoded is replaced by another one before a black picture.
 MAX_REPLACEMENTS = 8
+_LABELLED_SCALE = (0.08, 1.0)  # share of a labelled picture's area that a crop takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +101,11 @@ class TrainLoader(BatchLoader):
 def _make_crops(source: Source, spec: BatchSpec, index: int, rng: np.random.Generator) -> Batch:
     """Record number -> the crops of one image."""
     image, record, bad = _load(source, spec, int(index), rng)
-    crops = spec.crops
-    return {
-        "global_crops": sample_crops(rng, image, 2, crops.global_size, crops.global_scale),
-        "local_crops": sample_crops(
-            rng, image, crops.local_number, crops.local_size, crops.local_scale
-        ),
-        "record": np.int64(record),
-        "bad_records": bad,
-    }
+    of = spec.crops
+    large = sample_crops(rng, image, 2, of.global_size, of.global_scale)
+    small = sample_crops(rng, image, of.local_number, of.local_size, of.local_scale)
+    crops = {"global_crops": large, "local_crops": small}
+    return {**crops, "record": np.int64(record), "bad_records": bad}
 
 
 def _load(
@@ -146,7 +143,7 @@ class LabelledLoader(BatchLoader):
 
     Args:
       labels: class of every record [len(source)], -1 for those to leave out.
-      batch_size: images; size: side of the crop in px; scale: share of the picture's area.
+      batch_size: images; size: side of the crop in px.
       decoding: the loader itself sets its `min_side_px`.
       workers: loader processes; 0 reads on a thread.
       start_batch: number of the first batch to deliver.
@@ -161,7 +158,6 @@ class LabelledLoader(BatchLoader):
         *,
         batch_size: int,
         size: int,
-        scale: tuple[float, float] = (0.08, 1.0),
         decoding: DecodeSpec = WHOLE_RGB,
         seed: int = 0,
         workers: int = 0,
@@ -171,8 +167,10 @@ class LabelledLoader(BatchLoader):
     ) -> None:
         records = np.flatnonzero(labels >= 0)
         # As in CropSpec.decode_px: the smallest crop keeps more than twice the size of its output.
-        decoding = dataclasses.replace(decoding, min_side_px=int(2 * size / scale[0] ** 0.5))
-        crop = functools.partial(_crop, source, records, labels, size, scale, decoding)
+        decoding = dataclasses.replace(
+            decoding, min_side_px=int(2 * size / _LABELLED_SCALE[0] ** 0.5)
+        )
+        crop = functools.partial(_crop, source, records, labels, size, decoding)
         order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
         dataset = order.random_map(crop).batch(batch_size // parts)
         super().__init__(dataset, parts, share, start_batch, workers)
@@ -183,7 +181,6 @@ def _crop(
     records: np.ndarray,
     labels: np.ndarray,
     size: int,
-    scale: tuple[float, float],
     decoding: DecodeSpec,
     place: int,
     rng: np.random.Generator,
@@ -192,7 +189,8 @@ def _crop(
     for _ in range(MAX_REPLACEMENTS + 1):
         record = int(records[place])
         try:
-            crop = sample_crops(rng, load_record(source, record, decoding), 1, size, scale)[0]
+            image = load_record(source, record, decoding)
+            crop = sample_crops(rng, image, 1, size, _LABELLED_SCALE)[0]
             return {"images": crop, "labels": np.int32(labels[record]), "records": np.int64(record)}
         except BadImage:
             place = int(rng.integers(len(records)))

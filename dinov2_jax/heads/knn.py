@@ -54,13 +54,9 @@ def knn_accuracy(
 
     A k beyond the bank uses the whole bank. Under a mesh (`jax.set_mesh`) the bank is split over
     its devices; with several processes, each passes its own rows of it, and all the same queries.
-
-    Args:
-      train_features [n, D], train_labels [n]: the bank; test_features [m, D], test_labels [m].
-      bank_block, query_block: rows compared at once.
-
-    Raises:
-      EvaluationError: when bank or queries are empty.
+    `train_features` [n, D] and `train_labels` [n] are the bank, `test_features` [m, D] and
+    `test_labels` [m] the queries; the blocks are rows compared at once. Raises EvaluationError when
+    bank or queries are empty.
     """
     bank = Bank(unit(train_features), train_labels, block=bank_block)
     _check_sides(bank.size, len(test_features))

@@ -107,10 +107,7 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
-    """One sub-tree of the stored state as numpy arrays, whatever devices saved it.
-
-    Raises CheckpointError where the state has no such sub-tree.
-    """
+    """A sub-tree of the stored state as numpy arrays, from any devices; CheckpointError if none."""
     state_dir = Path(step_dir).resolve() / "state"
     stored = _stored_tree(state_dir)
     if which not in stored:

@@ -1,6 +1,7 @@
 """Prepared TFDS data sets, read without TensorFlow."""
 
 import difflib
+import functools
 import os
 from typing import Any
 
@@ -34,7 +35,6 @@ class Tfds:
             message = f"data.path={path}, split={split!r}: {short_message(error)}"
             raise SourceError(message) from error
         self._title = f"{path}/{split}"
-        self._labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -42,12 +42,10 @@ class Tfds:
     def __getitem__(self, index: int) -> bytes | np.ndarray:
         return read_record(self._records, index)[self._image]
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray | None:
         """Class numbers, int64; the first use reads every record once."""
-        if self._label is not None and self._labels is None:
-            self._labels = self.labels_of(np.arange(len(self)))
-        return self._labels
+        return None if self._label is None else self.labels_of(np.arange(len(self)))
 
     def labels_of(self, rows: np.ndarray) -> np.ndarray:
         """Class numbers of some records, int64; reads just these records."""

@@ -26,21 +26,16 @@ class Model:
     """A fitted classifier: scores = features weight' + bias.
 
     A class without training rows has weight 0 and bias -inf; one without positives, or without
-    negatives, of several sigmoids has weight 0 and bias -inf or inf.
-
-    Attributes:
-      weight [K, D], bias [K]: fp64. With two classes, the halves of one sigmoid's, with either
-        sign: the objective is the sigmoid's.
-      C, objective, iterations: of the fit (Newton steps).
-      gap: estimated relative distance of the objective to its optimum before the last step.
+    negatives, of several sigmoids has weight 0 and bias -inf or inf. With two classes, weight and
+    bias are the halves of one sigmoid's, with either sign: the objective is the sigmoid's.
     """
 
-    weight: np.ndarray
-    bias: np.ndarray
+    weight: np.ndarray  # [K, D] fp64
+    bias: np.ndarray  # [K] fp64
     C: float
     objective: float
-    iterations: int
-    gap: float
+    iterations: int  # Newton steps
+    gap: float  # estimated relative distance of the objective to its optimum before the last step
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """[n, D] -> [n, K], fp64."""
@@ -62,14 +57,10 @@ class Model:
 class Fitter:
     """A training set on the device; maps the classes that occur to all K.
 
-    Under a mesh (`jax.set_mesh`) rows are split over its devices.
-
-    Args:
-      features [n, D]: as they are, not normalised.
-      labels: [n] class numbers, or [n, classes] of 1, 0 and -1 (unknown).
-
-    Raises:
-      EvaluationError: for features that are not finite, labels that do not fit, or one class only.
+    Under a mesh (`jax.set_mesh`) rows are split over its devices. `features` [n, D] are as they
+    are, not normalised; `labels` [n] class numbers, or [n, classes] of 1, 0 and -1 (unknown).
+    Raises EvaluationError for features that are not finite, labels that do not fit, or one class
+    only.
     """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int) -> None:
@@ -178,16 +169,11 @@ def fit(
     max_iter: int = 1000,
     tol: float = TOLERANCE,
 ) -> Model:
-    """Finds the optimum for one C.
+    """Finds the optimum for one C, the weight of the losses as in scikit-learn.
 
-    Args:
-      C: weight of the losses, scikit-learn's convention.
-      init: a model of similar data or C to start from. Without one, smaller C's lead there.
-      max_iter: Newton steps.
-      tol: relative, on the objective, see `newton.solve_path`.
-
-    Raises:
-      EvaluationError: for a C that is not positive.
+    It starts from `init`, a model of similar data or C; without one, smaller C's lead there.
+    `max_iter` is in Newton steps, `tol` relative on the objective, see `newton.solve_path`. Raises
+    EvaluationError for a C that is not positive.
     """
     check_values([C])
     if init is None:

@@ -27,19 +27,13 @@ BACKTRACKS = 40
 
 
 class Problem(NamedTuple):
-    """Data on the device. Rows beyond the real ones are zeros of weight 0.
+    """Data on the device. Rows beyond the real ones are zeros of weight 0."""
 
-    Attributes:
-      x [n, D]: features minus `mean`, fp32. wide: the same in the precision of gradients.
-      targets [K, n]: bool. weights [1 or K, n]: 0 where a target does not count.
-      mean [D]: fp64, on the host.
-    """
-
-    x: Array
-    wide: Array
-    targets: Array
-    weights: Array
-    mean: np.ndarray
+    x: Array  # [n, D] fp32, features minus `mean`
+    wide: Array  # the same in the precision of gradients
+    targets: Array  # [K, n] bool
+    weights: Array  # [1 or K, n], 0 where a target does not count
+    mean: np.ndarray  # [D] fp64, on the host
 
 
 class Solution(NamedTuple):

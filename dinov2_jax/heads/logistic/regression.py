@@ -62,18 +62,11 @@ def sweep(
     max_iter: int = 1000,
     show: bool = False,
 ) -> tuple[Model, tuple[Trial, ...]]:
-    """Fits every C and rates it on `val`.
+    """Fits every C to the training set of `fitter` and rates it on `val`.
 
-    Args:
-      fitter: the training set.
-      metric: "top1", "mean_per_class", or "mAP" for labels [n, K].
-      show: a bar with the time that is left, on standard error.
-
-    Returns:
-      The model with the best value, of equal ones that with the smallest C; and all trials, by C.
-
-    Raises:
-      EvaluationError: for a C that is not positive.
+    `metric` is "top1", "mean_per_class", or "mAP" for labels [n, K]; `show` draws a bar with the
+    time that is left, on standard error. Returns the model with the best value, of equal ones that
+    with the smallest C; and all trials, by C. Raises EvaluationError for a C that is not positive.
     """
     check_values(values)
     trials: list[Trial] = []
@@ -141,11 +134,7 @@ def evaluate(
 
 
 def split(data: Set, seed: int) -> tuple[Set, Set]:
-    """Nine tenths to fit and a random tenth to choose C, drawn from `seed`.
-
-    Raises:
-      EvaluationError: for fewer than 10 rows.
-    """
+    """Nine tenths to fit and a random tenth to choose C; EvaluationError for fewer than 10 rows."""
     features, labels = data
     held = len(features) // HELD_OUT
     if not held:
