@@ -167,9 +167,8 @@ class LabelledLoader(BatchLoader):
     ) -> None:
         records = np.flatnonzero(labels >= 0)
         # As in CropSpec.decode_px: the smallest crop keeps more than twice the size of its output.
-        decoding = dataclasses.replace(
-            decoding, min_side_px=int(2 * size / _LABELLED_SCALE[0] ** 0.5)
-        )
+        side_px = int(2 * size / _LABELLED_SCALE[0] ** 0.5)
+        decoding = dataclasses.replace(decoding, min_side_px=side_px)
         crop = functools.partial(_crop, source, records, labels, size, decoding)
         order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
         dataset = order.random_map(crop).batch(batch_size // parts)
