@@ -7,7 +7,8 @@ a run resumes changes anything. The loader's whole state is the number of the ne
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from dinov2_jax.data.crops import sample_crops
 from dinov2_jax.data.decode import WHOLE_RGB, BadImage, DecodeSpec, load_record
 from dinov2_jax.data.masking import sample_masks
-from dinov2_jax.data.reader import Batch, BatchLoader
+from dinov2_jax.data.reader import Batch, Reader, join
 from dinov2_jax.data.sources.source import Source
 
 # How often a record that cannot be decoded is replaced by another one before a black picture.
@@ -63,6 +64,58 @@ class BatchSpec:
     batch_size: int  # images
     group_size: int  # images a statistical group; divides the batch
     seed: int  # of order, crops and masks
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupsOfBatches:
+    """The groups `share` of every batch from `start_batch` on, in order, by random access."""
+
+    dataset: grain.MapDataset
+    groups: int
+    share: tuple[int, ...]
+    start_batch: int
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.groups * len(self.share)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, place = divmod(index, len(self.share))
+        return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
+
+
+class BatchLoader:
+    """Batches in order from number `start_batch` on, each joined from its groups `share`."""
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        groups: int,
+        share: Sequence[int],
+        start_batch: int,
+        workers: int,
+    ) -> None:
+        # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
+        wanted = GroupsOfBatches(dataset, groups, tuple(share), start_batch)
+        self._groups, self._next = len(share), start_batch
+        self._reader = Reader(grain.MapDataset.source(wanted), workers)
+        # For programs that end without closing the loader: grain tidies up too late then.
+        self._close = weakref.finalize(self, self._reader.close)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = join([next(self._reader) for _ in range(self._groups)])
+        self._next += 1
+        return batch
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint stores: the number of the next batch."""
+        return {"next_batch": self._next}
+
+    def close(self) -> None:
+        """Ends the worker processes and frees their shared memory; no batch can follow."""
+        self._close()
 
 
 class TrainLoader(BatchLoader):

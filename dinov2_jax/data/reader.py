@@ -1,13 +1,11 @@
 """Reads a grain dataset ahead in worker processes, and ends them without leaving shared memory."""
 
 import contextlib
-import dataclasses
 import gc
 import multiprocessing
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,23 +14,6 @@ import numpy as np
 from absl import flags
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupsOfBatches:
-    """The groups `share` of every batch from `start_batch` on, in order, by random access."""
-
-    dataset: grain.MapDataset
-    groups: int
-    share: tuple[int, ...]
-    start_batch: int
-
-    def __len__(self) -> int:
-        return len(self.dataset) // self.groups * len(self.share)
-
-    def __getitem__(self, index: int) -> Batch:
-        batch, place = divmod(index, len(self.share))
-        return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -44,41 +25,6 @@ def join(parts: Sequence[Batch]) -> Batch:
     return {
         name: np.concatenate([part[name].view(np.ndarray) for part in parts]) for name in parts[0]
     }
-
-
-class BatchLoader:
-    """Batches in order from number `start_batch` on, each joined from its groups `share`."""
-
-    def __init__(
-        self,
-        dataset: grain.MapDataset,
-        groups: int,
-        share: Sequence[int],
-        start_batch: int,
-        workers: int,
-    ) -> None:
-        # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
-        wanted = GroupsOfBatches(dataset, groups, tuple(share), start_batch)
-        self._groups, self._next = len(share), start_batch
-        self._reader = Reader(grain.MapDataset.source(wanted), workers)
-        # For programs that end without closing the loader: grain tidies up too late then.
-        self._close = weakref.finalize(self, self._reader.close)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch = join([next(self._reader) for _ in range(self._groups)])
-        self._next += 1
-        return batch
-
-    def state(self) -> dict[str, int]:
-        """What a checkpoint stores: the number of the next batch."""
-        return {"next_batch": self._next}
-
-    def close(self) -> None:
-        """Ends the worker processes and frees their shared memory; no batch can follow."""
-        self._close()
 
 
 class Reader:

@@ -181,9 +181,8 @@ def finetune(
     model, params = at_resolution(model, params, preprocessing.image_px)
     trained = first_params(model, params, classes, settings, head)
     optimizer = layerwise_adamw(trained, model.depth, settings)
-    origin = "" if head is None else f"{head.name} {checksum([head.weight, head.bias])}"
-    about = {"classes": classes, "identity": identity, "head": origin}
-    about["size"] = preprocessing.image_px
+    about = {"classes": classes, "identity": identity, "size": preprocessing.image_px}
+    about["head"] = "" if head is None else f"{head.name} {checksum([head.weight, head.bias])}"
     file = state_file(folder, STATE_FILE, settings, labels, about)
     begun = {"params": trained, "ema": trained, "optimizer": optimizer.init(trained)}
     state, start = file.load(begun)

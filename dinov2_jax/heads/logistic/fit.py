@@ -75,8 +75,9 @@ class Fitter:
         # exact to fp32's relative precision however certain the model is, which on the same data
         # leaves the objective within 2e-7 of the optimum.
         self._dtype = np.float32 if jax.default_backend() == "tpu" else np.float64
+        targets = targets[1:] if self._single else targets
         with self._precision():
-            self._data = place(features, targets[self._single :], known, self._dtype)
+            self._data = place(features, targets, known, self._dtype)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         """64-bit arrays within the block alone; the rest of the program is 32-bit."""
