@@ -1,11 +1,13 @@
-"""Eight virtual CPU devices, a compilation cache, and where the reference vectors lie."""
+"""Eight virtual CPU devices, quick compilation, and where the reference vectors lie."""
 
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the suite's time; the tests' small programs need no optimiser.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 
 import pytest

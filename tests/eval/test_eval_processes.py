@@ -60,7 +60,7 @@ def command(tmp_path_factory):
 
 def start(line, devices, before=""):
     program = f"{before}\nimport sys\nfrom dinov2_jax.main import main\nsys.exit(main({line!r}))"
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", program],

@@ -41,7 +41,7 @@ def test_two_processes_end_and_leave_one_bundle(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=1"
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     out = tmp_path / "weights"
     started = [
