@@ -7,7 +7,6 @@ import pickle
 import jax
 import numpy as np
 import pytest
-from dinov2_jax.datasets.voc import VOC_CLASSES
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -15,6 +14,7 @@ from configs.eval import default as eval_config
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.datasets.imagenet_variants import CORRUPTIONS
+from dinov2_jax.datasets.transfer import VOC_CLASSES
 from dinov2_jax.errors import EvaluationError, UserError
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract

@@ -83,7 +83,7 @@ def test_learns_a_separable_set(weights):
     found = run(weights, SETTINGS)
     assert accuracy(found) > 0.95
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found.params, weights.params)
-    assert moved.pop("mask_token") == 0  # nothing is masked
+    assert moved.pop("mask_token") < 1e-7  # nothing is masked; the average rounds
     assert min(jax.tree.leaves(moved)) > 1e-5  # all else is trained
 
 
