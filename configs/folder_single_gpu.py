@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data.source = "folder"
     config.data.path = ""
-    config.data.split = "all"
+    config.data.split = "train"  # all pictures, or those of train/ if there is val/ or test/
     config.eval.every_steps = 5000
     config.eval.labels = "none"  # folders may be patients, years or cameras instead of classes
     config.eval.test_split = "test"

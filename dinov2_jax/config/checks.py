@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from dinov2_jax.config.files import ConfigError, leaves, nearest
+from dinov2_jax.config.files import ConfigError, leaves, local_path, nearest
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,15 @@ DISTRIBUTED: Rules = {
 def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
     """Refuses a field whose value is not among the names, or not in the range, of its rule.
 
+    URLs are refused in any field.
+
     Raises:
       ConfigError: naming the field, the value and what would be accepted.
     """
     for name, value in leaves(config).items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                local_path(text, f"config.{name}")
         rule = rules.get(name, ())
         if isinstance(rule, Range):
             if problem := rule.problem(value):

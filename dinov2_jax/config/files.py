@@ -9,6 +9,8 @@ import contextlib
 import difflib
 import importlib.util
 import json
+import os
+import re
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,24 @@ def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict | ml_collections.ConfigDict)
         found |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def local_path(path: str | os.PathLike[str], field: str = "the path") -> Path:
+    """A path of this machine, ~ expanded.
+
+    Raises:
+      ConfigError: a URL, of which nothing here can be read or written; `field` names where it was
+        given.
+    """
+    if _URL.match(os.fspath(path)):
+        raise ConfigError(
+            f"{field}={os.fspath(path)} is a URL; mount the bucket (gcsfuse, mount-s3) or copy the "
+            "files, and name the folder"
+        )
+    return Path(path).expanduser()
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import ExifTags, Image, ImageOps
 
+from dinov2_jax.data.depth import has_16_bit_colour, scale_colour, scale_to_uint8
 from dinov2_jax.data.sources.source import Source
 
 # 100 million pixels take 1.1 GB for a moment: 4 bytes each in Pillow, twice 3 on the way to numpy.
@@ -133,7 +134,10 @@ def _decode_picture(raw: bytes, spec: DecodeSpec) -> np.ndarray:
             with contextlib.suppress(ValueError):  # Pillow tolerates it, or gives the reason
                 # The same pixels as Pillow's; it is faster because Pillow copies them twice.
                 return simplejpeg.decode_jpeg(raw, colorspace="RGB", strict=True)
+        has_16_bits = has_16_bit_colour(image, raw)
         image.load()
+        if has_16_bits:
+            scale_colour(image, raw)
         _turn_upright(image)
         return _to_rgb(image)
 
@@ -194,7 +198,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":
-        return np.repeat(_scale_to_uint8(np.asarray(image), image.mode)[:, :, None], 3, axis=2)
+        return np.repeat(scale_to_uint8(np.asarray(image), image.mode)[:, :, None], 3, axis=2)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
@@ -202,35 +206,29 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _scale_to_uint8(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scales 16-bit values by their depth, 32-bit values and floats by the range they suggest.
-
-    Cameras and X-ray detectors store 10, 12 or 14 bits in 16-bit files: the depth is the least of
-    8, 10, 12, 14 and 16 bits that holds the greatest value.
-    """
-    # In float32, which is exact enough for 8 bits, and in place: 100 million values are 0.4 GB.
-    values = values.astype(np.float32)
-    np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
-    np.clip(values, -1e38, 1e38, out=values)  # so that no difference overflows
-    low, high = float(values.min()), float(values.max())
-    if mode.startswith("I;16") or (mode == "I" and low >= 0 and 255 < high <= 65535):
-        values *= 255 / next(depth for depth in (255, 1023, 4095, 16383, 65535) if high <= depth)
-    elif mode == "F" and low >= 0 and high <= 1:
-        values *= 255
-    elif low < 0 or high > 255:
-        values -= low
-        values *= 255 / max(high - low, 1e-12)
-    return np.rint(values, out=values).astype(np.uint8)
-
-
 def from_pillow(picture: Image.Image) -> np.ndarray:
     """Gives a picture that Pillow holds, as `decode` gives that of a file: uint8 [H, W, 3].
 
     Raises BadImage where its pixels cannot be loaded.
     """
+    raw = _file_of(picture)
+    if raw and has_16_bit_colour(picture, raw):
+        return decode(raw)
     try:
         picture = picture.copy()  # the caller's own stays as it is
         _turn_upright(picture)
         return _to_rgb(picture)
     except Exception as error:  # Pillow's plugins raise nearly any type on broken files
         raise BadImage(_reason(error)) from error
+
+
+def _file_of(picture: Image.Image) -> bytes:
+    """The file of a picture that is opened, but not loaded; else nothing."""
+    file = getattr(picture, "fp", None)
+    if file is None or not getattr(picture, "tile", None):
+        return b""
+    place = file.tell()
+    file.seek(0)
+    raw = file.read()
+    file.seek(place)
+    return raw

@@ -41,6 +41,11 @@ class Fit:
         return height // self.patch_size, width // self.patch_size
 
     @property
+    def most_pixels(self) -> int:
+        """Pixels of the largest result."""
+        return self.size[0] * (2 * self.size[0] if self._keeps_aspect else self.size[-1])
+
+    @property
     def decode_px(self) -> int:
         """The shorter side that a JPEG must keep when it is decoded smaller."""
         return 2 * max(self.resize_px if self.policy == "center_crop" else 0, *self.size)

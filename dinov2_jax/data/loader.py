@@ -2,11 +2,12 @@
 
 Batch n is a pure function of (source, spec, n): grain derives the generator of every record and of
 every group from its position. So neither the number of workers or processes nor the step at which
-a run resumes changes anything. The loader's whole state is the number of the next batch.
+a run resumes changes anything. The loader's whole state is the number of pictures delivered.
 """
 
 import dataclasses
 import functools
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +17,7 @@ import numpy as np
 from dinov2_jax.data.crops import sample_crops
 from dinov2_jax.data.decode import WHOLE_RGB, BadImage, DecodeSpec, load_record
 from dinov2_jax.data.masking import sample_masks
-from dinov2_jax.data.reader import Batch, Reader, join
+from dinov2_jax.data.reader import Batch, LoaderError, LostWorkerError, Reader, join
 from dinov2_jax.data.sources.source import Source
 
 # How often a record that cannot be decoded is replaced by another one before a black picture.
@@ -65,39 +66,60 @@ class BatchSpec:
     group_size: int  # images a statistical group; divides the batch
     seed: int  # of order, crops and masks
 
+    @property
+    def group_bytes(self) -> int:
+        """Of the crops of one group; masks and numbers are hardly more."""
+        crops = self.crops
+        pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2
+        return self.group_size * pixels * self.decoding.channels
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupsOfBatches:
-    """The groups `share` of every batch from `start_batch` on, in order, by random access."""
+    """Of batches of `groups` groups, from group `start_group` on, the groups `share` in order."""
 
     dataset: grain.MapDataset
     groups: int
     share: tuple[int, ...]
-    start_batch: int
+    start_group: int
 
     def __len__(self) -> int:
         return len(self.dataset) // self.groups * len(self.share)
 
     def __getitem__(self, index: int) -> Batch:
         batch, place = divmod(index, len(self.share))
-        return self.dataset[(self.start_batch + batch) * self.groups + self.share[place]]
+        return self.dataset[self.start_group + batch * self.groups + self.share[place]]
 
 
 class BatchLoader:
-    """Batches in order from number `start_batch` on, each joined from its groups `share`."""
+    """Batches in order from group number `start_group` on, each joined from its groups `share`.
+
+    If a worker is killed, all start again where the last batch ended.
+
+    Attributes:
+      next_group: the first group, of those of all processes, that is not delivered yet.
+    """
 
     def __init__(
         self,
         dataset: grain.MapDataset,
         groups: int,
         share: Sequence[int],
-        start_batch: int,
+        start_group: int,
         workers: int,
+        group_bytes: int,
     ) -> None:
+        self._dataset, self._share, self._groups = dataset, tuple(share), groups
+        self._workers, self._group_bytes = workers, group_bytes
+        self.next_group, self._warnings = start_group, list[str]()
+        self._failed_at = -1
+        self._start()
+
+    def _start(self) -> None:
         # Workers deliver groups, not batches: the first batch comes sooner and less is buffered.
-        wanted = GroupsOfBatches(dataset, groups, tuple(share), start_batch)
-        self._groups, self._next = len(share), start_batch
-        self._reader = Reader(grain.MapDataset.source(wanted), workers)
+        wanted = GroupsOfBatches(self._dataset, self._groups, self._share, self.next_group)
+        source = grain.MapDataset.source(wanted)
+        self._reader = Reader(source, self._workers, self._group_bytes, len(self._share))
         # For programs that end without closing the loader: grain tidies up too late then.
         self._close = weakref.finalize(self, self._reader.close)
 
@@ -105,13 +127,23 @@ class BatchLoader:
         return self
 
     def __next__(self) -> Batch:
-        batch = join([next(self._reader) for _ in range(self._groups)])
-        self._next += 1
+        try:
+            batch = join([next(self._reader) for _ in self._share])
+        except LostWorkerError as error:
+            if self._failed_at == self.next_group:  # no batch since the last time
+                raise
+            self._warnings.append(f"{error}; all were started again, and no picture is lost")
+            self._failed_at = self.next_group
+            self._close()
+            self._start()
+            return next(self)
+        self.next_group += self._groups
         return batch
 
-    def state(self) -> dict[str, int]:
-        """What a checkpoint stores: the number of the next batch."""
-        return {"next_batch": self._next}
+    def take_warnings(self) -> list[str]:
+        """What was survived since the last call, one sentence each."""
+        taken, self._warnings = self._warnings, []
+        return taken
 
     def close(self) -> None:
         """Ends the worker processes and frees their shared memory; no batch can follow."""
@@ -129,7 +161,7 @@ class TrainLoader(BatchLoader):
     Args:
       source: pictures; fewer than a batch are repeated.
       workers: loader processes; 0 works in this process (on two threads).
-      start_batch: number of the first batch to deliver.
+      start_image: pictures delivered before, in batches of any size; a multiple of the group size.
       share: numbers, in a batch, of the groups to deliver; None: all. With several processes, each
         loads only the groups of its own devices.
     """
@@ -140,7 +172,7 @@ class TrainLoader(BatchLoader):
         spec: BatchSpec,
         *,
         workers: int = 0,
-        start_batch: int = 0,
+        start_image: int = 0,
         share: Sequence[int] | None = None,
     ) -> None:
         order = grain.MapDataset.source(range(len(source))).seed(spec.seed).shuffle().repeat()
@@ -148,7 +180,19 @@ class TrainLoader(BatchLoader):
         dataset = crops.batch(spec.group_size).random_map(functools.partial(_add_masks, spec))
         groups = spec.batch_size // spec.group_size
         share = range(groups) if share is None else share
-        super().__init__(dataset, groups, share, start_batch, workers)
+        self._group_size = spec.group_size
+        start_group, rest = divmod(start_image, spec.group_size)
+        if rest:
+            raise LoaderError(
+                f"the run has seen {start_image:,} pictures, which are no whole groups of "
+                f"{spec.group_size}; use a --config.group_size that divides "
+                f"{math.gcd(start_image, spec.batch_size)}"
+            )
+        super().__init__(dataset, groups, share, start_group, workers, spec.group_bytes)
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint stores: how many pictures were delivered, to all processes."""
+        return {"next_image": self.next_group * self._group_size}
 
 
 def _make_crops(source: Source, spec: BatchSpec, index: int, rng: np.random.Generator) -> Batch:
@@ -224,8 +268,9 @@ class LabelledLoader(BatchLoader):
         decoding = dataclasses.replace(decoding, min_side_px=side_px)
         crop = functools.partial(_crop, source, records, labels, size, decoding)
         order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
-        dataset = order.random_map(crop).batch(batch_size // parts)
-        super().__init__(dataset, parts, share, start_batch, workers)
+        part = batch_size // parts
+        dataset, part_bytes = order.random_map(crop).batch(part), part * size**2 * decoding.channels
+        super().__init__(dataset, parts, share, start_batch * parts, workers, part_bytes)
 
 
 def _crop(

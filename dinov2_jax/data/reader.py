@@ -4,6 +4,8 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,19 @@ import grain
 import numpy as np
 from absl import flags
 
+from dinov2_jax.errors import UserError
+
 Batch = dict[str, np.ndarray]
+
+_SHARED_MEMORY = "/dev/shm"
+
+
+class LoaderError(UserError):
+    """Loader processes that cannot be started; the message is one sentence."""
+
+
+class LostWorkerError(LoaderError):
+    """A loader process that ended, mostly because the system killed it."""
 
 
 def join(parts: Sequence[Batch]) -> Batch:
@@ -28,9 +42,20 @@ def join(parts: Sequence[Batch]) -> Batch:
 
 
 class Reader:
-    """A dataset's elements in order, read ahead in `workers` processes, or on a thread if 0."""
+    """A dataset's elements in order, read ahead in `workers` processes, or on a thread if 0.
 
-    def __init__(self, dataset: grain.MapDataset, workers: int) -> None:
+    Args:
+      element_bytes: of the largest element.
+      held: elements that the reader's user holds at a time.
+
+    Raises:
+      LoaderError: the workers' elements do not fit in shared memory.
+    """
+
+    def __init__(
+        self, dataset: grain.MapDataset, workers: int, element_bytes: int, held: int = 1
+    ) -> None:
+        _check_shared_memory(workers, element_bytes, held)
         if not flags.FLAGS.is_parsed():  # grain starts no process before absl's flags are parsed
             flags.FLAGS.mark_as_parsed()
         reading = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
@@ -47,7 +72,12 @@ class Reader:
 
     def __next__(self) -> Batch:
         self._delivered += 1
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if lost := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error)):
+                raise _lost_worker(int(lost[1]), self._workers) from error
+            raise
 
     def close(self) -> None:
         """Ends the processes and waits until the shared memory of their arrays is freed."""
@@ -59,6 +89,38 @@ class Reader:
         self._iterator.close()
         self._iterator = iter(())  # grain's objects complain if the interpreter's end meets them
         _wait_for_freed_memory()
+
+
+def _check_shared_memory(workers: int, element_bytes: int, held: int) -> None:
+    """Raises LoaderError if /dev/shm has less room than workers may take: they die by SIGBUS."""
+    if not workers or not os.path.isdir(_SHARED_MEMORY):
+        return
+    # Each worker has one element in its queue and one at hand.
+    needed, free = (2 * workers + held) * element_bytes, shutil.disk_usage(_SHARED_MEMORY).free
+    if needed <= free:
+        return
+    fit = max(0, (free // max(1, element_bytes) - held) // 2)
+    raise LoaderError(
+        f"{workers} loader processes need {_megabytes(needed)} MB of shared memory, but "
+        f"{_SHARED_MEMORY} has {_megabytes(free)} MB free; give the container more (docker run "
+        f"--shm-size={-(-needed // (1 << 30))}g; in Kubernetes an emptyDir of medium Memory), or "
+        f"use --config.data.workers={fit}"
+    )
+
+
+def _megabytes(count: int) -> int:
+    return -(-count // (1 << 20))
+
+
+def _lost_worker(exit_code: int, workers: int) -> LostWorkerError:
+    reasons = {
+        -9: f"it was killed, most likely because the machine's memory is full; use fewer than "
+        f"{workers} --config.data.workers",
+        -7: f"{_SHARED_MEMORY} is full; give the container more, or use fewer than {workers} "
+        "--config.data.workers",
+    }
+    reason = reasons.get(exit_code, "what it printed above says why")
+    return LostWorkerError(f"a loader process ended with exit code {exit_code}: {reason}")
 
 
 def _wait_for_freed_memory() -> None:

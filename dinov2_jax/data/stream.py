@@ -30,7 +30,8 @@ def stream_pictures(
     decoding = dataclasses.replace(decoding, min_side_px=fit.decode_px)
     load = functools.partial(_load_chunk, source, fit, decoding)
     dataset = grain.MapDataset.source(rows).batch(_CHUNK).map(load)
-    with contextlib.closing(Reader(dataset, workers)) as reader:
+    chunk_bytes = _CHUNK * fit.most_pixels * decoding.channels
+    with contextlib.closing(Reader(dataset, workers, chunk_bytes)) as reader:
         # map gives grain's own arrays no name, under which they would outlive close().
         for chunk in map(lambda chunk: join([chunk]), reader):
             yield from _split(chunk, decoding.channels)

@@ -1,6 +1,7 @@
 """What an evaluation reads: the labelled splits of one data set."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ from ml_collections import ConfigDict
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.fingerprint import describe
 from dinov2_jax.data.sources.open import open_source
-from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.data.sources.source import NoSplitError, Source, SourceError, notes_of
+from dinov2_jax.data.sources.splits import split_folders
 from dinov2_jax.data.sources.views import labelled_records, renumbered, with_label_file
 from dinov2_jax.datasets.imagenet import imagenet, imagenet_tfds
 from dinov2_jax.datasets.transfer import transfer_set
+from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.checkpoint import read_config
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
 # Fields of config.data that a published set has; all others are of sources.
 _OF_SETS = {"set", "path", "cache_dir", "workers", "max_pixels", "max_bad"}
-_VAL_FOLDERS = ("validation", "val", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,9 @@ def _open_source(data: Mapping[str, Any]) -> Data:
     path = data["path"] or data["train_path"]
     name = Path(path.partition("@")[0]).expanduser().absolute().name if path else data["source"]
     _require_different(splits)
+    if is_main():
+        for note in dict.fromkeys(note for source in splits.values() for note in notes_of(source)):
+            print(f"note: {note}", flush=True)
     return Data(splits, tuple(class_names or ()), name)
 
 
@@ -120,9 +125,9 @@ def _val_folder(data: Mapping[str, Any]) -> str:
     given = any(data[f"{split}_{field}"] for split in _SPLITS for field in ("path", "labels"))
     if given or data["source"] != "folder" or data["test_split"] != "test":
         return ""
-    root = Path(data["path"]).expanduser()
-    has_both = (root / "train").is_dir() and (root / "test").is_dir()
-    return "validation" if has_both and any((root / n).is_dir() for n in _VAL_FOLDERS) else ""
+    path = os.path.expanduser(data["path"])
+    has_all = os.path.isdir(path) and len(split_folders(path)) == len(_SPLITS)
+    return "validation" if has_all else ""
 
 
 def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,13 +150,16 @@ def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None) -> Source:
     file = data[f"{name}_labels"]
-    source = open_source(
-        data["source"],
-        data[f"{name}_path"] or data["path"],
-        split=data[f"{name}_split"],
-        labels="none" if file else data["labels"],
-        cache_dir=data["cache_dir"] or None,
-    )
+    try:
+        source = open_source(
+            data["source"],
+            data[f"{name}_path"] or data["path"],
+            split=data[f"{name}_split"],
+            labels="none" if file else data["labels"],
+            cache_dir=data["cache_dir"] or None,
+        )
+    except NoSplitError as error:
+        raise SourceError(f"{error}: --config.data.{name}_path=...") from error
     if file:
         source = with_label_file(source, file, class_names)
     if source.labels is None:

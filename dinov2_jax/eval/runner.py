@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import ConfigError, nearest
+from dinov2_jax.config.files import ConfigError, local_path, nearest
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.pictures import overlap_warning, unreadable
@@ -30,6 +30,7 @@ from dinov2_jax.eval.task import Context, Need, Pass, Task, Work
 from dinov2_jax.features.cache import FeatureCache, Wanted
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import from_main, is_main
+from dinov2_jax.run.lock import locked
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load
 
@@ -151,7 +152,7 @@ def _resized(config: ConfigDict, backbone: Backbone) -> Backbone:
 def _root(workdir: str, backbone: Backbone) -> Path:
     """The workdir, or <run>/eval/<step>, which holds the features of all data sets."""
     if workdir:
-        return Path(workdir).expanduser()
+        return local_path(workdir, "--workdir")
     if backbone.layout != "run":
         raise ConfigError("results of these weights need a place; add --workdir=evals/<name>")
     step = Path(backbone.source)
@@ -255,7 +256,8 @@ def _run_all(todo: Sequence[_Planned], context: Context, results: Results) -> No
     for one in todo:
         earlier = results.values(one.protocol)
         work = Work(one.folder, one.before, earlier, context.cache, widest)
-        _run(one, work, results, warning)
+        with locked(one.folder, wait=False):
+            _run(one, work, results, warning)
 
 
 def _run(one: _Planned, work: Work, results: Results, warning: str) -> None:

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import ConfigError, to_json
+from dinov2_jax.config.files import ConfigError, local_path, to_json
 from dinov2_jax.data.decode import DecodeSpec, why_unreadable
 from dinov2_jax.data.fingerprint import names_fingerprint
 from dinov2_jax.data.sources.open import open_source
-from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.sources.source import Source, notes_of
 from dinov2_jax.data.stream import Picture, stream_pictures
 from dinov2_jax.features.extractor import Columns, Extractor, with_progress
 from dinov2_jax.features.request import Request, make_request
@@ -68,8 +68,10 @@ def embed(config: ConfigDict, workdir: str) -> None:
     )
     data = config.data
     source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
+    for note in notes_of(source) if is_main() else ():
+        print(f"note: {note}", flush=True)
     origin = {"weights": backbone.source, "source": data.source, "path": data.path}
-    folder = Path(workdir).expanduser()
+    folder = local_path(workdir, "--workdir")
     if not embed_pictures(config, folder, backbone, request, source, origin):
         print(f"{folder} is complete: {len(source):,} pictures; nothing is left to do")
 

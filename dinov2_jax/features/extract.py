@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dinov2_jax.config.files import local_path
 from dinov2_jax.data.decode import MAX_PIXELS, DecodeSpec, why_unreadable
 from dinov2_jax.data.sources.given import Arrays, Paths, Pictures
 from dinov2_jax.data.sources.open import open_source
@@ -137,7 +138,7 @@ def as_source(pictures: Any, channels: int = 3, *, missing_ok: bool = False) -> 
     """
     if isinstance(pictures, str | Path):
         _refuse_urls([pictures])
-        return _source_at(os.path.expanduser(pictures))
+        return _source_at(os.fspath(local_path(pictures, "pictures")))
     if isinstance(pictures, Image.Image):
         return Pictures([pictures])
     if isinstance(pictures, np.ndarray) and pictures.dtype != object:

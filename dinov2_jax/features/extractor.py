@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +106,14 @@ class Extractor:
         }
 
     def read(
-        self, source: Source, rows: np.ndarray, *, max_pixels: int, workers: int = 0, unit: str = ""
+        self,
+        source: Source,
+        rows: np.ndarray,
+        *,
+        max_pixels: int,
+        workers: int = 0,
+        unit: str = "",
+        stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[Columns, np.ndarray]:
         """Computes the features of some records.
 
@@ -116,6 +123,7 @@ class Extractor:
           max_pixels: larger pictures are unreadable.
           workers: loader processes; 0 decodes on a thread.
           unit: what the progress counts; "" shows none.
+          stopped: asked after each batch; once true, the rest stays unread.
 
         Returns:
           {column: [len(rows), ...]}, NaN where a picture is unreadable, and readable, bool
@@ -123,9 +131,12 @@ class Extractor:
         """
         arrays, readable = self.empty(len(rows)), np.zeros(len(rows), bool)
         how = {"max_pixels": max_pixels, "workers": workers, "unit": unit}
-        for computed in self.stream(source, rows, **how):
-            self.place(arrays, computed)
-            readable[computed.rows] = True
+        with contextlib.closing(self.stream(source, rows, **how)) as stream:
+            for computed in stream:
+                self.place(arrays, computed)
+                readable[computed.rows] = True
+                if stopped():
+                    break
         return arrays, readable
 
     def stream(

@@ -10,11 +10,14 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 import sys
+import time
 import traceback
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -143,6 +146,37 @@ def require_same(**texts: str) -> None:
         raise ConfigError(
             f"process {process} has another {list(texts)[which].replace('_', ' ')} than process 0;"
             " give all processes the same command, files and versions"
+        )
+
+
+def require_shared(folder: Path, wait_s: float = 30.0) -> None:
+    """Every process must see what process 0 writes to a folder; on local disks no save would end.
+
+    Args:
+      wait_s: how long a shared file may take to be seen everywhere.
+
+    Raises:
+      ConfigError: on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = folder / f".shared.{from_main(secrets.token_hex(8))}"
+    with main_first():
+        if is_main():
+            mark.touch()
+    until = time.monotonic() + wait_s
+    # A listing, because a network file system may remember that a name was not there.
+    while not (seen := folder.is_dir() and mark.name in os.listdir(folder)):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.2)
+    of_all = np.asarray(multihost_utils.process_allgather(np.int32(seen))).ravel()
+    if is_main():
+        mark.unlink()
+    if not of_all.all():
+        raise ConfigError(
+            f"process {int(of_all.argmin())} does not see what process 0 wrote to {folder}: all "
+            "processes need one --workdir on storage that they share"
         )
 
 

@@ -1,12 +1,11 @@
 """Task "plan": compiles the step for a topology and prints memory, FLOPs, time and advice."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import to_dict
+from dinov2_jax.config.files import local_path, to_dict
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, outcome, summary, tried_line
@@ -62,7 +61,7 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
         "settings": [summary(config, target, trial, flops) for trial in trials],
     }
     if workdir:
-        path = Path(workdir).expanduser() / "plan.json"
+        path = local_path(workdir, "--workdir") / "plan.json"
         write_json(path, results)
         print(f"written to {path}")
     return results

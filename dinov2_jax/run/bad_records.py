@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.data.decode import DecodeSpec, why_unreadable
-from dinov2_jax.data.fingerprint import printable
+from dinov2_jax.data.fingerprint import names_fingerprint, printable
 from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import UserError
@@ -39,7 +39,7 @@ class BadRecords:
     ) -> None:
         self._source, self._decoding = source, decoding
         self._path, self._max_fraction, self._writes = path, max_fraction, writes
-        self._looked_at = 0
+        self._looked_at, self._names = 0, names_fingerprint(source)
         self._reasons: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -60,11 +60,12 @@ class BadRecords:
         self._note(len(used), np.unique(bad[bad >= 0]).tolist())
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON: the bad records, how many were seen, and of how many."""
+        """For the checkpoint, as JSON: the bad records, how many were seen, and of which."""
         return {
             "skipped": sorted(self._reasons),
             "looked_at": self._looked_at,
             "pictures": len(self._source),
+            "names": self._names,
         }
 
     def load(self, state: dict[str, Any]) -> None:

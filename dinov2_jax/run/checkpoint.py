@@ -6,6 +6,7 @@ devices, and an evaluation uses one.
 """
 
 import datetime
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs, tuples
 from dinov2_jax.errors import UserError
+from dinov2_jax.parallel.processes import from_main, is_main, main_first
 
 _ITEMS = ("state", "loader", "config", "provenance")
 _STEP_MARKER = "_CHECKPOINT_METADATA"
@@ -32,11 +34,21 @@ class CheckpointError(UserError):
 class Checkpoints:
     """Asynchronous, atomic checkpoints of one run.
 
-    The `keep_last` newest steps stay; multiples of `keep_every_steps` stay for good (0: none).
+    The `keep_last` newest steps stay; multiples of `keep_every_steps` stay for good (0: none). A
+    step that is damaged is renamed to <step>.damaged when it is met, and the one before counts.
+
+    Attributes:
+      notes: a sentence on each damaged step.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
         self.directory = Path(workdir).resolve() / "checkpoints"
+        self.notes: list[str] = []
+        with main_first():
+            for step_dir in _step_dirs(self.directory) if is_main() else ():
+                if reason := _damage(step_dir):
+                    self._set_aside(step_dir, reason)
+        self.notes = from_main(self.notes)
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(max(1, keep_last))]
         if keep_every_steps > 0:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every_steps))
@@ -71,15 +83,35 @@ class Checkpoints:
         Raises CheckpointError where there is no such step, or its arrays differ from that tree; if
         the current `config` is given, the message names the fields that differ.
         """
-        step = self.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
+        newest = self.latest_step() if step is None else step
+        if newest is None or newest not in self._manager.all_steps():
             stored = f"stored: {', '.join(map(str, self._manager.all_steps())) or 'none'}"
-            raise CheckpointError(f"no checkpoint of step {step} in {self.directory} ({stored})")
-        step_dir = self.directory / str(step)
+            stored = "; ".join([stored, *self.notes])
+            raise CheckpointError(f"no checkpoint of step {newest} in {self.directory} ({stored})")
+        step_dir = self.directory / str(newest)
         _require_same_arrays(step_dir, abstract_state, config)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        state = self._manager.restore(step, args=args)["state"]
+        try:
+            state = self._manager.restore(newest, args=args)["state"]
+        except Exception as error:  # tensorstore and Orbax have many types for a damaged file
+            if step is not None or jax.process_count() > 1:
+                raise CheckpointError(
+                    f"the checkpoint {step_dir} is damaged ({_first_line(error)}); remove this "
+                    "folder, and the same command continues from the step before"
+                ) from error
+            self._set_aside(step_dir, _first_line(error))
+            self._manager.reload()
+            return self.restore(abstract_state, config=config)
         return state, _read_json(step_dir, "loader"), tuples(_read_json(step_dir, "config"))
+
+    def _set_aside(self, step_dir: Path, reason: str) -> None:
+        aside = step_dir.with_name(f"{step_dir.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        step_dir.rename(aside)
+        self.notes.append(
+            f"checkpoint {step_dir.name} is damaged ({reason}); it is now {aside}, and the step "
+            "before it counts"
+        )
 
     def wait(self) -> None:
         """Returns when the save in progress is on disk; raises the error of a failed save."""
@@ -153,18 +185,36 @@ def _find_step(path: Path) -> Path:
         )
     path = path.resolve()
     if path.name.isdigit() and (path / "state").exists():
-        if _is_complete(path):
-            return path
-        raise CheckpointError(f"{path} is an incomplete checkpoint; use another step of the run")
+        if reason := _damage(path):
+            raise CheckpointError(f"{path} is damaged ({reason}); use another step of the run")
+        return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [p for p in root.iterdir() if p.name.isdigit() and _is_complete(p)]
-    if not steps:
-        raise CheckpointError(f"no complete checkpoint in {root}; has the run saved one yet?")
-    return max(steps, key=lambda p: int(p.name))
+    for step_dir in sorted(_step_dirs(root), key=lambda p: int(p.name), reverse=True):
+        if not _damage(step_dir):
+            return step_dir
+    raise CheckpointError(f"no whole checkpoint in {root}; has the run saved one yet?")
 
 
-def _is_complete(step_dir: Path) -> bool:
-    return (step_dir / _STEP_MARKER).exists() and all((step_dir / i).is_dir() for i in _ITEMS)
+def _step_dirs(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+
+
+def _damage(step_dir: Path) -> str:
+    """Why a step cannot be read; "" if it can, as far as one sees without reading its arrays."""
+    missing = [name for name in (_STEP_MARKER, *_ITEMS) if not (step_dir / name).exists()]
+    if missing:
+        return f"it has no {missing[0]}"
+    try:
+        for item in _ITEMS[1:]:
+            _read_json(step_dir, item)
+        _stored_tree(step_dir / "state")
+    except Exception as error:  # Orbax passes on what its JSON parser and tensorstore raise
+        return _first_line(error)
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _read_json(step_dir: Path, item: str) -> dict[str, Any]:

@@ -1,13 +1,26 @@
-"""SIGTERM and SIGINT become a request to stop, which the loop obeys between two steps."""
+"""Signals that ask a run to end become a request to stop, which the loop obeys between two steps.
 
+Schedulers send SIGTERM; SLURM's --signal, submitit and Lightning's scripts SIGUSR1 or SIGUSR2; a
+terminal SIGINT, and SIGHUP when its connection is lost.
+"""
+
+import os
 import signal
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
+)
+
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT sets `number`; a second SIGINT interrupts.
+    """While entered, the first of these signals sets `number`; a second SIGINT interrupts.
+
+    A signal is acknowledged at once on stderr. One that is ignored stays so, as under nohup.
 
     Outside the main thread, where handlers cannot be set, it does nothing. `alone`: this is the
     run's only process and may stop without agreement.
@@ -23,9 +36,17 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.number:
+            # Not print, which may be in the middle of a line that this handler interrupts.
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: the run saves and ends after this step\n".encode())
         self.number = number
         if self._alone:
             self.agree([number])
+
+    def asked(self) -> bool:
+        """Whether the run shall stop; true at once if it is alone, else after an agreement."""
+        return self.signal_name is not None
 
     def agree(self, numbers: Iterable[int]) -> None:
         """Takes the signal numbers of all processes; every process calls it at the same step."""
@@ -35,8 +56,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         except ValueError:
             self._previous.clear()
         return self

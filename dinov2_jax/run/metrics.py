@@ -39,8 +39,8 @@ class Output(contextlib.AbstractContextManager):
         self._events = _event_writer(folder, first_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Stores one line; it is on disk, readable by others, when this returns."""
-        if self._silent:
+        """Stores one line, if there are metrics; it is on disk when this returns."""
+        if self._silent or not metrics:
             return
         values = {name: _number(value) for name, value in metrics.items()}
         # JSON has no NaN or infinity; null keeps every line valid.

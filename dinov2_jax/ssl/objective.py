@@ -57,9 +57,13 @@ class Networks:
             params["ibot_head"] = self.ibot_head.init(ibot_key, features)["params"]
         return params
 
-    def scores(self, params: Params, cls: Array, patches: Array) -> tuple[Scores, Scores]:
-        """DINO scores of cls tokens and iBOT scores of patches; [G, rows, D] -> [G, rows, K]."""
+    def scores(
+        self, params: Params, cls: Array, patches: Array | None
+    ) -> tuple[Scores, Scores | None]:
+        """DINO scores of cls tokens and iBOT scores of any patches; [G, rows, D] -> [G, rows, K]."""
         dino_params, block = {"params": params["dino_head"]}, self.prototype_block
+        if patches is None:
+            return make_scores(*self.dino_head.apply(dino_params, cls), block), None
         if self.ibot_head is not None:
             dino = self.dino_head.apply(dino_params, cls)
             ibot = self.ibot_head.apply({"params": params["ibot_head"]}, patches)
@@ -87,6 +91,10 @@ class Objective:
     koleo_weight: float = 0.1
     ibot_weight: float = 1.0
 
+    def uses_ibot(self, batch: Batch) -> bool:
+        """Whether iBOT has a weight, and the batch a slot for masked patches."""
+        return self.ibot_weight > 0 and batch["mask_indices"].shape[1] > 0
+
     def init_centers(self) -> dict[str, Array]:
         """Loss centres, zero; used by softmax centering only."""
         dino = self.student.dino_head
@@ -100,12 +108,12 @@ class TeacherOutput:
 
     Attributes:
       dino: targets of the global crops' cls tokens, [G, n, 2, K].
-      ibot: targets of the masked patches, [G, M, K].
+      ibot: targets of the masked patches, [G, M, K]; None without iBOT.
       cls: features of the global crops' cls tokens, [G, 2n, D], for diagnostics.
     """
 
     dino: Targets
-    ibot: Targets
+    ibot: Targets | None
     cls: Array
 
 
@@ -156,10 +164,13 @@ def teacher_targets(
       temp: teacher temperature.
     """
     cls, patches = _teacher_features(objective, params, batch)
-    valid = batch["mask_weights"] > 0
-    cls_scores, patch_scores = objective.teacher.scores(params, cls, patches)
+    wanted = patches if objective.uses_ibot(batch) else None
+    cls_scores, patch_scores = objective.teacher.scores(params, cls, wanted)
     dino, dino_center = _center(objective, cls_scores, centers["dino"], temp)
-    ibot, ibot_center = _center(objective, patch_scores, centers["ibot"], temp, valid)
+    ibot, ibot_center = None, centers["ibot"]
+    if patch_scores is not None:
+        valid = batch["mask_weights"] > 0
+        ibot, ibot_center = _center(objective, patch_scores, ibot_center, temp, valid)
     by_view = dino.map_rows(lambda x: rearrange(x, "g (n v) ... -> g n v ...", v=2))
     out = TeacherOutput(by_view, ibot, cls)
     return jax.lax.stop_gradient((out, {"dino": dino_center, "ibot": ibot_center}))
@@ -174,7 +185,8 @@ def part_of_batch(
     def take(x: Array) -> Array:
         return take_part(x, groups, objective.micro_batches, index)
 
-    dino, ibot = targets.dino.map_rows(take), targets.ibot.map_rows(take)
+    dino = targets.dino.map_rows(take)
+    ibot = None if targets.ibot is None else targets.ibot.map_rows(take)
     part = TeacherOutput(dino, ibot, take(targets.cls))
     return part, {name: take(x) for name, x in batch.items()}, take(keys)
 
@@ -207,7 +219,9 @@ def student_loss(
         {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
     )
     cls = jnp.concatenate([x["cls"] for x in out], axis=1)
-    patches = masked_patches(out[0]["patches"], batch["mask_indices"])
+    patches = None
+    if targets.ibot is not None:
+        patches = masked_patches(out[0]["patches"], batch["mask_indices"])
     dino, ibot = nets.scores(params, cls, patches)
     global_scores, local_scores = _split_crops(dino, images // groups)
     terms = dino_terms(views)
@@ -215,8 +229,10 @@ def student_loss(
         "loss/dino_global": dino_global_loss(global_scores, targets.dino) / terms,
         "loss/dino_local": jnp.zeros(()),
         "loss/koleo": 2 * koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
-        "loss/ibot": ibot_loss(ibot, targets.ibot, batch["mask_weights"], 2 * images),
+        "loss/ibot": jnp.zeros(()),
     }
+    if ibot is not None and targets.ibot is not None:
+        parts["loss/ibot"] = ibot_loss(ibot, targets.ibot, batch["mask_weights"], 2 * images)
     if views:
         parts["loss/dino_local"] = dino_local_loss(local_scores, targets.dino) / terms
     # DINOv2: KoLeo and iBOT are reported as they are added, where the reference logs half of them;

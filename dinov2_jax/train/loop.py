@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import to_dict
+from dinov2_jax.config.files import local_path, to_dict
 from dinov2_jax.data.loader import TrainLoader
+from dinov2_jax.data.sources.source import notes_of
+from dinov2_jax.errors import UserError
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import local_groups, put_batch
 from dinov2_jax.parallel.processes import Exchange, end_when_lost, is_main, own_name, require_same
@@ -18,6 +20,7 @@ from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.run.files import write_json
 from dinov2_jax.run.health import HealthMonitor
 from dinov2_jax.run.interrupt import StopRequest
+from dinov2_jax.run.lock import locked
 from dinov2_jax.run.metrics import Output
 from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.checks import check_training
@@ -45,10 +48,17 @@ def train(config: ConfigDict, workdir: str) -> None:
       UserError: with a sentence that says what to do.
     """
     notes = check_training(config, jax.device_count())
-    folder, keep = Path(workdir).expanduser(), config.checkpoint
+    folder = local_path(workdir, "--workdir")
+    with locked(folder, wait=False):
+        _train(config, folder, notes)
+
+
+def _train(config: ConfigDict, folder: Path, notes: list[str]) -> None:
+    keep = config.checkpoint
     mesh = make_mesh(**config.mesh)
     share = local_groups(mesh, config.batch_size // config.group_size)
     source, bad = open_pictures(config, folder)
+    notes += notes_of(source)
     run = make_run(config, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -57,13 +67,13 @@ def train(config: ConfigDict, workdir: str) -> None:
             contextlib.closing(Checkpoints(folder, keep.keep_last, keep.keep_every_steps))
         )
         require_same(newest_checkpoint=str(checkpoints.latest_step()))
-        state, start = start_state(config, run, checkpoints, bad, notes)
+        state, start, seen = start_state(config, run, checkpoints, bad, notes)
         if is_main():
             write_json(folder / "config.json", to_dict(config))
         out = stack.enter_context(Output(folder, config.total_steps, start, silent=not is_main()))
         for note in [*describe(config, len(source), mesh, start), *notes]:
             out.message(note)
-        loader = stack.enter_context(loading(config, source, start, share))
+        loader = stack.enter_context(loading(config, source, seen, share))
         stack.enter_context(end_when_lost())
         opened = _Open(loader, checkpoints, bad, out, stop)
         state = _take_steps(config, run, opened, state, start)
@@ -74,7 +84,7 @@ def train(config: ConfigDict, workdir: str) -> None:
 
 def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: int) -> Any:
     """Steps `start` + 1 to `total_steps`; returns the last state."""
-    mesh, (loader, checkpoints, bad, out, stop) = jax.sharding.get_mesh(), opened
+    mesh, (loader, _, bad, out, stop) = jax.sharding.get_mesh(), opened
     probe, which_probe = make_probe(config, run.objective.teacher.backbone)
     out.message(which_probe)
     health = HealthMonitor(config.dino.head_prototypes)
@@ -82,13 +92,22 @@ def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: 
     meter = Throughput(config.batch_size)
     exchange = Exchange(mesh, lambda x: (bad.update(x), stop.agree(x["signal"])))
     if probe and start == 0:
-        out.write(0, probe(state.teacher))
+        out.write(0, probe(state.teacher, stop.asked))
     for step in range(start + 1, config.total_steps + 1):
         first, last = step == start + 1, step == config.total_steps
-        with meter:
-            batch = next(loader)
-        records = {name: batch.pop(name) for name in ("record", "bad_records")}
-        exchange.send(**records, signal=np.array([stop.number]))
+        if stop.signal_name and step == 1:
+            out.message(f"{stop.signal_name}: ended before the first step; nothing is to be saved")
+            break
+        position = loader.state()
+        try:
+            with meter:
+                batch = next(loader)
+            records = {name: batch.pop(name) for name in ("record", "bad_records")}
+            exchange.send(**records, signal=np.array([stop.number]))
+        except (UserError, OSError):
+            _rescue(config, opened, step - 1, state, position)
+            raise
+        out.warn(loader.take_warnings())
         if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
         state, metrics = run.step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
@@ -104,17 +123,33 @@ def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: 
             return_free_memory()
             meter.restart()
         out.update(step)
-        if probe and (step % config.eval.every_steps == 0 or last):
-            out.write(step, probe(state.teacher))
-            meter.restart()
-        if step % config.checkpoint.every_steps == 0 or last or stop.signal_name:
+        probe_due = probe and (step % config.eval.every_steps == 0 or last)
+        save_due = step % config.checkpoint.every_steps == 0 or last
+        if save_due or stop.signal_name:
             exchange.flush()
             out.warn(nonfinite.check())
-            position = loader.state() | bad.state()
-            checkpoints.save(step, state, loader=position, config=to_dict(config))
+            _save(config, opened, step, state, loader.state())
             meter.restart()
+        # After the save: reading all pictures of the probe may take longer than a scheduler waits.
+        if probe and probe_due and not stop.signal_name:
+            out.write(step, probe(state.teacher, stop.asked))
+            meter.restart()
+            if stop.signal_name:
+                _save(config, opened, step, state, loader.state())
         if stop.signal_name:
             saved = f"{stop.signal_name}: saved step {step}; the same command continues from there"
             out.message(saved)
             break
     return state
+
+
+def _save(config: ConfigDict, opened: _Open, step: int, state: Any, position: Any) -> None:
+    loader = position | opened.bad.state()
+    opened.checkpoints.save(step, state, loader=loader, config=to_dict(config))
+
+
+def _rescue(config: ConfigDict, opened: _Open, step: int, state: Any, position: Any) -> None:
+    """Saves what is whole when no batch can be had; several processes cannot agree on it then."""
+    if step and jax.process_count() == 1:
+        _save(config, opened, step, state, position)
+        opened.out.message(f"saved step {step}; once mended, the same command continues from there")

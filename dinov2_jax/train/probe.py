@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,15 +45,22 @@ class Probe:
             f"{', and 13 linear classifiers' if config.eval.linear_iterations else ''}"
         )
 
-    def __call__(self, teacher: Any) -> dict[str, float]:
+    def __call__(
+        self, teacher: Any, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Evaluates the teacher's parameters.
+
+        Args:
+          stopped: once true, the pictures are read no further and there are no metrics.
 
         Returns:
           {"knn_top1": percent, "linear_top1": percent, "probe_s": seconds that training stood
           still}.
         """
         began = time.monotonic()
-        bank, query = (self._features(teacher, split) for split in self._splits)
+        bank, query = (self._features(teacher, split, stopped) for split in self._splits)
+        if stopped():
+            return {}
         settings = self._config.eval
         mesh = own_mesh(jax.sharding.get_mesh())
         with jax.set_mesh(mesh):
@@ -62,7 +70,9 @@ class Probe:
                 metrics["linear_top1"] = linear_top1(bank, query, settings.linear_iterations, mesh)
         return metrics | {"probe_s": time.monotonic() - began}
 
-    def _features(self, teacher: Any, split: "_Split") -> tuple[np.ndarray, np.ndarray]:
+    def _features(
+        self, teacher: Any, split: "_Split", stopped: Callable[[], bool]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """cls [n, D] and labels [n] of the readable pictures whose label is known."""
         settings, colour = self._config.eval, self._config.colour
         sizes = settings.resize_size, settings.image_size
@@ -80,6 +90,7 @@ class Probe:
             max_pixels=self._config.data.max_pixels,
             workers=self._config.data.workers if many else 0,
             unit="k-NN picture" if many else "",
+            stopped=stopped,
         )
         return columns["cls"][readable], labels[readable]
 
@@ -158,7 +169,7 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | No
         return None, "no k-NN: it is switched off"
     try:
         bank = _labelled(config, settings.train_split)
-        query = _labelled(config, settings.test_split)
+        query = None if bank is None else _labelled(config, settings.test_split)
         if bank is None or query is None:
             return None, "no k-NN: the pictures have no labels"
         check_same_classes(bank, query)

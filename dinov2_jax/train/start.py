@@ -45,8 +45,8 @@ def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]
 
 def start_state(
     config: ConfigDict, run: Run, checkpoints: Checkpoints, bad: BadRecords, notes: list[str]
-) -> tuple[Any, int]:
-    """A fresh state, or the newest checkpoint; returns it with its step.
+) -> tuple[Any, int, int]:
+    """A fresh state, or the newest checkpoint; returns it with its step and the pictures seen.
 
     Args:
       bad: restored with the state.
@@ -56,19 +56,31 @@ def start_state(
       ConfigError, WeightsError: `config.init_from` cannot be used.
       CheckpointError: the checkpoint cannot be read, or belongs to other pictures.
     """
+    if checkpoints.latest_step() is None and checkpoints.notes:
+        raise CheckpointError(
+            f"no whole checkpoint is left: {'; '.join(checkpoints.notes)}; another --workdir "
+            "starts a new run"
+        )
     if checkpoints.latest_step() is None:
         bad.load({})
         given, origin = initial_params(config, run)
         notes.extend(origin)
-        return run.init(given), 0
+        return run.init(given), 0, 0
     state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
-    pictures = bad.state()["pictures"]
+    notes.extend(checkpoints.notes)
+    own = bad.state()
+    pictures = own["pictures"]
     if loader.get("pictures", pictures) != pictures:
         raise CheckpointError(
             f"{checkpoints.directory} holds a run on {loader['pictures']:,} pictures of "
             f"{stored['data']['source']} {stored['data']['path']}, but {config.data.source} "
             f"{config.data.path} has {pictures:,}, so the order of pictures cannot continue; use "
             "another --workdir, or the same pictures (a text file can list them)"
+        )
+    if loader.get("names", own["names"]) != own["names"]:
+        notes.append(
+            f"pictures of {config.data.path} were renamed or replaced since step {state.step:,}: "
+            "the run continues, in another order of pictures than it would have had"
         )
     bad.load(loader)
     changed = diff_configs(stored, to_dict(config))
@@ -83,19 +95,26 @@ def start_state(
             f"this run is complete: it has {state.step:,} steps; a larger --config.total_steps "
             "continues it, another --workdir starts a new run"
         )
-    return state, loader["next_batch"]
+    # Checkpoints of version 0.1.0 count batches.
+    seen = loader.get("next_image", loader.get("next_batch", 0) * stored["batch_size"])
+    return state, int(state.step), seen
 
 
 def loading(
-    config: ConfigDict, source: Source, start: int, share: list[int]
+    config: ConfigDict, source: Source, start_image: int, share: list[int]
 ) -> contextlib.closing[TrainLoader]:
-    """The loader of a run from batch `start` on, in a context that closes it.
+    """The loader of a run that has seen `start_image` pictures, in a context that closes it.
 
     Args:
       share: the groups of a batch that this process loads.
     """
-    spec = batch_spec(config)
-    loader = TrainLoader(source, spec, workers=config.data.workers, start_batch=start, share=share)
+    loader = TrainLoader(
+        source,
+        batch_spec(config),
+        workers=config.data.workers,
+        start_image=start_image,
+        share=share,
+    )
     return contextlib.closing(loader)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinov2_jax.config.files import ConfigError
+from dinov2_jax.config.files import ConfigError, local_path
 from dinov2_jax.config.files import nearest as nearest_name
 from dinov2_jax.data.sources.open import open_source
-from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.data.sources.source import Source, SourceError, notes_of
 from dinov2_jax.features.extractor import with_progress
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.viz import figures as draw
@@ -50,8 +50,9 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     seen = list(with_progress(look(backbone, pictures, block), len(pictures)))
     figures, more = _of_pictures(config, pictures, seen, block)
     whole, others = _of_folder(config, backbone, source, pictures)
-    facts, notes = _facts(config, backbone, pictures), [*notes, *more, *others]
-    folder, settings = Path(workdir).expanduser(), config.to_dict()
+    facts = _facts(config, backbone, pictures)
+    notes = [*notes_of(source), *notes, *more, *others]
+    folder, settings = local_path(workdir, "--workdir"), config.to_dict()
     figures += whole
     page = write_gallery(folder, "What the model sees", facts, figures, notes, settings)
     print(f"{len(figures)} pictures in {time.monotonic() - started:.0f} s: {page}")

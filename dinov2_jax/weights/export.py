@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from dinov2_jax import __version__
 from dinov2_jax.config.checks import COUNT_OR_NONE, Rules
-from dinov2_jax.config.files import ConfigError
+from dinov2_jax.config.files import ConfigError, local_path
 from dinov2_jax.run.files import write_json
 from dinov2_jax.weights import huggingface, onnx, stablehlo
 from dinov2_jax.weights.bundle import new_folder, write_bundle
@@ -96,7 +96,7 @@ def export(
     """
     if form not in FORMATS:
         raise WeightsError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
-    folder = Path(workdir).expanduser() / form
+    folder = local_path(workdir, "--workdir") / form
     with new_folder(folder) as unfinished:
         compared = _write(backbone, form, unfinished, programs or Programs())
         _write_report(backbone, form, unfinished, compared)

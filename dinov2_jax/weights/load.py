@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dinov2_jax.config.files import nearest, tuples
+from dinov2_jax.config.files import local_path, nearest, tuples
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
 from dinov2_jax.run.checkpoint import read_config, restore_params
@@ -67,7 +67,7 @@ def load(
     dtype: Any = None,
 ) -> Backbone:
     """Loads a backbone: see `dinov2_jax.load`, which has the same arguments and errors."""
-    path = Path(name_or_path).expanduser()
+    path = local_path(name_or_path, "weights")
     dtype = jnp.float32 if dtype is None else dtype
     released = released_name(str(name_or_path))
     if released and not path.exists():

@@ -25,6 +25,7 @@ from dinov2_jax.data.loader import (
     TrainLoader,
 )
 from dinov2_jax.data.masking import upperbound
+from dinov2_jax.data.reader import LoaderError
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import stream_pictures
@@ -88,7 +89,7 @@ def test_shares_of_processes_make_the_whole_batch(source: Source) -> None:
     """4 groups, dealt to three processes; resumed at batch 3, the pass has long ended."""
     whole = batches(source, 5, batch_size=8)[3:]
     dealt = [[0, 3], [1], [2]]
-    shares = [batches(source, 2, batch_size=8, share=s, start_batch=3) for s in dealt]
+    shares = [batches(source, 2, batch_size=8, share=s, start_image=24) for s in dealt]
     for n, batch in enumerate(whole):
         for name, value in batch.items():
             groups = np.split(value, 4)
@@ -126,17 +127,17 @@ def test_resuming_continues_exactly(source: Source) -> None:
     """Seven pictures in batches of four: batch 2 spans two passes."""
     whole = batches(source, 6)
     for start in (1, 2, 5):
-        assert_same(batches(source, 6 - start, start_batch=start), whole[start:])
+        assert_same(batches(source, 6 - start, start_image=4 * start), whole[start:])
 
 
 def test_workers_do_not_change_batches(source: Source) -> None:
-    assert_same(batches(source, 3, workers=2, start_batch=1), batches(source, 4, workers=0)[1:])
+    assert_same(batches(source, 3, workers=2, start_image=4), batches(source, 4, workers=0)[1:])
 
 
-def test_state_counts_batches(source: Source) -> None:
-    loader = TrainLoader(source, SPEC, start_batch=5)
+def test_state_counts_images(source: Source) -> None:
+    loader = TrainLoader(source, SPEC, start_image=20)
     next(loader)
-    assert loader.state() == {"next_batch": 6}
+    assert loader.state() == {"next_image": 24}
     loader.close()
 
 
@@ -164,7 +165,7 @@ def test_bad_records_are_replaced_and_reported(tmp_path: Path) -> None:
     assert records.min() >= 0
     assert set(reported[reported >= 0]) == {broken}
     assert (reported[:, 0] == broken).sum() == 8  # once a pass
-    assert_same(batches(source, 4, start_batch=10), found[10:])
+    assert_same(batches(source, 4, start_image=40), found[10:])
 
 
 def test_nothing_readable_gives_black(tmp_path: Path) -> None:
@@ -273,3 +274,23 @@ def test_a_private_name_that_grain_moved_breaks_nothing(source: Source, monkeypa
         monkeypatch.delitem(sys.modules, f"dinov2_jax.data.{name}")
         importlib.import_module(f"dinov2_jax.data.{name}")
     assert len(batches(source, 1)) == 1  # closes its loader, too
+
+
+def test_another_batch_size_continues_at_the_same_picture(source: Source) -> None:
+    """Crops and order depend on the picture's place alone, so only the masks' groups move."""
+    small = batches(source, 8, batch_size=2)
+    for start in (2, 4):
+        later = batches(source, 2, batch_size=4, start_image=2 * start)
+        pairs = [small[start + 2 * i : start + 2 * i + 2] for i in range(2)]
+        for batch, parts in zip(later, pairs, strict=True):
+            for name in ("record", "global_crops", "local_crops"):
+                joined = np.concatenate([part[name] for part in parts])
+                np.testing.assert_array_equal(batch[name], joined)
+
+
+def test_a_group_size_that_does_not_fit_the_place_is_refused(source: Source) -> None:
+    spec = dataclasses.replace(SPEC, batch_size=12, group_size=6)
+    with pytest.raises(
+        LoaderError, match=r"seen 8 pictures, .* --config\.group_size that divides 4"
+    ):
+        TrainLoader(source, spec, start_image=8)

@@ -182,7 +182,7 @@ def test_label_files_stand_for_folders(run, tmp_path):
     assert values(listed, "knn") == values(found, "knn")
     same_twice = {"data.path": str(tmp_path / "train.txt"), **labels}
     same_twice["data.test_labels"] = same_twice["data.train_labels"]
-    with pytest.raises(SourceError, match=r"train and test are the same .*data\.test_path"):
+    with pytest.raises(SourceError, match=r"no folder for the split .test.*data\.test_path="):
         evaluate(ask(run[0], **same_twice), str(tmp_path / "twice"))
     same = evaluate(ask(run[0]), str(tmp_path / "run"))
     assert values(found, "knn") == values(same, "knn")

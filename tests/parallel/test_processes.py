@@ -138,6 +138,31 @@ def test_a_signal_counts_at_once_or_when_all_have_heard():
             assert stop.signal_name == "SIGTERM"
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_every_signal_that_asks_to_end_is_told_at_once(name, capfd):
+    """SLURM's --signal, submitit and Lightning send SIGUSR1 or 2, a lost terminal SIGHUP."""
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        signal.raise_signal(number)
+        assert stop.asked() and stop.signal_name == name
+        assert f"{name}: the run saves and ends after this step" in capfd.readouterr().err
+        if name != "SIGINT":  # a second one of these is no reason to hurry
+            signal.raise_signal(number)
+        assert capfd.readouterr().err == ""
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_which_errors_mean_a_lost_process(monkeypatch):
     gone = RuntimeError("INTERNAL: [1] Gloo all-reduce failed: Connection closed by peer")
     assert distributed.lost_process(gone) == ""  # there are no others

@@ -70,9 +70,9 @@ def test_why_there_is_none(tmp_path):
     assert probe_of(tmp_path / "flat") == none
     fill(tmp_path / "sets" / "cat", 9)
     fill(tmp_path / "sets" / "dog", 9)
-    wrong = {"eval.test_split": "dev"}
-    assert "split='dev'" in probe_of(tmp_path / "sets", **wrong)[1]
-    with pytest.raises(SourceError, match="split='dev'"):
+    wrong = {"eval.test_split": "tset"}
+    assert "split='tset'" in probe_of(tmp_path / "sets", **wrong)[1]
+    with pytest.raises(SourceError, match="split='tset'"):
         probe_of(tmp_path / "sets", **wrong, **{"eval.labels": "folders"})
 
 

@@ -39,7 +39,7 @@ class _Files:
         share = local_groups(self.mesh, self.config.batch_size // self.config.group_size)
         with loading(self.config, self.source, self.start, share) as self.loader:
             yield
-            self.start = self.loader.state()["next_batch"]
+            self.start = self.loader.state()["next_image"]
 
     @contextlib.contextmanager
     def flowing(self, consume: Callable[[int], None]) -> Iterator[None]:

@@ -2,59 +2,77 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from dinov2_jax.data.sources.files import NamedFiles, may_be_picture
-from dinov2_jax.data.sources.source import SPLITS, SourceError, check_name, not_found
+from dinov2_jax.data.sources.source import NoSplitError, SourceError, not_found
+from dinov2_jax.data.sources.splits import (
+    check_split,
+    chosen_folder,
+    note_on_splits,
+    split_folders,
+)
 
-# The names of the folders of a split, as torchvision and others write them.
-_SPLIT_FOLDERS = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid", "test"),
-    "test": ("test", "validation", "val", "valid"),
-}
+_MAX_NOTES = 3
 
 
 class Folder(NamedFiles):
     """All pictures under a folder, or those that a text file lists, in the order of their names.
 
-    A folder that holds train/ and val/ (or validation/, valid/, test/) has these splits. Any other
-    folder is divided only if it has labels: "train" is four fifths and "test" one fifth, by a hash
-    of the relative name, so that a new file never moves another. Without labels every split is the
-    whole folder.
+    A folder that holds train/ and val/ or test/, in any common spelling, has these splits. Any
+    other folder is divided only if it has labels: "train" is four fifths and "test" one fifth, by a
+    hash of the relative name, so that a new file never moves another. Without labels, "train" and
+    "all" are the whole folder, and it has no other split.
     """
 
     def __init__(self, path: str, split: str = "all", labels: str = "none") -> None:
         if not os.path.exists(path):
             raise not_found(path)
+        split = check_split(split)
         listed = not os.path.isdir(path)
-        of_split = None if listed else _split_folder(path, split)
-        if of_split is not None:
-            path, split = of_split, "all"
+        folders = {} if listed else split_folders(path)
+        notes = [note_on_splits(path, folders, split)] if folders else []
+        if folders and split != "all":
+            path, split, folders = os.path.join(path, chosen_folder(folders, split)), "all", {}
         root = os.path.dirname(os.path.abspath(path)) if listed else os.path.abspath(path)
-        names = _read_list(path) if listed else sorted(_walk(root))
+        names = _read_list(path) if listed else sorted(_walk(root, notes))
         if not names:
-            raise SourceError(f"data.path={path} holds no picture; name a folder with image files")
-        folders = _class_folders(names, labels, path)
-        if folders is not None:
-            split = "test" if split == "validation" else split  # the name that other data sets use
-            check_name("split", split, SPLITS)
-            names, self.class_names, self.labels = _take_split(names, folders, split, path)
+            raise SourceError(
+                f"data.path={path} holds no picture; name a folder with image files, or a text "
+                "file that lists pictures or .npy files"
+            )
+        classes = _class_folders(names, labels, path, set(map(os.fsencode, folders.values())))
+        if classes is not None:
+            names, self.class_names, self.labels = _take_split(names, classes, split, path)
+        elif split not in ("train", "all"):
+            raise NoSplitError(
+                f"data.path={path} has no folder for the split {split!r}, such as train/ and val/, "
+                "and no class folders by which it could be divided; give the pictures of that "
+                "split a path of their own"
+            )
         super().__init__(root, names)
+        self.notes = tuple(_at_most(_MAX_NOTES, notes))
 
 
-def _walk(root: str) -> Iterator[bytes]:
-    """Relative names of all regular files that are not hidden; a directory is entered once."""
+def _walk(root: str, notes: list[str]) -> Iterator[bytes]:
+    """Relative names of all files that are not hidden, and of links to nothing.
+
+    A directory is entered once; `notes` gets a sentence on each other way to it.
+    """
     top = os.fsencode(root)
-    pending, entered = [b""], set()
+    pending, entered = [b""], dict[tuple[int, int], bytes]()
     while pending:
         prefix = pending.pop()
         info = os.stat(os.path.join(top, prefix))
-        if (info.st_dev, info.st_ino) in entered:  # a loop of symbolic links
+        first = entered.setdefault((info.st_dev, info.st_ino), prefix)
+        if first != prefix:  # two links to one folder, or a loop
+            ways = [os.fsdecode(name) or "." for name in (prefix, first)]
+            notes.append(
+                f"{root}: {ways[0]} leads to the same folder as {ways[1]}; it is read once"
+            )
             continue
-        entered.add((info.st_dev, info.st_ino))
         try:
             entries = sorted(os.scandir(os.path.join(top, prefix)), key=lambda entry: entry.name)
         except PermissionError:
@@ -64,25 +82,27 @@ def _walk(root: str) -> Iterator[bytes]:
             name = os.path.join(prefix, entry.name)
             if entry.name.startswith(b"."):
                 continue
-            try:
-                is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError:  # a link to itself, or to where we may not look
-                continue
-            if is_folder:
+            if _is_folder(entry):
                 pending.append(name)
-            elif is_file and may_be_picture(entry.name):
+            elif may_be_picture(entry.name) and _is_file_or_dead_link(entry):
                 yield name
 
 
-def _split_folder(path: str, split: str) -> str | None:
-    """The folder of a split, if `path` holds a folder for training and one for another split."""
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look
+        return False
 
-    def first(names: Sequence[str]) -> str | None:
-        folders = (os.path.join(path, name) for name in names)
-        return next(filter(os.path.isdir, folders), None)
 
-    divided = all(first(_SPLIT_FOLDERS[name]) for name in ("train", "test"))
-    return first(_SPLIT_FOLDERS[split]) if divided and split in _SPLIT_FOLDERS else None
+def _is_file_or_dead_link(entry: os.DirEntry[bytes]) -> bool:
+    """Files of DataLad, DVC or a disk that is not there are links to nothing: lost, not absent."""
+    return entry.is_file() if os.path.exists(entry.path) else entry.is_symlink()
+
+
+def _at_most(limit: int, notes: list[str]) -> list[str]:
+    more = len(notes) - limit
+    return notes[:limit] + ([f"... and {more} more of the same kind"] if more > 0 else [])
 
 
 def _read_list(path: str) -> list[bytes]:
@@ -98,11 +118,15 @@ def _read_list(path: str) -> list[bytes]:
     return [line for line in lines if line.strip()]
 
 
-def _class_folders(names: list[bytes], labels: str, path: str) -> list[bytes] | None:
-    """The class folder of every name, or None without labels."""
+def _class_folders(
+    names: list[bytes], labels: str, path: str, splits: set[bytes]
+) -> list[bytes] | None:
+    """The class folder of every name, which lies below one of `splits` or at the top."""
     if labels == "none":
         return None
-    folders = [name.partition(b"/")[0] if b"/" in name else b"" for name in names]
+    parts = (name.split(b"/") for name in names)
+    below = (part[1:] if part[0] in splits else part for part in parts)
+    folders = [part[0] if len(part) > 1 else b"" for part in below]
     if labels == "auto":
         return folders if b"" not in folders and len(set(folders)) > 1 else None
     if b"" in folders:
@@ -118,8 +142,8 @@ def _take_split(
     names: list[bytes], folders: list[bytes], split: str, path: str
 ) -> tuple[list[bytes], tuple[str, ...], np.ndarray]:
     classes, numbers = np.unique(np.array(folders, object), return_inverse=True)
-    kept = {"train": (False,), "test": (True,), "all": (False, True)}[split]
-    chosen = [row for row, name in enumerate(names) if is_test(name) in kept]
+    held_out = {"train": (False,), "all": (False, True)}.get(split, (True,))
+    chosen = [row for row, name in enumerate(names) if is_test(name) in held_out]
     if not chosen:
         raise SourceError(f"the split {split!r} of {path} is empty; it needs more pictures")
     class_names = tuple(os.fsdecode(name) for name in classes)

@@ -21,6 +21,10 @@ class SourceError(UserError):
     """A source that cannot be opened or holds nothing; the message is one sentence."""
 
 
+class NoSplitError(SourceError):
+    """A source that is not divided was asked for its validation or test pictures."""
+
+
 class Source(Protocol):
     """Random access to pictures; picklable."""
 
@@ -44,6 +48,14 @@ class Unlabelled:
 
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+    """What a source left out or took for a split, one sentence each, for the first lines of a run.
+
+    Sources that decide nothing have no `notes`.
+    """
+    return getattr(source, "notes", ())
 
 
 def check_name(field: str, value: str, valid: Sequence[str]) -> None:

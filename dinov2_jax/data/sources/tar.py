@@ -3,12 +3,14 @@
 import os
 import tarfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 
 from dinov2_jax.data.sources.files import Names, check_bytes, find_files, may_be_picture
 from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
+_BLOCK = 512  # bytes of a header; contents are filled up to a multiple
 # First bytes of the compressions that tar files come in.
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _COMPRESSED = {_GZIP: "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", _ZSTD: "zstd"}
@@ -25,10 +27,15 @@ class Tar(Unlabelled):
 
     def __init__(self, path: str) -> None:
         self._files = list(map(os.path.abspath, find_files(path, "*.tar")))
-        members = [(number, *m) for number, file in enumerate(self._files) for m in _members(file)]
+        links: list[str] = []
+        members = [
+            (n, *member) for n, file in enumerate(self._files) for member in _members(file, links)
+        ]
         if not members:
             raise SourceError(f"data.path={path} holds no picture")
         numbers, names, starts, sizes = zip(*members, strict=True)
+        if links:
+            self.notes = (f"{path}: {len(links)} links are left out, such as {links[0]}",)
         self._file = np.array(numbers, np.int32)
         self._names = Names(names)
         self._start, self._size = np.array(starts, np.int64), np.array(sizes, np.int64)
@@ -49,8 +56,8 @@ class Tar(Unlabelled):
         return f"{os.path.basename(self._files[self._file[index]])}:{self._names[index]}"
 
 
-def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte, bytes) of every picture in a tar file."""
+def _members(path: str, links: list[str]) -> Iterator[tuple[bytes, int, int]]:
+    """(name, first byte, bytes) of every picture in a tar file; `links` gets the names of links."""
     with open(path, "rb") as file:
         start = file.read(6)
     for mark, name in _COMPRESSED.items():
@@ -59,14 +66,50 @@ def _members(path: str) -> Iterator[tuple[bytes, int, int]]:
                 f"data.path={path} is compressed by {name}, so that no picture can be read without "
                 "all before it; decompress it first (compression hardly makes pictures smaller)"
             )
-    try:
-        with tarfile.open(path, "r:", errors="surrogateescape") as archive:
-            for member in archive:
-                name = os.fsencode(member.name)
-                hidden = os.path.basename(name).startswith(b".")
-                if member.isreg() and not member.issparse() and not hidden and may_be_picture(name):
-                    yield name, member.offset_data, member.size
-                archive.members = []  # else it keeps one object a picture
-    except tarfile.TarError as error:
-        message = f"data.path={path} is no tar file, or ends too early ({error}); copy it again"
-        raise SourceError(message) from error
+    with open(path, "rb") as file:
+        offset: int | None = 0
+        while offset is not None:
+            try:
+                with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
+                    for member in archive:
+                        if member.issym() or member.islnk():
+                            links.append(f"{os.path.basename(path)}:{member.name}")
+                        elif _is_picture(member):
+                            yield os.fsencode(member.name), member.offset_data, member.size
+                        archive.members = []  # else it keeps one object a picture
+                    end = archive.offset
+            except tarfile.TarError as error:
+                raise _damaged(path, file.tell(), str(error)) from error
+            offset = _next_archive(file, path, end)
+
+
+def _is_picture(member: tarfile.TarInfo) -> bool:
+    name = os.fsencode(member.name)
+    hidden = any(part[:1] == b"." for part in name.removeprefix(b"./").split(b"/"))
+    return member.isreg() and not member.issparse() and not hidden and may_be_picture(name)
+
+
+def _next_archive(file: BinaryIO, path: str, end: int) -> int | None:
+    """Where the archive starts that `cat` joined behind the one that ends at `end`; None without.
+
+    tarfile takes the end of the file and a damaged header for the end of the archive. An archive
+    really ends with blocks of zeros.
+    """
+    file.seek(end)
+    if file.read(_BLOCK).strip(b"\0"):
+        raise _damaged(path, end, "damaged header")
+    if file.tell() == end:
+        raise _damaged(path, end, "no end mark")
+    while chunk := file.read(1 << 20):
+        if rest := chunk.lstrip(b"\0"):
+            start = (file.tell() - len(rest)) // _BLOCK * _BLOCK
+            file.seek(start)
+            return start
+    return None
+
+
+def _damaged(path: str, offset: int, reason: str) -> SourceError:
+    return SourceError(
+        f"data.path={path} is no whole tar file ({reason} at byte {offset:,}); copy it again, or "
+        "extract with `tar -xf` what can still be read"
+    )

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from dinov2_jax.data.sources.source import Source, SourceError
+from dinov2_jax.data.sources.source import Source, SourceError, notes_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -17,6 +17,11 @@ class View:
     class_names: tuple[str, ...] | None
     rows: np.ndarray | None = None  # the chosen records, in this order; None: all
     targets: np.ndarray | None = None  # int8 [n, classes] where a picture has several classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The source's notes."""
+        return notes_of(self._source)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)

@@ -54,12 +54,33 @@ def test_folder_pickles_with_its_names(pictures: Path) -> None:
     assert again[2] == source[2]
 
 
-def test_loops_and_dead_links(pictures: Path) -> None:
+def test_loops_are_read_once_and_dead_links_are_unreadable_pictures(pictures: Path) -> None:
+    """DataLad and DVC leave links to nothing for files that were not fetched."""
     expected = names(Folder(str(pictures)))
     (pictures / "a" / "loop").symlink_to(pictures)
     (pictures / "dead.png").symlink_to(pictures / "nowhere.png")
+    (pictures / "dead.txt").symlink_to(pictures / "nowhere.txt")
     (pictures / "itself.png").symlink_to(pictures / "itself.png")
-    assert names(Folder(str(pictures))) == expected
+    (pictures / "unmounted").symlink_to(pictures / "nowhere")
+    source = Folder(str(pictures))
+    lost = {"dead.png", "itself.png", "unmounted"}
+    assert set(names(source)) == {*expected, *lost}
+    for name in lost:
+        with pytest.raises(OSError):
+            source[names(source).index(name)]
+    (note,) = source.notes
+    assert "a/loop leads to the same folder as ." in note
+
+
+def test_two_links_to_one_folder_are_told(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "set").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "elsewhere")
+    source = Folder(str(tmp_path / "set"))
+    assert len(source) == 1
+    (note,) = source.notes
+    assert "cat leads to the same folder as dog" in note
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
@@ -143,6 +164,57 @@ def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     more = open_source("folder", "~/sets", "validation", labels="folders")
     with pytest.raises(SourceError, match="1 of them on one side only, such as 'eel'"):
         check_same_classes(train, more)
+
+
+@pytest.mark.parametrize(
+    "train, held_out",
+    [
+        ("train", "val"), ("Train", "Test"), ("TRAIN", "VALIDATION"), ("training", "testing"),
+        ("train", "eval"), ("train", "dev"), ("train", "test_set"), ("Training Set", "Test Set"),
+        ("train2017", "val2017"), ("images_train", "images_test"), ("train_images", "valid"),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_in_any_spelling(tmp_path: Path, train: str, held_out: str) -> None:
+    for folder, count in ((train, 2), (held_out, 3), ("other", 1)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                save(tmp_path / folder / label / f"{number}.png")
+    source = open_source("folder", str(tmp_path), "train", labels="auto")
+    assert len(source) == 4 and source.class_names == ("cat", "dog")
+    assert f"{train}/ is train" in source.notes[0] and "other" in source.notes[0]
+    for split in ("validation", "test", "val", "dev"):
+        assert len(open_source("folder", str(tmp_path), split)) == 6
+    whole = open_source("folder", str(tmp_path), "all")
+    assert len(whole) == 12 and "held-out ones too" in whole.notes[0]
+
+
+def test_class_folders_of_all_splits_are_the_classes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            save(tmp_path / split / label / "0.png")
+    source = open_source("folder", str(tmp_path), "all", labels="folders")
+    assert source.class_names == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train2014", "train2017", "val2017"):
+        save(tmp_path / name / "0.png")
+    with pytest.raises(SourceError, match=r"train2014/ and train2017/, and both look like .*train"):
+        open_source("folder", str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_an_unknown_split_is_never_everything(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "list").write_text("pictures/0.png\n")
+    path = str(tmp_path / ("pictures" if kind == "folder" else "list"))
+    for split in ("trian", "", "tests"):
+        with pytest.raises(SourceError, match="is none of"):
+            open_source("folder", path, split)
+    for split in ("test", "val"):
+        with pytest.raises(SourceError, match="has no folder for the split"):
+            open_source("folder", path, split)
+    assert len(open_source("folder", path, "train")) == len(open_source("folder", path, "all")) == 1
 
 
 @pytest.mark.parametrize("content", [Image.new("L", (9, 9)).tobytes(), "a.png\n".encode("utf-16")])

@@ -66,8 +66,8 @@ def test_what_is_no_tar(tmp_path):
     write_tar(tmp_path / "none.tar", ["a.json"])
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("cut.tar", "too early"),
-        ("text.tar", "no tar file"),
+        ("cut.tar", "unexpected end of data"),
+        ("text.tar", "no whole tar file"),
         ("none.tar", "holds no picture"),
         ("empty", r"holds no \*.tar file"),
     ):
@@ -75,3 +75,55 @@ def test_what_is_no_tar(tmp_path):
             open_source("tar", str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match=r"did you mean .*a\.tar"):
         open_source("tar", str(tmp_path / "aa.tar"))
+
+
+def whole_tar(path, names):
+    write_tar(path, names)
+    return path.read_bytes()
+
+
+def test_an_archive_that_does_not_end_well_is_refused(tmp_path):
+    """tarfile takes the end of a file, and any bad header but the first, for the archive's end."""
+    raw = whole_tar(tmp_path / "a.tar", ["a.png", "b.png", "c.png"])
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        third = archive.getmember("c.png").offset
+    damaged = bytearray(raw)
+    damaged[third + 100 : third + 148] = b"\xff" * 48
+    zeroed = raw[:third] + bytes(512) + raw[third + 512 :]
+    for content in (raw[:third], raw[: third + 200], bytes(damaged), zeroed):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(
+            SourceError, match=r"no whole tar file .* at byte [\d,]+\); copy it again"
+        ):
+            open_source("tar", str(tmp_path / "a.tar"))
+
+
+def test_joined_archives_are_read_on(tmp_path):
+    first = whole_tar(tmp_path / "a.tar", ["a.png", "b.png"])
+    second = whole_tar(tmp_path / "a.tar", ["c.png"])
+    (tmp_path / "a.tar").write_bytes(first + second + bytes(2048) + second)
+    source = open_source("tar", str(tmp_path / "a.tar"))
+    assert [source.name(row).partition(":")[2] for row in range(len(source))] == [
+        "a.png", "b.png", "c.png", "c.png",
+    ]  # fmt: skip
+    assert source[2] == source[3]
+    assert decode(source[2]).shape == decode(source[0]).shape
+
+
+def test_links_are_told_and_hidden_folders_passed_over(tmp_path):
+    write_tar(tmp_path / "a.tar", ["./a.png", ".git/b.png", "x/.cache/c.png"])
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo("link.png")
+            link.type, link.linkname = kind, "./a.png"
+            archive.addfile(link)
+    source = open_source("tar", str(tmp_path / "a.tar"))
+    assert [source.name(row) for row in range(len(source))] == ["a.tar:./a.png"]
+    assert source.notes == (f"{tmp_path}/a.tar: 2 links are left out, such as a.tar:link.png",)
+
+
+@pytest.mark.parametrize("split", ["trian", "test", "val"])
+def test_a_split_that_is_not_there_is_never_everything(tmp_path, split):
+    write_tar(tmp_path / "a.tar", ["a.png"])
+    with pytest.raises(SourceError, match=r"is none of|has no splits"):
+        open_source("tar", str(tmp_path / "a.tar"), split)
