@@ -58,6 +58,14 @@ def upperbound(
     return sum(int(np.float32(patches) * edge) for edge in edges[1:])
 
 
+def slots_of(upper: int) -> int:
+    """The slots of a group whose draws mask at most `upper` patches; at least a padded one.
+
+    An array without elements cannot be shared between processes.
+    """
+    return max(1, upper)
+
+
 def sample_masks(
     rng: np.random.Generator,
     group_size: int,
@@ -81,7 +89,7 @@ def sample_masks(
     for slot, low, high in zip(rng.permutation(crops)[:masked], edges, edges[1:], strict=False):
         target = int(patches * rng.uniform(low, high))
         masks[slot] = sample_mask(rng, grid, target).reshape(-1)
-    slots = upperbound(group_size, patches, probability, ratio)
+    slots = slots_of(upperbound(group_size, patches, probability, ratio))
     flat = np.flatnonzero(masks)
     indices = np.zeros(slots, np.int32)
     indices[: len(flat)] = flat

@@ -60,7 +60,7 @@ class Networks:
     def scores(
         self, params: Params, cls: Array, patches: Array | None
     ) -> tuple[Scores, Scores | None]:
-        """DINO scores of cls tokens and iBOT scores of any patches; [G, rows, D] -> [G, rows, K]."""
+        """DINO scores of cls tokens, iBOT scores of patches; [G, rows, D] -> [G, rows, K]."""
         dino_params, block = {"params": params["dino_head"]}, self.prototype_block
         if patches is None:
             return make_scores(*self.dino_head.apply(dino_params, cls), block), None
@@ -80,6 +80,7 @@ class Objective:
     """The networks of both sides, the centering, and the weights of the losses.
 
     Attributes:
+      ibot_weight: 0 leaves out all that iBOT alone needs.
       micro_batches: number of parts in which the networks see a batch; divides its groups.
     """
 
@@ -90,10 +91,6 @@ class Objective:
     dino_weight: float = 1.0
     koleo_weight: float = 0.1
     ibot_weight: float = 1.0
-
-    def uses_ibot(self, batch: Batch) -> bool:
-        """Whether iBOT has a weight, and the batch a slot for masked patches."""
-        return self.ibot_weight > 0 and batch["mask_indices"].shape[1] > 0
 
     def init_centers(self) -> dict[str, Array]:
         """Loss centres, zero; used by softmax centering only."""
@@ -164,7 +161,7 @@ def teacher_targets(
       temp: teacher temperature.
     """
     cls, patches = _teacher_features(objective, params, batch)
-    wanted = patches if objective.uses_ibot(batch) else None
+    wanted = patches if objective.ibot_weight else None
     cls_scores, patch_scores = objective.teacher.scores(params, cls, wanted)
     dino, dino_center = _center(objective, cls_scores, centers["dino"], temp)
     ibot, ibot_center = None, centers["ibot"]

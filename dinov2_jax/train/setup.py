@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec
-from dinov2_jax.data.masking import upperbound
+from dinov2_jax.data.masking import slots_of, upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import compute_dtype
@@ -72,8 +72,16 @@ def make_objective(config: ConfigDict) -> Objective:
         centering=config.centering,
         dino_weight=config.dino.loss_weight,
         koleo_weight=config.dino.koleo_loss_weight,
-        ibot_weight=config.ibot.loss_weight,
+        # Without a masked patch nothing of iBOT is computed, as with weight 0.
+        ibot_weight=config.ibot.loss_weight if _most_masked(config) else 0.0,
     )
+
+
+def _most_masked(config: ConfigDict) -> int:
+    """Patches of a group that are masked at most."""
+    patches = (config.crops.global_size // config.model.patch_size) ** 2
+    ibot = config.ibot
+    return upperbound(config.group_size, patches, ibot.mask_probability, ibot.mask_ratio)
 
 
 def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> AdamW:
@@ -117,10 +125,10 @@ def decode_spec(config: ConfigDict) -> DecodeSpec:
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of the batch that a step takes (see ssl/objective.py)."""
-    crops, ibot, images = config.crops, config.ibot, config.batch_size
+    crops, images = config.crops, config.batch_size
     channels = config.model.in_channels
     patches = (crops.global_size // config.model.patch_size) ** 2
-    slots = upperbound(config.group_size, patches, ibot.mask_probability, ibot.mask_ratio)
+    slots = slots_of(_most_masked(config))
     local = images, crops.local_number, crops.local_size, crops.local_size, channels
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "global_crops": ((images, 2, crops.global_size, crops.global_size, channels), jnp.uint8),

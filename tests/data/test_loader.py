@@ -294,3 +294,12 @@ def test_a_group_size_that_does_not_fit_the_place_is_refused(source: Source) -> 
         LoaderError, match=r"seen 8 pictures, .* --config\.group_size that divides 4"
     ):
         TrainLoader(source, spec, start_image=8)
+
+
+@pytest.mark.parametrize("masks", [MaskSpec(8, 0.0, (0.1, 0.5)), MaskSpec(8, 0.5, (0.0, 0.0))])
+def test_without_masks_a_group_has_one_empty_slot(source: Source, masks: MaskSpec) -> None:
+    """Also from workers, which cannot hand over an array without elements."""
+    for workers in (0, 1):
+        (batch,) = batches(source, 1, workers=workers, masks=masks)
+        assert not batch["masks"].any()
+        assert batch["mask_weights"].shape == (2, 1) and not batch["mask_weights"].any()

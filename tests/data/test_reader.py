@@ -14,9 +14,15 @@ from PIL import Image
 
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.data.fit import Fit
-from dinov2_jax.data.labelled import LabelledLoader
-from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec, TrainLoader
-from dinov2_jax.data.reader import BatchLoader, LoaderError, LostWorkerError
+from dinov2_jax.data.loader import (
+    BatchLoader,
+    BatchSpec,
+    CropSpec,
+    LabelledLoader,
+    MaskSpec,
+    TrainLoader,
+)
+from dinov2_jax.data.reader import LoaderError, LostWorkerError
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.stream import stream_pictures
 

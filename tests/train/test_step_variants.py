@@ -6,6 +6,7 @@ import pytest
 
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import put_batch
+from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import make_run
 from tests.train.tiny import random_batch, tiny_config
 
@@ -64,3 +65,44 @@ def test_parameters_and_state_stay_fp32():
     state = make_run(config, make_mesh(1)).abstract_state
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.student, state.opt_state.mu))}
     assert kinds == {"float32"}
+
+
+def unmasked(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch of a loader that masks nothing: one padded slot a group."""
+    groups = len(batch["mask_indices"])
+    padded = {"mask_indices": np.zeros((groups, 1), np.int32)}
+    padded["mask_weights"] = np.zeros((groups, 1), np.float32)
+    return batch | padded | {"masks": np.zeros_like(batch["masks"])}
+
+
+@pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
+def test_no_masked_patch_is_no_loss(centering):
+    """mask_probability 0, or a group so small that none of its crops is masked."""
+    config = tiny_config(centering=centering, micro_batches=2, **{"ibot.mask_probability": 0.0})
+    assert check_training(config, 1) is not None
+    mesh = make_mesh(1)
+    run = make_run(config, mesh)
+    batch = put_batch(unmasked(random_batch(config, 0)), mesh)
+    before = run.init()
+    center = np.asarray(before.centers["ibot"])
+    state, metrics = run.step(before, batch, run.schedules.at(1))
+    assert metrics["loss/ibot"] == 0 and np.isfinite(metrics["loss"])
+    np.testing.assert_array_equal(state.centers["ibot"], center)
+
+
+def test_ibot_of_weight_0_costs_no_head():
+    """The greatest head by far would be computed, and its gradient be zero."""
+    flops = {}
+    for weight in (0.0, 1.0):
+        config = tiny_config(
+            **{"ibot.loss_weight": weight, "ibot.separate_head": True, "ibot.head_prototypes": 4096}
+        )
+        mesh = make_mesh(1)
+        run = make_run(config, mesh)
+        state = jax.eval_shape(run.init)
+        batch = put_batch(random_batch(config, 0), mesh)
+        lowered = run.step.lower(state, batch, run.schedules.at(1))
+        flops[weight] = lowered.cost_analysis()["flops"]
+    rows = config.batch_size * config.crops.global_size**2 // config.model.patch_size**2 // 2
+    head = 3 * 2 * rows * 4096 * config.ibot.head_bottleneck_dim  # of the prototypes, at least
+    assert flops[1.0] - flops[0.0] > head / 2
