@@ -68,7 +68,7 @@ class BatchSpec:
 
     @property
     def group_bytes(self) -> int:
-        """Of the crops of one group; masks and numbers are hardly more."""
+        """Size of the crops of one group; masks and numbers are hardly more."""
         crops = self.crops
         pixels = 2 * crops.global_size**2 + crops.local_number * crops.local_size**2
         return self.group_size * pixels * self.decoding.channels
@@ -76,7 +76,7 @@ class BatchSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GroupsOfBatches:
-    """Of batches of `groups` groups, from group `start_group` on, the groups `share` in order."""
+    """The groups `share` of each batch of `groups` groups, from group `start_group` on."""
 
     dataset: grain.MapDataset
     groups: int

@@ -175,7 +175,7 @@ def damage(how: str, step_dir: Path) -> None:
         step_dir.mkdir()
 
 
-# Of several reads that fail, tensorstore reports some when Orbax's event loop has ended.
+# tensorstore reports some failed reads only after Orbax's event loop has ended.
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["metadata", "config", "loader", "array", "state", "all"])
 def test_a_damaged_step_is_set_aside_and_the_one_before_counts(tmp_path: Path, how: str) -> None:
@@ -198,7 +198,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_counts(tmp_path: Path, h
 
 @pytest.fixture
 def unreadable(tmp_path: Path, monkeypatch) -> Checkpoints:
-    """Of two steps, the arrays of the newest turn out to be damaged while they are read."""
+    """Two steps; the arrays of the newest turn out to be damaged while they are read."""
     save(tmp_path, [3, 6])
     checkpoints = Checkpoints(tmp_path, 10, 0)
     restore = checkpoints._manager.restore

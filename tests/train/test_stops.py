@@ -25,12 +25,12 @@ def config_of(pictures: Path, **changes: Any) -> ConfigDict:  # noqa: F811
 
 
 def at_batch(monkeypatch, number: int, act) -> None:
-    """Calls `act` when a loader is asked for its batch `number`, counted from 1."""
-    asked, deliver = [], TrainLoader.__next__
+    """Calls `act` before the loader delivers batch `number`, counted from 1."""
+    calls, deliver = [], TrainLoader.__next__
 
     def deliver_or_act(self: TrainLoader):
-        asked.append(0)
-        if len(asked) == number:
+        calls.append(0)
+        if len(calls) == number:
             act()
         return deliver(self)
 
