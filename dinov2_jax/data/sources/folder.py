@@ -1,6 +1,7 @@
 """Pictures below a folder, or those that a text file lists: no names, labels or metadata needed."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -35,7 +36,8 @@ class Folder(NamedFiles):
         folders = {} if listed else split_folders(path)
         notes = [note_on_splits(path, folders, split)] if folders else []
         if folders and split != "all":
-            path, split, folders = os.path.join(path, chosen_folder(folders, split)), "all", {}
+            path = os.path.join(path, chosen_folder(path, folders, split))
+            split, folders = "all", {}
         root = os.path.dirname(os.path.abspath(path)) if listed else os.path.abspath(path)
         names = _read_list(path) if listed else sorted(_walk(root, notes))
         if not names:
@@ -43,7 +45,8 @@ class Folder(NamedFiles):
                 f"data.path={path} holds no picture; name a folder with image files, or a text "
                 "file that lists pictures or .npy files"
             )
-        classes = _class_folders(names, labels, path, set(map(os.fsencode, folders.values())))
+        inner = set(map(os.fsencode, itertools.chain(*folders.values())))
+        classes = _class_folders(names, labels, path, inner)
         if classes is not None:
             names, self.class_names, self.labels = _take_split(names, classes, split, path)
         elif split not in ("train", "all"):

@@ -171,7 +171,7 @@ def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("train", "val"), ("Train", "Test"), ("TRAIN", "VALIDATION"), ("training", "testing"),
         ("train", "eval"), ("train", "dev"), ("train", "test_set"), ("Training Set", "Test Set"),
-        ("train2017", "val2017"), ("images_train", "images_test"), ("train_images", "valid"),
+        ("train2017", "val2017"), ("trainval", "test"), ("images_train", "images_test"), ("train_images", "valid"),
     ],
 )  # fmt: skip
 def test_folders_of_splits_in_any_spelling(tmp_path: Path, train: str, held_out: str) -> None:
@@ -201,6 +201,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
         save(tmp_path / name / "0.png")
     with pytest.raises(SourceError, match=r"train2014/ and train2017/, and both look like .*train"):
         open_source("folder", str(tmp_path), "train")
+    assert len(open_source("folder", str(tmp_path), "val")) == 1
 
 
 @pytest.mark.parametrize("kind", ["folder", "list"])
