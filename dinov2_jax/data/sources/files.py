@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax.data.sources.mapped import Mapped
 from dinov2_jax.data.sources.source import SourceError, Unlabelled, not_found
 
 # A camera's largest picture has 0.5 GB; anything above is a disk image or an archive.
@@ -23,18 +24,23 @@ _NOT_PICTURES = frozenset(
 
 
 class Names:
-    """Many strings in one block of bytes: 14 million paths cost their characters, not objects."""
+    """Many strings in one block of bytes: 14 million paths cost their characters, not objects.
+
+    Loader workers share the block.
+    """
 
     def __init__(self, names: Sequence[bytes]) -> None:
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        self._text = b"".join(names)
+        lengths = np.fromiter(map(len, names), np.int64, len(names))
+        self._ends = Mapped(np.cumsum(lengths))
+        self._text = Mapped(np.frombuffer(b"".join(names), np.uint8))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends.array)
 
     def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._text[start : self._ends[index]])
+        ends = self._ends.array
+        start = ends[index - 1] if index else 0
+        return os.fsdecode(self._text.array[start : ends[index]].tobytes())
 
 
 class NamedFiles(Unlabelled):

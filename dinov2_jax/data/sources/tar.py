@@ -1,5 +1,6 @@
 """Pictures in tar files, read in place: nothing is unpacked."""
 
+import array
 import os
 import tarfile
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dinov2_jax.data.sources.files import Names, check_bytes, find_files, may_be_picture
+from dinov2_jax.data.sources.mapped import Mapped
 from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
 _BLOCK = 512  # bytes of a header; contents are filled up to a multiple
@@ -27,33 +29,33 @@ class Tar(Unlabelled):
 
     def __init__(self, path: str) -> None:
         self._files = list(map(os.path.abspath, find_files(path, "*.tar")))
-        links: list[str] = []
-        members = [
-            (n, *member) for n, file in enumerate(self._files) for member in _members(file, links)
-        ]
-        if not members:
+        links, names, places = list[str](), list[bytes](), array.array("q")
+        for number, file in enumerate(self._files):
+            for name, start, size in _members(file, links):
+                names.append(name)
+                places.extend((number, start, size))
+        if not names:
             raise SourceError(f"data.path={path} holds no picture")
-        numbers, names, starts, sizes = zip(*members, strict=True)
         if links:
             self.notes = (f"{path}: {len(links)} links are left out, such as {links[0]}",)
-        self._file = np.array(numbers, np.int32)
         self._names = Names(names)
-        self._start, self._size = np.array(starts, np.int64), np.array(sizes, np.int64)
+        self._places = Mapped(np.array(places).reshape(-1, 3))  # file, first byte, bytes
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> bytes:
-        size = int(self._size[index])
+        number, start, size = self._places.array[index].tolist()
         check_bytes(size)
         # Opened anew each time: workers on any number of threads then share no position.
-        with open(self._files[self._file[index]], "rb") as file:
-            file.seek(int(self._start[index]))
+        with open(self._files[number], "rb") as file:
+            file.seek(start)
             return file.read(size)
 
     def name(self, index: int) -> str:
         """`file.tar:member`."""
-        return f"{os.path.basename(self._files[self._file[index]])}:{self._names[index]}"
+        number = int(self._places.array[index, 0])
+        return f"{os.path.basename(self._files[number])}:{self._names[index]}"
 
 
 def _members(path: str, links: list[str]) -> Iterator[tuple[bytes, int, int]]:

@@ -171,7 +171,8 @@ def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("train", "val"), ("Train", "Test"), ("TRAIN", "VALIDATION"), ("training", "testing"),
         ("train", "eval"), ("train", "dev"), ("train", "test_set"), ("Training Set", "Test Set"),
-        ("train2017", "val2017"), ("trainval", "test"), ("images_train", "images_test"), ("train_images", "valid"),
+        ("train2017", "val2017"), ("images_train", "images_test"), ("train_images", "valid"),
+        ("trainval", "test"),
     ],
 )  # fmt: skip
 def test_folders_of_splits_in_any_spelling(tmp_path: Path, train: str, held_out: str) -> None:
