@@ -178,6 +178,8 @@ def _retrieval() -> ml_collections.ConfigDict:
     retrieval.scales = (1.0,)
     # Index for Met's nearest neighbours, as faiss.index_factory takes it; "": exact search
     retrieval.faiss_index = ""
+    # Share of the exact neighbours that the index must find, 0..1; it searches until it does.
+    retrieval.faiss_recall = 0.99
     return retrieval
 
 

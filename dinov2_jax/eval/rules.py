@@ -51,5 +51,6 @@ RULES: Rules = DISTRIBUTED | {
     "finetune.save_every": COUNT,
     "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
     "retrieval.scales": POSITIVE,
+    "retrieval.faiss_recall": Range(0, 1),
     "video.set": ("", "ucf101", "kinetics400", "ssv2"),
 }

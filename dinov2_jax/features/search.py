@@ -219,7 +219,7 @@ def search(
     """
     if k < 1:
         raise EvaluationError(f"k={k} finds nothing; the least is 1")
-    database, queries = _unit_rows(database, queries)
+    database, queries = unit_rows(database, queries)
     bank = Bank(database, np.arange(len(database)), block=database_block)
     found = bank.search(queries, min(k, len(database)), query_block=query_block)
     return found.similarities, found.rows
@@ -234,7 +234,7 @@ def rank_all(
     64 queries against a million rows take 0.25 GB, and the sorted row numbers as much again.
     Arguments and errors are those of `search`.
     """
-    database, queries = _unit_rows(database, queries)
+    database, queries = unit_rows(database, queries)
     ranked = []
     for rows in _blocks(queries, query_block):
         parts = [_similarity(rows, block) for block in _blocks(database, database_block)]
@@ -242,36 +242,12 @@ def rank_all(
     return np.concatenate(ranked)[: len(queries)]
 
 
-def faiss_search(
-    database: np.ndarray, queries: np.ndarray, k: int, *, factory: str = "Flat"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Searches like `search`, with a faiss index on the host.
-
-    Args:
-      factory: a description for faiss.index_factory, such as "Flat" (exact) or "IVF1024,Flat"
-        (approximate); the index is trained on the database.
-
-    Returns:
-      As `search`; row -1 where an approximate index finds fewer than k.
+def unit_rows(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """L2-normalises both sides to fp32.
 
     Raises:
-      ImportError: faiss is not installed.
+      EvaluationError: a side is empty, widths differ, or a value is not finite.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "a search by an index of faiss needs a package; pip install faiss-cpu"
-        ) from error
-    database, queries = _unit_rows(database, queries)
-    index = faiss.index_factory(database.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(database)
-    index.add(database)
-    similarities, rows = index.search(queries, min(k, len(database)))
-    return similarities, rows.astype(np.int32)
-
-
-def _unit_rows(database: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     database, queries = np.asarray(database, np.float32), np.asarray(queries, np.float32)
     for name, rows in (("database", database), ("queries", queries)):
         if not len(rows):

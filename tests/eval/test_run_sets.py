@@ -280,11 +280,13 @@ def test_met_votes_for_the_nearest_exhibit(weights, tmp_path):
     for name, entries in lists.items():
         (tmp_path / "ground_truth" / f"{name}.json").write_text(json.dumps(entries))
     settings = {"retrieval.set": "met", "retrieval.path": str(tmp_path)}
-    for extra in ({}, {"retrieval.faiss_index": "Flat"}):
+    for extra in ({}, {"retrieval.faiss_index": "IVF2,Flat"}):
         if extra:
             pytest.importorskip("faiss")
         out = evaluate(ask(weights, ("retrieval",), **settings, **extra), str(tmp_path / "out"))
         assert values(out, "retrieval", "met") == {"GAP": 100.0, "GAP-": 100.0, "ACC": 100.0}
+        assert bool(extra) == ("index" in entry(out, "retrieval", "met")["notes"])
+    assert entry(out, "retrieval", "met")["notes"]["index"]["recall"] == 1
 
 
 def test_amstertime_finds_its_pairs(weights, tmp_path):

@@ -1,11 +1,9 @@
 """Search against a float64 sort; scores against formulas worked by hand and slow plain Python."""
 
-import builtins
-
 import numpy as np
 import pytest
 
-from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.features.search import multi_scale_features, rank_all, search
 from dinov2_jax.metrics.ranking import map_at_k, revisited_map, trapezoid_precision
 
 NONE = np.zeros(0, np.int64)
@@ -97,29 +95,6 @@ def test_refuses_what_cannot_be_ranked(find) -> None:
         find(lost, good)
     with pytest.raises(ValueError, match="k=0"):
         search(good, good, 0)
-
-
-def test_faiss_finds_the_same() -> None:
-    pytest.importorskip("faiss")
-    database, queries = features(300, 5), features(20, 6)
-    ours, numbers = search(database, queries, 10)
-    similarities, theirs = faiss_search(database, queries, 10)
-    np.testing.assert_array_equal(theirs, numbers)
-    np.testing.assert_allclose(similarities, ours, atol=1e-6)
-    assert faiss_search(database, queries, 999)[1].shape == (20, 300)
-
-
-def test_without_faiss_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def no_faiss(name, *args, **kwargs):
-        if name == "faiss":
-            raise ImportError("no faiss")
-        return plain(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_faiss)
-    with pytest.raises(ImportError, match="pip install faiss-cpu"):
-        faiss_search(features(3, 0), features(1, 1), 1)
 
 
 # --- several scales ---------------------------------------------------------------------------

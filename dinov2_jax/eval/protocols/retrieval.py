@@ -10,13 +10,14 @@ import numpy as np
 
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.datasets import retrieval as sets
-from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Wanted
-from dinov2_jax.features.search import faiss_search, multi_scale_features, rank_all, search
+from dinov2_jax.features.index import faiss_search
+from dinov2_jax.features.search import multi_scale_features, rank_all, search
 from dinov2_jax.metrics import ranking
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
+from dinov2_jax.parallel.processes import is_main
 
 
 def open(context: Context) -> list[Task]:
@@ -49,6 +50,8 @@ def open(context: Context) -> list[Task]:
         yield from with_paper(context, findings, "retrieval", name)
 
     how = {"scales": settings.scales, "faiss_index": settings.faiss_index}
+    if settings.faiss_index:
+        how["faiss_recall"] = settings.faiss_recall
     everything = tuple(need for passes in needs.values() for need in passes)
     return [Task(name, everything, context.settings(**sources) | how, run)]
 
@@ -88,35 +91,39 @@ def _revisited(context: Context, found: sets.RevisitedSet, cls: Features) -> Ite
 
 def _nearest(
     context: Context, database: np.ndarray, queries: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and database rows [m, k], exact or by faiss."""
-    index = context.config.retrieval.faiss_index
-    if not index:
-        return search(database, queries, k)
-    similarities, rows = faiss_search(database, queries, k, factory=index)
-    if (rows < 0).any():
-        raise EvaluationError(
-            f"the index {index!r} finds fewer than {k} neighbours of some queries; take one of "
-            'fewer cells, or "Flat"'
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Similarities and database rows [m, k], exact or by faiss, and notes on the index."""
+    settings = context.config.retrieval
+    if not settings.faiss_index:
+        return *search(database, queries, k), {}
+    how = {"factory": settings.faiss_index, "least_recall": settings.faiss_recall}
+    found = faiss_search(database, queries, k, **how)
+    if is_main():
+        print(
+            f"the index {settings.faiss_index} finds {100 * found.recall:.2f} % of the {k} nearest "
+            f"in a sample of the queries {found.searched or ''}".rstrip(),
+            flush=True,
         )
-    return similarities, rows
+    notes = {"recall": found.recall, "neighbours": k, "searched": found.searched}
+    return found.similarities, found.rows, {"index": {"factory": settings.faiss_index} | notes}
 
 
 def _met(context: Context, found: sets.MetSet, cls: Features) -> Iterator[Finding]:
     """k and temperature of the vote are chosen on val."""
     bank, exhibits_of = cls["database"], found.database.labels
     assert exhibits_of is not None
-    voters, most = {}, min(max(ranking.MET_KS), len(bank))
-    for split in ("val", "test"):
-        similarities, rows = _nearest(context, bank, cls[split], most)
-        voters[split] = similarities, exhibits_of[rows]
+    both, most = np.concatenate([cls["val"], cls["test"]]), min(max(ranking.MET_KS), len(bank))
+    similarities, rows, notes = _nearest(context, bank, both, most)
+    ends = [len(cls["val"])]
+    parts = np.split(similarities, ends), np.split(exhibits_of[rows], ends)
+    voters = dict(zip(("val", "test"), zip(*parts, strict=True), strict=True))
     classes = found.classes
     k, temperature = ranking.choose_vote(*voters["val"], found.validation.labels, classes=classes)
     nearest = (part[:, :k] for part in voters["test"])
     answers = ranking.vote_exhibits(*nearest, classes=classes, temperature=temperature)
     for name, value in ranking.met_scores(*answers, found.test.labels).items():
         yield Metric(name, value, n=len(found.test), chosen_on="val")
-    yield {"k": k, "temperature": temperature, "chosen_on": "val"}
+    yield {"k": k, "temperature": temperature, "chosen_on": "val"} | notes
 
 
 def _amstertime(context: Context, pairs: sets.Pairs, cls: Features) -> Iterator[Finding]:
