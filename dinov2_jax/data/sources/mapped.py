@@ -16,8 +16,8 @@ class Mapped:
     """An array, which pickles as the place of an unnamed file if it is large.
 
     Every process that unpickles it maps this one file, so any number of loader workers hold the
-    array once. The file vanishes with the array that it was made of. Where the system has no /proc, or
-    no room for the file, the array itself is pickled.
+    array once. The file vanishes with the array that it was made of. Where the system has no /proc,
+    or no room for the file, the array itself is pickled.
 
     Attributes:
       array: read only where it is mapped.
