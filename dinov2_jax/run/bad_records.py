@@ -108,7 +108,8 @@ class BadRecords:
 
     def _judge(self) -> None:
         bad, seen = len(self._reasons), min(self._looked_at, len(self._source))
-        if bad <= self._max_fraction * seen or (bad < _ENOUGH_BAD and seen < len(self._source)):
+        too_few = bad < _ENOUGH_BAD and seen < len(self._source) and self._max_fraction > 0
+        if bad <= self._max_fraction * seen or too_few:
             return
         names = [printable(self._source.name(index)) for index in sorted(self._reasons)[:10]]
         shown = ", ".join(names) + (", ..." if bad > 10 else "")

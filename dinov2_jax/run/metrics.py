@@ -78,13 +78,15 @@ class Output(contextlib.AbstractContextManager):
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl, without a line that a kill cut short."""
+    """All lines of a run's metrics.jsonl, without lines that a kill or a bad disk damaged."""
     path = Path(workdir) / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     rows = []
-    for line in lines:
+    for line in text.split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

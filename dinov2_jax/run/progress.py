@@ -1,5 +1,6 @@
 """Progress with an ETA, and throughput."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -42,11 +43,12 @@ class Progress:
         self._step = step
 
     def write(self, line: str) -> None:
-        """Prints a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
-            print(line, file=self._stream, flush=True)
+        """Prints a line without breaking the bar; to a reader that has gone, nothing."""
+        with contextlib.suppress(BrokenPipeError):  # such as `| head`: no reason to lose a run
+            if self._bar is not None:
+                self._bar.write(line, file=self._stream)
+            else:
+                print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

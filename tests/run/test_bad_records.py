@@ -96,6 +96,13 @@ def test_ten_bad_ones_are_enough_to_stop(tmp_path: Path) -> None:
         bad.update(batch(list(range(200, 300)), [9]))
 
 
+def test_a_fraction_of_0_allows_none(tmp_path: Path) -> None:
+    bad = watch(tmp_path, Records(10_000, {3}), limit=0.0)
+    bad.update(batch(list(range(100, 108)), []))
+    with pytest.raises(TooManyBadRecords, match="1 of 16 pictures looked at"):
+        bad.update(batch(list(range(8)), [3]))
+
+
 def test_few_bad_ones_are_judged_after_a_pass(tmp_path: Path) -> None:
     bad = watch(tmp_path, Records(300, set(range(5))))
     bad.update(batch(list(range(100)), list(range(5))))

@@ -51,6 +51,25 @@ def test_resume_cuts_the_steps_that_come_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
+    """A kill cuts the last line; a disk that was full or lost power leaves zeros and rubbish."""
+    whole = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
+    rubbish = b"\0\0\0\n5\n[]\n{}\n\xff\xfe\n" + b'{"step": "three"}\n{"step": 3, "lo'
+    (tmp_path / "metrics.jsonl").write_bytes(whole.encode() + rubbish)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+class Gone(io.StringIO):
+    """A reader that has closed its end, such as `| head`."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_has_gone_does_not_end_the_run() -> None:
+    Progress(10, stream=Gone()).write("a line")
+
+
 def test_a_new_run_in_an_old_folder_starts_afresh(tmp_path: Path) -> None:
     with Output(tmp_path, 100) as out:
         out.write(0, {"knn_top1": 50.0})

@@ -1,8 +1,10 @@
 """Files of pictures: their names in little memory, which files may be pictures, and reading one."""
 
 import glob
+import itertools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -85,14 +87,41 @@ def check_bytes(size_bytes: int) -> None:
 def find_files(path: str, pattern: str) -> list[str]:
     """The files that `path` names, sorted: itself, a glob, or those in a folder like `pattern`.
 
+    In a glob, braces hold alternatives or a range, as for WebDataset: {train,more}-{000..012}.tar.
+
     Raises SourceError for a folder without such a file, FileNotFoundError where nothing is there.
     """
     if os.path.isfile(path):
         return [path]
     folder = os.path.isdir(path)
-    files = sorted(glob.glob(os.path.join(glob.escape(path), pattern) if folder else path))
+    globs = [os.path.join(glob.escape(path), pattern)] if folder else list(_without_braces(path))
+    found = {one: glob.glob(one) for one in globs}
+    files = sorted(itertools.chain(*found.values()))
+    missing = [one for one, matching in found.items() if not matching]
+    if files and missing:
+        raise SourceError(
+            f"data.path={path} names {len(globs)} files, of which {len(missing)} do not exist, "
+            f"such as {missing[0]}"
+        )
     if folder and not files:
         raise SourceError(f"data.path={path} holds no {pattern.rstrip('*')} file")
     if not files:
         raise not_found(path)
     return files
+
+
+def _without_braces(pattern: str) -> Iterator[str]:
+    """Every string that a pattern with braces stands for."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        yield pattern
+        return
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    if numbers:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        options = [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+    else:
+        options = braces[1].split(",")
+    for option in options:
+        yield from _without_braces(pattern[: braces.start()] + option + pattern[braces.end() :])

@@ -132,6 +132,11 @@ def _class_folders(
     folders = [part[0] if len(part) > 1 else b"" for part in below]
     if labels == "auto":
         return folders if b"" not in folders and len(set(folders)) > 1 else None
+    if os.path.isfile(path) and any(name.startswith(b"/") for name in names):
+        raise SourceError(
+            f"labels='folders' takes the first folder of a path for its class, but {path} lists "
+            "absolute paths; list paths relative to it, or give a file of labels"
+        )
     if b"" in folders:
         lost = os.fsdecode(names[folders.index(b"")])
         raise SourceError(

@@ -230,3 +230,10 @@ def test_auto_labels_need_class_folders(pictures: Path) -> None:
     assert open_source("folder", str(pictures), labels="auto").labels is None
     with pytest.raises(SourceError, match=r"b\.png lies directly in"):
         open_source("folder", str(pictures), labels="folders")
+
+
+def test_absolute_paths_of_a_list_have_no_class_folders(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{pictures}/b.png\n{pictures}/a/z.jpg\n")
+    with pytest.raises(SourceError, match="lists absolute paths; list paths relative to it"):
+        open_source("folder", str(tmp_path / "list.txt"), labels="folders")
+    assert open_source("folder", str(tmp_path / "list.txt"), labels="auto").labels is None

@@ -110,6 +110,20 @@ def test_joined_archives_are_read_on(tmp_path):
     assert decode(source[2]).shape == decode(source[0]).shape
 
 
+def test_braces_as_webdataset_writes_them(tmp_path):
+    for number in range(8, 12):
+        write_tar(tmp_path / f"shard-{number:03}.tar", [f"{number}.png"])
+    write_tar(tmp_path / "more.tar", ["m.png"])
+    source = open_source("tar", f"{tmp_path}/{{shard-{{008..010}},more}}.tar")
+    names = [source.name(row) for row in range(len(source))]
+    assert names == [
+        "more.tar:m.png",
+        *(f"shard-{n:03}.tar:{n}.png" for n in (8, 9, 10)),
+    ]
+    with pytest.raises(SourceError, match=r"names 5 files, of which 1 do not .*shard-012\.tar"):
+        open_source("tar", f"{tmp_path}/shard-{{008..012}}.tar")
+
+
 def test_links_are_told_and_hidden_folders_passed_over(tmp_path):
     write_tar(tmp_path / "a.tar", ["./a.png", ".git/b.png", "x/.cache/c.png"])
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
