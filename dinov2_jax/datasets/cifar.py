@@ -1,4 +1,4 @@
-"""CIFAR in its Python pickles: pictures as arrays, which each worker reads itself."""
+"""CIFAR as Python pickles or in the binary version: arrays, which each worker reads itself."""
 
 import os
 from collections.abc import Sequence
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinov2_jax.data.sources.source import SourceError
-from dinov2_jax.datasets.files import check_present
+from dinov2_jax.datasets import files
 from dinov2_jax.datasets.stored import read_pickle
+
+_PIXELS = 32 * 32 * 3
 
 
 class Cifar:
-    """Pictures uint8 [32, 32, 3] of some pickles; each process reads them once, at first use."""
+    """Pictures uint8 [32, 32, 3] of some files; each process reads them once, at first use."""
 
     def __init__(
         self, paths: Sequence[str], labels: np.ndarray, class_names: tuple[str, ...]
@@ -28,7 +30,7 @@ class Cifar:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._pixels is None:
-            self._pixels = np.concatenate([_planes(read_pickle(p), p) for p in self._paths])
+            self._pixels = np.concatenate([_read(path)[0] for path in self._paths])
         return self._pixels[index].reshape(3, 32, 32).transpose(1, 2, 0)
 
     def name(self, index: int) -> str:
@@ -36,46 +38,87 @@ class Cifar:
         return f"{os.path.basename(self._paths[0])}[{index}]"
 
 
-def cifar(meta: str, files: Sequence[str], label_key: str, name_key: str, title: str) -> Cifar:
-    """Opens the pickles `files` of one split, which lie beside `meta`, the file of class names.
+def cifar10(root: str) -> tuple[Cifar, None, Cifar]:
+    """Train and test of cifar-10-batches-py or cifar-10-batches-bin.
 
-    `label_key` is the key of the labels in the pickles, `name_key` that of the names in `meta`.
     Raises SourceError where a file is missing or damaged, lists disagree, or a class has no
     picture.
     """
-    paths = [os.path.join(os.path.dirname(meta), file) for file in files]
-    check_present(os.path.dirname(meta), files, title)
-    names = read_pickle(meta).get(name_key.encode())
+    title, train = "CIFAR-10", [f"data_batch_{number}" for number in range(1, 6)]
+    meta = files.find(root, "batches.meta", "batches.meta.txt", title=title)
+    return _open(meta, train, "test_batch", title)
+
+
+def cifar100(root: str) -> tuple[Cifar, None, Cifar]:
+    """Train and test of cifar-100-python or cifar-100-binary; the 100 fine classes.
+
+    Raises SourceError as `cifar10`.
+    """
+    title, names = "CIFAR-100", "fine_label_names.txt"
+    whole = ("cifar-100-python/meta", f"cifar-100-binary/{names}")
+    meta = files.find(root, *whole, names, "meta", title=title)
+    return _open(meta, ["train"], "test", title)
+
+
+def _open(meta: str, train: Sequence[str], test: str, title: str) -> tuple[Cifar, None, Cifar]:
+    """The splits whose files lie beside `meta`, the file of class names."""
+    if meta.endswith(".txt"):
+        class_names = tuple(files.read_lines(meta))
+        train, test = [f"{name}.bin" for name in train], f"{test}.bin"
+    else:
+        class_names = _class_names(meta, title)
+    fit, rated = (_split(meta, names, class_names, title) for names in (train, [test]))
+    return fit, None, rated
+
+
+def _class_names(meta: str, title: str) -> tuple[str, ...]:
+    stored = read_pickle(meta)
+    names = stored.get(b"fine_label_names") or stored.get(b"label_names")
     if not names:
-        raise SourceError(f"{title}: {meta} holds no {name_key}; unpack the archive again")
-    class_names = tuple(name.decode() for name in names)
-    labels = np.concatenate([_labels(path, label_key, title) for path in paths])
+        raise SourceError(f"{title}: {meta} holds no names of classes; unpack the archive again")
+    return tuple(name.decode() for name in names)
+
+
+def _split(meta: str, names: Sequence[str], class_names: tuple[str, ...], title: str) -> Cifar:
+    folder = os.path.dirname(meta)
+    files.check_present(folder, names, title)
+    paths = [os.path.join(folder, name) for name in names]
+    labels = np.concatenate([_read(path)[1] for path in paths])
     empty = np.setdiff1d(np.arange(len(class_names)), labels)
     if empty.size or labels.max() >= len(class_names) or labels.min() < 0:
         raise SourceError(
-            f"{title}: the labels of {', '.join(files)} are not the {len(class_names)} classes of "
+            f"{title}: the labels of {', '.join(names)} are not the {len(class_names)} classes of "
             f"{meta}; unpack the archive again"
         )
     return Cifar(paths, labels, class_names)
 
 
-def _labels(path: str, key: str, title: str) -> np.ndarray:
-    batch = read_pickle(path)
-    labels = batch.get(key.encode())
-    if labels is None:
-        raise SourceError(f"{title}: {path} holds no {key}; unpack the archive again")
-    pictures = len(_planes(batch, path))
-    if len(labels) != pictures:
-        counts = f"{len(labels):,} labels for {pictures:,} pictures"
-        raise SourceError(f"{title}: {path} has {counts}; unpack the archive again")
-    return np.asarray(labels, np.int64)
-
-
-def _planes(batch: dict[bytes, np.ndarray], path: str) -> np.ndarray:
-    """Rows of 1024 red, 1024 green and 1024 blue values."""
-    data = batch.get(b"data")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of 1024 red, 1024 green and 1024 blue values, uint8 [n, 3072], and labels int64 [n]."""
+    data, labels = _read_binary(path) if path.endswith(".bin") else _read_batch(path)
+    if data.dtype != np.uint8 or data.shape[1:] != (_PIXELS,):
         raise SourceError(
             f"{path} holds no pictures of 32 x 32 x 3 bytes; unpack the archive again"
         )
-    return data
+    if len(labels) != len(data):
+        counts = f"{len(labels):,} labels for {len(data):,} pictures"
+        raise SourceError(f"{path} has {counts}; unpack the archive again")
+    return data, np.asarray(labels, np.int64)
+
+
+def _read_batch(path: str) -> tuple[np.ndarray, Sequence[int]]:
+    batch = read_pickle(path)
+    labels = batch.get(b"fine_labels", batch.get(b"labels"))
+    if labels is None:
+        raise SourceError(f"{path} holds no labels; unpack the archive again")
+    return np.asarray(batch.get(b"data", ())), labels
+
+
+def _read_binary(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Records of a label, or of a coarse and a fine label, and the pixels."""
+    bytes_of = np.fromfile(path, np.uint8)
+    labels = 1 if "_batch" in os.path.basename(path) else 2
+    if not len(bytes_of) or len(bytes_of) % (labels + _PIXELS):
+        raise SourceError(f"{path} holds no whole number of pictures; unpack the archive again")
+    rows = bytes_of.reshape(-1, labels + _PIXELS)
+    return rows[:, labels:], rows[:, labels - 1]

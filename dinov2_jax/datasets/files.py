@@ -1,15 +1,25 @@
 """Files of a data set with their labels, and the lists and folders from which they come."""
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import NamedFiles, may_be_picture
+from dinov2_jax.data.sources.files import NamedFiles
 from dinov2_jax.data.sources.source import SourceError
+
+_DEPTH = 3  # how many folders below the named one are searched for a set
+_WIDTH = 500  # of the folders at one depth, how many are looked into
+_PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip", ".rar", ".7z", ".tar.bz2", ".tar.xz")
+# What systems and unpackers leave beside the folders of a set; so do names that begin with ".".
+_STRAYS = {"__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN"}
 
 
 class Files(NamedFiles):
@@ -21,6 +31,7 @@ class Files(NamedFiles):
       class_names: of the numbers; or None.
       targets: int8 [n, classes] where a picture may have several classes; or None.
       title: the name of the set in messages.
+      notes: what was left out, one sentence each.
 
     Raises:
       SourceError: there is no file, a file is missing, labels have another length or exceed the
@@ -36,13 +47,14 @@ class Files(NamedFiles):
         *,
         targets: np.ndarray | None = None,
         title: str,
+        notes: Sequence[str] = (),
     ) -> None:
         if not names:
             raise SourceError(f"{title}: {root} holds no file of this set; check the folder")
         super().__init__(os.path.abspath(root), [os.fsencode(name) for name in names])
         self.labels = None if labels is None else np.asarray(labels, np.int64)
         self.class_names = None if class_names is None else tuple(class_names)
-        self.targets = targets
+        self.targets, self.notes = targets, tuple(notes)
         for rows, what in ((self.labels, "labels"), (targets, "rows of targets")):
             if rows is not None and len(rows) != len(names):
                 counts = f"{len(rows):,} {what} for {len(names):,} files"
@@ -89,18 +101,96 @@ def check_present(root: str, names: Sequence[str], title: str, what: str = "file
         )
 
 
+# --------------------------------------------------------------------------- where a set lies
+def find(root: str, *choices: str, title: str) -> str:
+    """The whole path of one of a set's own files or folders, wherever the set was unpacked.
+
+    Looks for the relative paths `choices` in `root`, then in the folders below it, up to three
+    deep, then in the folder above it. So `root` may be any folder on the way to the set, or one of
+    the set's own. Any part of a path may be doubled, as in images/images. Raises SourceError where
+    there is none, or two at one depth.
+    """
+    return _search(root, choices, title)[1] or _refuse(root, choices, title)
+
+
+def seek(root: str, *choices: str, title: str) -> str:
+    """As `find`, but "" where there is none."""
+    return _search(root, choices, title)[1]
+
+
+def home(root: str, *markers: str, title: str) -> str:
+    """The folder that holds one of the relative paths `markers`, searched as by `find`."""
+    return _search(root, markers, title)[0] or _refuse(root, markers, title)
+
+
 def require(root: str, *choices: str, title: str) -> str:
-    """The whole path of the first relative path that exists below `root`, else SourceError."""
+    """As `find`, but in the folder `root` only."""
     root = os.path.expanduser(root)
-    path = next(filter(os.path.exists, (os.path.join(root, choice) for choice in choices)), None)
-    if path is None:
-        wanted = " or ".join(choices)
-        raise SourceError(
-            f"{title}: {root} has no {wanted}; name the folder into which the set was unpacked"
-        )
-    return path
+    return _first_in([root], choices, title)[1] or _refuse(root, choices, title)
 
 
+def _search(root: str, choices: Sequence[str], title: str) -> tuple[str, str]:
+    """The folder that holds one of the relative paths, and the whole path; else ("", "")."""
+    root = os.path.abspath(os.path.expanduser(root))
+    if not os.path.isdir(root):
+        return "", ""
+    level = [root]
+    for _ in range(_DEPTH + 1):
+        found = _first_in(level, choices, title)
+        if found[0]:
+            return found
+        inner = (os.path.join(folder, name) for folder in level for name in visible_folders(folder))
+        level = list(itertools.islice(inner, _WIDTH))
+    return _first_in([os.path.dirname(root)], choices, title)
+
+
+def _first_in(folders: Sequence[str], choices: Sequence[str], title: str) -> tuple[str, str]:
+    for choice in choices:
+        found = {os.path.realpath(f): (f, path) for f in folders if (path := _below(f, choice))}
+        if len(found) > 1:
+            one, other, *_ = found
+            raise SourceError(
+                f"{title}: both {one} and {other} hold {choice}; name the one that is meant"
+            )
+        if found:
+            return next(iter(found.values()))
+    return "", ""
+
+
+def _below(folder: str, relative: str) -> str:
+    """The path of `relative` in a folder, through doubled parts where there are; else ""."""
+    paths = [folder] if os.path.isdir(folder) else []
+    for part in os.path.normpath(relative).split(os.sep):
+        steps = (os.path.join(path, part, *twice) for path in paths for twice in ([part], []))
+        paths = [step for step in steps if os.path.exists(step)]
+    return os.path.normpath(paths[0]) if paths else ""
+
+
+def _refuse(root: str, choices: Sequence[str], title: str) -> NoReturn:
+    lacks = f"has no {' or '.join(choices[:4])}" if os.path.isdir(root) else "is no folder"
+    packed = _archives_in(root)
+    first = f"unpack {packed[0]} there, or " if packed else ""
+    raise SourceError(
+        f"{title}: {root} {lacks}; {first}name the folder into which the set was unpacked"
+    )
+
+
+def _archives_in(path: str) -> list[str]:
+    names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    return [name for name in names if name.lower().endswith(_ARCHIVES)]
+
+
+def visible_folders(path: str) -> list[str]:
+    """Sorted names of the folders in a folder, without hidden ones and those of systems."""
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    except PermissionError:
+        return []
+    return sorted(name for name in names if name not in _STRAYS)
+
+
+# ------------------------------------------------------------------------------------- lists
 def read_lines(path: str) -> list[str]:
     """The lines of a text file in UTF-8, without blank ones; SourceError where there are none."""
     try:
@@ -154,26 +244,40 @@ def class_numbers(names: Sequence[str], class_names: Sequence[str], path: str) -
     return [numbers[name] for name in names]
 
 
+# ------------------------------------------------------------------------------ class folders
 def folders_in(path: str, title: str) -> list[str]:
-    """Sorted names of the visible folders in a folder; SourceError where there is none."""
-    with os.scandir(path) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    """As `visible_folders`; SourceError where there is none."""
+    names = visible_folders(path)
     if not names:
-        raise SourceError(f"{title}: {path} holds no class folder; check the folder")
+        packed = _archives_in(path)
+        remedy = f"unpack {packed[0]} and its like there" if packed else "check the folder"
+        raise SourceError(f"{title}: {path} holds no class folder; {remedy}")
     return names
 
 
-def class_files(root: str, folders: Sequence[str], class_names: Sequence[str], title: str) -> Files:
+def class_files(
+    root: str,
+    folders: Sequence[str],
+    class_names: Sequence[str],
+    title: str,
+    notes: Sequence[str] = (),
+) -> Files:
     """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
     check_present(root, folders, title, "class folders")
     inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
     names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
     labels = [label for label, held in enumerate(inside) for _ in held]
-    return Files(root, names, labels, class_names, title=title)
+    return Files(root, names, labels, class_names, title=title, notes=notes)
 
 
 def pictures_in(path: str) -> list[str]:
-    """Names of the files directly in a folder that may be pictures, sorted."""
+    """Sorted names of the files directly in a folder whose endings are those of pictures."""
     with os.scandir(path) as entries:
         files = [x.name for x in entries if not x.name.startswith(".") and x.is_file()]
-    return sorted(name for name in files if may_be_picture(os.fsencode(name)))
+    return sorted(name for name in files if name.lower().endswith(_PICTURES))
+
+
+def strays_note(title: str, folder: str, names: Sequence[str]) -> list[str]:
+    """One sentence on what a folder holds beside the set, or none."""
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"{title}: {folder} also holds {names[0]}{more}, left out"] if names else []

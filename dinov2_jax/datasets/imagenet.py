@@ -7,6 +7,7 @@ counts differently (its ILSVRC2012_ID 1 is n02119789); meta.mat converts its val
 
 import csv
 import os
+import re
 from collections.abc import Sequence, Sized
 
 from dinov2_jax.data.sources.open import open_source
@@ -19,8 +20,10 @@ _VAL_LABELS = (
     "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt", "val.txt",
     "ILSVRC2012_validation_ground_truth.txt",
 )  # fmt: skip
-_KAGGLE = "/ILSVRC/Data/CLS-LOC"  # Kaggle's lists lie above these folders
+_KAGGLE = "ILSVRC/Data/CLS-LOC"  # Kaggle's lists lie above these folders
 _DEVKIT = "ILSVRC2012_devkit_t12/data"
+WNID = re.compile(r"n\d{8}")
+_OFFICIAL = re.compile(r"ILSVRC2012_val_\d{8}\.", re.IGNORECASE)
 
 
 def imagenet(root: str, split: str, *, val_labels: str = "") -> files.Files:
@@ -30,34 +33,79 @@ def imagenet(root: str, split: str, *, val_labels: str = "") -> files.Files:
     directly in val/ with a label file: LOC_val_solution.csv (Kaggle); a text file with a WordNet id
     a line (imagenet_2012_validation_synset_labels.txt); one with "name number" a line, where 0 is
     the first sorted id (Caffe's val.txt); or the devkit's ILSVRC2012_validation_ground_truth.txt
-    with its meta.mat in the same folder, which needs scipy.
+    with its meta.mat in the same folder, which needs scipy. Whatever else lies there is left out
+    and named in `notes`.
 
     Args:
-      root: the folder of train/ and val/; in Kaggle's archive ILSVRC/Data/CLS-LOC. Lists may lie in
-        it, in the folder above, in ILSVRC2012_devkit_t12/data of both, and next to ILSVRC.
+      root: the folder of train/ and val/, or one of a few folders above; Kaggle's archive (CLS-LOC)
+        as it unpacks. Lists may lie in it, in the folder above, in ILSVRC2012_devkit_t12/data of
+        both, and next to ILSVRC.
       split: "train" or "val".
       val_labels: the file of validation labels, if it lies elsewhere.
 
     Raises:
-      SourceError: a class, picture or list is missing, or a list has another length.
+      SourceError: a class, picture or list is missing, a list has another length, or val/ is
+        sorted into class folders in part.
       ImportError: the devkit's labels without scipy.
     """
     check_name("split", split, ("train", "val"))
-    title, root = f"ImageNet {split}", os.path.expanduser(root)
-    folder = files.require(root, split, *(["validation"] if split == "val" else []), title=title)
+    title = f"ImageNet {split}"
+    folder = _split_folder(root, split, title)
     wnids = known_wnids(root)
-    flat = split == "val" and files.pictures_in(folder)
-    if not flat:
-        wnids = wnids or files.folders_in(folder, title)
-        return files.class_files(folder, wnids, wnids, title)
+    if split == "train" or _class_folders(folder, wnids):
+        return _sorted_files(folder, wnids, title)
+    held = files.pictures_in(folder)
     path = val_labels or _find(root, _VAL_LABELS)
+    if not held:  # say what is there instead
+        files.class_numbers(files.folders_in(folder, title), wnids, folder)
     if not path:
         raise SourceError(
             f"{title}: the pictures in {folder} need labels; put one of {', '.join(_VAL_LABELS)} "
-            f"into {root}, or sort the pictures into class folders"
+            f"into {os.path.dirname(folder)}, or sort the pictures into class folders"
         )
-    labels, wnids = _read_val_labels(path, flat, wnids)
-    return files.Files(folder, flat, labels, wnids, title=title)
+    pictures = [name for name in held if _OFFICIAL.match(name)] or held
+    odd = sorted(set(held) - set(pictures)) + files.visible_folders(folder)
+    labels, wnids = _read_val_labels(path, pictures, wnids)
+    notes = files.strays_note(title, folder, odd)
+    return files.Files(folder, pictures, labels, wnids, title=title, notes=notes)
+
+
+def _split_folder(root: str, split: str, title: str) -> str:
+    return files.find(root, *_places(split), title=title)
+
+
+def _places(*splits: str) -> list[str]:
+    """Where the folders of splits lie in the set, and in Kaggle's archive or a part of it."""
+    parts = _KAGGLE.split("/")
+    prefixes = ["", *("/".join(parts[start:]) + "/" for start in range(len(parts)))]
+    spellings = [*splits, *(["validation"] if "val" in splits else [])]
+    return [prefix + name for prefix in prefixes for name in spellings]
+
+
+def _class_folders(folder: str, wnids: Sequence[str]) -> list[str]:
+    """The folders that are named for classes; of unknown classes all, if none is a WordNet id."""
+    names, known = files.visible_folders(folder), set(wnids)
+    named = [name for name in names if name in known or WNID.fullmatch(name)]
+    return named if named or known else names
+
+
+def _sorted_files(folder: str, wnids: list[str], title: str) -> files.Files:
+    """The pictures of class folders. Refuses those beside them that belong into one."""
+    files.folders_in(folder, title)
+    folders, beside = _class_folders(folder, wnids), files.pictures_in(folder)
+    if wnids:
+        files.class_numbers(folders, wnids, folder)
+    found = files.class_files(folder, wnids or folders, wnids or folders, title)
+    sorted_ones = {os.path.basename(found.name(row)) for row in range(len(found))} if beside else ()
+    lost = [name for name in beside if _OFFICIAL.match(name) and name not in sorted_ones]
+    if lost:
+        raise SourceError(
+            f"{title}: {len(lost):,} pictures lie beside the class folders of {folder}, such as "
+            f"{lost[0]}; move them into their folders, or out of {folder}"
+        )
+    odd = beside + sorted(set(files.visible_folders(folder)) - set(folders))
+    found.notes = tuple(files.strays_note(title, folder, odd))
+    return found
 
 
 def imagenet_tfds(path: str, split: str) -> Source:
@@ -82,9 +130,10 @@ def known_wnids(root: str) -> list[str]:
 
     An empty list where there is neither. Raises SourceError if the list has another order.
     """
-    path, train = _find(root, _SYNSETS), os.path.join(root, "train")
+    path = _find(root, _SYNSETS)
     if not path:
-        return files.folders_in(train, "ImageNet train") if os.path.isdir(train) else []
+        train = files.seek(root, *_places("train"), title="ImageNet train")
+        return _class_folders(train, ()) if train else []
     wnids = [line.split()[0] for line in files.read_lines(path)]
     if wnids != sorted(set(wnids)):
         raise SourceError(
@@ -95,9 +144,10 @@ def known_wnids(root: str) -> list[str]:
 
 
 def _find(root: str, names: Sequence[str]) -> str:
-    """The first of the files in `root`, the folder above, or a devkit in them; else ""."""
-    whole = os.path.abspath(root)
-    bases = [whole, os.path.dirname(whole), whole.removesuffix(_KAGGLE)]
+    """The first of the files beside train/ and val/, in the folder above, a devkit or `root`."""
+    found = files.seek(root, *_places("val", "train"), title="ImageNet")
+    whole, named = os.path.dirname(found), os.path.abspath(os.path.expanduser(root))
+    bases = [whole, os.path.dirname(whole), whole.removesuffix(f"/{_KAGGLE}"), named]
     places = [place for base in bases for place in (base, os.path.join(base, _DEVKIT))]
     paths = (os.path.join(place, name) for name in names for place in places)
     return next(filter(os.path.isfile, paths), "")

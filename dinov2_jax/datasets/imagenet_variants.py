@@ -12,7 +12,7 @@ import numpy as np
 
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.datasets import files
-from dinov2_jax.datasets.imagenet import check_length
+from dinov2_jax.datasets.imagenet import WNID, check_length
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise",
@@ -36,30 +36,33 @@ class Subset(NamedTuple):
 def imagenet_v2(root: str, wnids: Sequence[str]) -> files.Files:
     """ImageNet-V2: folders 0 ... 999, whose names are class numbers.
 
-    `root` is a folder such as imagenetv2-matched-frequency-format-val.
+    `root` is a folder such as imagenetv2-matched-frequency-format-val, or the one above.
     """
-    root = os.path.expanduser(root)
-    folders = [str(number) for number in range(len(wnids))]
-    there = len(files.folders_in(root, "ImageNet-V2")) if os.path.isdir(root) else len(folders)
-    if there != len(folders):
+    title = "ImageNet-V2"
+    root = files.home(root, "0", title=title)
+    there = sum(name.isdecimal() for name in files.visible_folders(root))
+    if there != len(wnids):
         raise SourceError(
-            f"ImageNet-V2: {root} holds {there} class folders, but the classifier has "
-            f"{len(folders)} classes, and its folders are numbers of these; train on all 1000"
+            f"{title}: {root} holds {there} class folders, but the classifier has "
+            f"{len(wnids)} classes, and its folders are numbers of these; train on all 1000"
         )
-    return files.class_files(root, folders, wnids, "ImageNet-V2")
+    return files.class_files(root, [str(number) for number in range(there)], wnids, title)
 
 
 def imagenet_sketch(root: str, wnids: Sequence[str]) -> files.Files:
     """ImageNet-Sketch: <WordNet id>/*, all 1000 classes; `root` may be the folder above sketch/."""
-    root = files.require(root, "sketch", "val", ".", title="ImageNet-Sketch")
-    return files.class_files(root, wnids, wnids, "ImageNet-Sketch")
+    title = "ImageNet-Sketch"
+    return files.class_files(files.home(root, wnids[0], title=title), wnids, wnids, title)
 
 
 def imagenet_subset(root: str, wnids: Sequence[str], classes: int = 200) -> Subset:
-    """ImageNet-A or ImageNet-R: <WordNet id>/*; exactly `classes` of the 1000 classes."""
-    root = os.path.expanduser(root)
-    title = f"ImageNet subset {os.path.basename(os.path.normpath(root))}"
-    folders = files.folders_in(files.require(root, ".", title=title), title)
+    """ImageNet-A or ImageNet-R: <WordNet id>/*; exactly `classes` of the 1000 classes.
+
+    `root` may be the folder above imagenet-a/ or imagenet-r/.
+    """
+    root = files.home(root, *wnids, title="ImageNet-A or R")
+    title = f"ImageNet subset {os.path.basename(root)}"
+    folders = [f for f in files.visible_folders(root) if f in set(wnids) or WNID.fullmatch(f)]
     numbers = files.class_numbers(folders, wnids, root)
     if len(folders) != classes:
         counts = f"{len(folders)} class folders, but the set has {classes}"
@@ -74,9 +77,8 @@ def imagenet_c(root: str, corruption: str, severity: int, wnids: Sequence[str]) 
     digital/, extra/). CORRUPTIONS are the 15 of mCE.
     """
     title = f"ImageNet-C {corruption} {severity}"
-    groups = ("", "noise", "blur", "weather", "digital", "extra")
-    choices = [os.path.join(group, corruption, str(severity)) for group in groups]
-    return files.class_files(files.require(root, *choices, title=title), wnids, wnids, title)
+    folder = files.find(root, f"{corruption}/{severity}", title=title)
+    return files.class_files(folder, wnids, wnids, title)
 
 
 def real_labels(path: str, pictures: Source) -> np.ndarray:

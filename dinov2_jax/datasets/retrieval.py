@@ -8,7 +8,7 @@ from PIL import Image
 
 from dinov2_jax.data.decode import BadImage, decode
 from dinov2_jax.data.sources.source import SourceError, Unlabelled, check_name
-from dinov2_jax.datasets.files import Files, pictures_in, read_json, require
+from dinov2_jax.datasets.files import Files, find, home, pictures_in, read_json, require, seek
 from dinov2_jax.datasets.stored import read_pickle
 
 REVISITED = ("roxford5k", "rparis6k")
@@ -54,12 +54,12 @@ class RevisitedSet(NamedTuple):
 def revisited_set(name: str, root: str) -> RevisitedSet:
     """R-Oxford or R-Paris (Radenovic et al. 2018): jpg/*.jpg and gnd_<name>.pkl.
 
-    `name` is one of REVISITED, `root` the folder of both, such as data/datasets/roxford5k. Pictures
-    of Paris lie directly in jpg/, not in the folders of its archive. Raises SourceError where a
+    `name` is one of REVISITED. Pictures may also lie beside the ground truth, as the archive of
+    Oxford unpacks, or in paris/<landmark>/, as those of Paris do. Raises SourceError where a
     file is missing, or the ground truth has another form.
     """
     check_name("revisited set", name, REVISITED)
-    path = require(root, f"gnd_{name}.pkl", title=name)
+    path = find(root, f"gnd_{name}.pkl", title=name)
     stored = read_pickle(path, encoding="latin1")
     if not isinstance(stored, dict) or not {"imlist", "qimlist", "gnd"} <= stored.keys():
         raise SourceError(f"{path} holds no imlist, qimlist and gnd; download it again")
@@ -76,10 +76,22 @@ def revisited_set(name: str, root: str) -> RevisitedSet:
     boxes = [np.asarray(entry.get("bbx", ()), np.float64) for entry in truth]
     if any(box.shape != (4,) for box in boxes):
         raise SourceError(f"{path} has a query without its box bbx; download it again")
-    folder = require(root, "jpg", title=name)
-    database = Files(folder, [f"{image}.jpg" for image in images], title=f"{name} database")
-    asked = Files(folder, [f"{image}.jpg" for image in queries], title=f"{name} queries")
+    beside = os.path.dirname(path)
+    folder = seek(beside, "jpg", "paris", title=name) or beside
+    database = Files(folder, _pictures(folder, images), title=f"{name} database")
+    asked = Files(folder, _pictures(folder, queries), title=f"{name} queries")
     return RevisitedSet(database, Cropped(asked, np.stack(boxes)), ground_truth)
+
+
+def _pictures(folder: str, images: list[str]) -> list[str]:
+    """Names of the files; "paris_louvre_000123" may lie in louvre/."""
+    landmarks = {image: image.rpartition("_")[0].partition("_")[2] for image in images}
+    sorted_by = {name for name in set(landmarks.values()) if os.path.isdir(f"{folder}/{name}/")}
+    sorted_by.discard("")
+    return [
+        os.path.join(landmarks[image] * (landmarks[image] in sorted_by), f"{image}.jpg")
+        for image in images
+    ]
 
 
 def _numbers(entry: dict[str, Any], kind: str, path: str) -> np.ndarray:
@@ -104,7 +116,8 @@ def met_set(root: str) -> MetSet:
     """Met (Ypsilantis et al. 2021): images/ and ground_truth/*.json.
 
     MET_database.json lists {"id", "path"}; testset.json and valset.json list {"path"} and, if the
-    query shows an exhibit, "MET_id". Paths begin at images/. The lists may also lie in `root`.
+    query shows an exhibit, "MET_id". Paths begin at images/, or where the archives were unpacked.
+    The lists may also lie in `root`.
     Raises SourceError where a file is missing, or a list has another form.
     """
     train = _met_files(root, "MET_database.json", "id", required=True)
@@ -114,14 +127,19 @@ def met_set(root: str) -> MetSet:
 
 
 def _met_files(root: str, name: str, key: str, required: bool = False) -> Files:
-    path = require(root, f"ground_truth/{name}", name, title="Met")
+    path = find(root, f"ground_truth/{name}", name, title="Met")
     entries = read_json(path)
-    good = isinstance(entries, list) and all(isinstance(e, dict) and "path" in e for e in entries)
+    good = (
+        entries
+        and isinstance(entries, list)
+        and all(isinstance(e, dict) and "path" in e for e in entries)
+    )
     if not good or (required and not all(key in entry for entry in entries)):
         fields = f"path and {key}" if required else "path"
         raise SourceError(f"{path} is no list of entries with {fields}; download it again")
     labels = [int(entry.get(key, -1)) for entry in entries]
-    folder = require(root, "images", title="Met")
+    first = entries[0]["path"].partition("/")[0]
+    folder = os.path.dirname(find(root, f"images/{first}", first, title="Met"))
     return Files(folder, [entry["path"] for entry in entries], labels, title=f"Met {name}")
 
 
@@ -139,7 +157,7 @@ def amstertime(root: str) -> Pairs:
     takes the mean of both. Raises SourceError where a folder is missing, or a picture has no pair.
     """
     title = "AmsterTime"
-    by_stem = {}
+    root, by_stem = home(root, "new", title=title), {}
     for side in ("new", "old"):
         names = pictures_in(require(root, side, title=title))
         by_stem[side] = {os.path.splitext(name)[0]: name for name in names}
@@ -149,7 +167,7 @@ def amstertime(root: str) -> Pairs:
             f"{title}: {len(odd)} pictures have no pair, such as {odd[0]!r}; new/ and old/ must "
             "hold the same names"
         )
-    stems, root = sorted(by_stem["new"]), os.path.expanduser(root)
+    stems = sorted(by_stem["new"])
     sides = (
         Files(os.path.join(root, side), [names[stem] for stem in stems], title=f"{title} {side}")
         for side, names in by_stem.items()

@@ -8,8 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from dinov2_jax.data.sources.source import Source, SourceError, check_name
-from dinov2_jax.datasets import files
-from dinov2_jax.datasets.cifar import cifar
+from dinov2_jax.datasets import cifar, files
 from dinov2_jax.datasets.stored import read_mat
 
 TOP1, MEAN_PER_CLASS, MAP11 = "top1", "mean_per_class", "map11"
@@ -33,7 +32,8 @@ class Transfer(NamedTuple):
 def transfer_set(name: str, root: str) -> Transfer:
     """Opens one of TRANSFER_SETS; its function says what must lie in the folder `root`.
 
-    Raises SourceError for an unknown name and where lists, classes or pictures are missing, and
+    The set is found in `root`, in a folder below it or in the folder above. Raises SourceError for
+    an unknown name and where lists, classes or pictures are missing, and
     ImportError for "cars" and "flowers102" without scipy.
     """
     check_name("transfer set", name, tuple(TRANSFER_SETS))
@@ -43,6 +43,7 @@ def transfer_set(name: str, root: str) -> Transfer:
 def food101(root: str) -> Transfer:
     """Food-101: images/<class>/<number>.jpg, meta/{classes,train,test}.txt."""
     title = "Food-101"
+    root = files.home(root, "meta/classes.txt", title=title)
     classes = files.read_lines(files.require(root, "meta/classes.txt", title=title))
 
     def split(name: str) -> files.Files:
@@ -56,41 +57,38 @@ def food101(root: str) -> Transfer:
 
 
 def cifar10(root: str) -> Transfer:
-    """CIFAR-10: cifar-10-batches-py with data_batch_1 ... 5, test_batch and batches.meta."""
-    train = [f"data_batch_{number}" for number in range(1, 6)]
-    meta = "cifar-10-batches-py/batches.meta"
-    return _cifar(root, "CIFAR-10", meta, train, "test_batch", "labels", "label_names")
+    """CIFAR-10: cifar-10-batches-py with data_batch_1 ... 5, test_batch and batches.meta.
+
+    Or the binary version, cifar-10-batches-bin.
+    """
+    return Transfer(*cifar.cifar10(root), TOP1)
 
 
 def cifar100(root: str) -> Transfer:
-    """CIFAR-100: cifar-100-python with train, test and meta; the 100 fine classes."""
-    keys = "fine_labels", "fine_label_names"
-    return _cifar(root, "CIFAR-100", "cifar-100-python/meta", ["train"], "test", *keys)
+    """CIFAR-100: cifar-100-python with train, test and meta; the 100 fine classes.
 
-
-def _cifar(root: str, title: str, meta: str, train: list[str], test: str, *keys: str) -> Transfer:
-    path = files.require(root, os.path.basename(meta), meta, title=title)
-    fit, rated = (cifar(path, names, *keys, title) for names in (train, [test]))
-    return Transfer(fit, None, rated, TOP1)
+    Or the binary version, cifar-100-binary.
+    """
+    return Transfer(*cifar.cifar100(root), TOP1)
 
 
 def sun397(root: str) -> Transfer:
     """SUN397: <letter>/<class>/*.jpg, ClassName.txt, Training_01.txt and Testing_01.txt.
 
-    The lists may lie in Partitions/; their lines begin with "/". The first of ten partitions.
+    The lists may lie in Partitions/, in or beside the folder of the pictures; their lines begin
+    with "/". The first of ten partitions.
     """
     title = "SUN397"
-
-    def listed(name: str) -> str:
-        return files.require(root, f"Partitions/{name}", name, title=title)
-
-    classes = [line.lstrip("/") for line in files.read_lines(listed("ClassName.txt"))]
+    path = files.find(root, "Partitions/ClassName.txt", "ClassName.txt", title=title)
+    lists = os.path.dirname(path)
+    classes = [line.lstrip("/") for line in files.read_lines(path)]
+    pictures = files.home(root, classes[0], title=title)
 
     def split(name: str) -> files.Files:
-        path = listed(f"{name}_01.txt")
+        path = files.require(lists, f"{name}_01.txt", title=title)
         rows = [line.lstrip("/") for line in files.read_lines(path)]
         labels = files.class_numbers([os.path.dirname(row) for row in rows], classes, path)
-        return files.Files(root, rows, labels, classes, title=f"{title} {name}")
+        return files.Files(pictures, rows, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("Training"), None, split("Testing"), TOP1)
 
@@ -98,27 +96,29 @@ def sun397(root: str) -> Transfer:
 def cars(root: str) -> Transfer:
     """Stanford Cars: cars_train/, cars_test/, devkit/*.mat, cars_test_annos_withlabels.mat.
 
-    The labelled list of the test set is a separate download and may lie in either folder.
+    The labelled list of the test set is a separate download and may lie in any of the folders.
     """
     title = "Cars"
-    meta = read_mat(files.require(root, "devkit/cars_meta.mat", title=title))
+    meta = read_mat(files.find(root, "devkit/cars_meta.mat", "cars_meta.mat", title=title))
     classes = [str(name) for name in np.atleast_1d(meta["class_names"])]
 
     def split(name: str, *lists: str) -> files.Files:
-        rows = np.atleast_1d(read_mat(files.require(root, *lists, title=title))["annotations"])
+        rows = np.atleast_1d(read_mat(files.find(root, *lists, title=title))["annotations"])
         labels = [int(row["class"]) - 1 for row in rows]
+        folder = files.find(root, f"cars_{name}", title=title)
         names = [f"cars_{name}/{row['fname']}" for row in rows]
-        return files.Files(root, names, labels, classes, title=f"{title} {name}")
+        where = os.path.dirname(folder)
+        return files.Files(where, names, labels, classes, title=f"{title} {name}")
 
     name = "cars_test_annos_withlabels.mat"
-    train = split("train", "devkit/cars_train_annos.mat")
+    train = split("train", "devkit/cars_train_annos.mat", "cars_train_annos.mat")
     return Transfer(train, None, split("test", name, f"devkit/{name}"), TOP1)
 
 
 def aircraft(root: str) -> Transfer:
     """FGVC-Aircraft: data/images/*.jpg, data/variants.txt, data/images_variant_{split}.txt."""
     title = "Aircraft"
-    root = os.path.dirname(files.require(root, "data/variants.txt", "variants.txt", title=title))
+    root = files.home(root, "variants.txt", title=title)
     classes = files.read_lines(os.path.join(root, "variants.txt"))
 
     def split(name: str) -> files.Files:
@@ -139,19 +139,16 @@ def voc(root: str) -> Transfer:
 def voc2007(root: str, split: str) -> files.Files:
     """One split: JPEGImages/*.jpg, ImageSets/Main/<split>.txt, Annotations/*.xml.
 
-    `root` is VOC2007, or the folder above it (VOCdevkit); the annotations of "test" are a separate
-    download. `targets` int8 [n, 20] are 1 if the picture shows the class, 0 if it does not, -1 if
-    all its objects are marked difficult; the metric of this class leaves such pictures out. Raises
+    The archives of "train" and "test" may be unpacked into one folder or each into its own.
+    `targets` int8 [n, 20] are 1 if the picture shows the class, 0 if it does not, -1 if all its
+    objects are marked difficult; the metric of this class leaves such pictures out. Raises
     SourceError where a list, picture or annotation is missing, or a class has no picture.
     """
     title = f"VOC2007 {split}"
-    folders = ("", "VOC2007/", "VOCdevkit/VOC2007/")
-    main = files.require(root, *(f"{folder}ImageSets/Main" for folder in folders), title=title)
-    root = os.path.dirname(os.path.dirname(main))
-    numbers = [
-        line.split()[0]
-        for line in files.read_lines(files.require(main, f"{split}.txt", title=title))
-    ]
+    listed = f"ImageSets/Main/{split}.txt"
+    path = files.find(root, f"VOC2007/{listed}", listed, title=title)
+    root = path.removesuffix(f"/{listed}")
+    numbers = [line.split()[0] for line in files.read_lines(path)]
     annotations = [f"{number}.xml" for number in numbers]
     folder = files.require(root, "Annotations", title=title)
     files.check_present(folder, annotations, title, "annotations")
@@ -184,13 +181,15 @@ def _voc_targets(path: str) -> np.ndarray:
 
 def dtd(root: str) -> Transfer:
     """DTD: images/<class>/*.jpg, labels/{train,val,test}1.txt; the first of ten partitions."""
-    title = "DTD"
-    classes = files.folders_in(_images(root, title), title)
+    title, splits = "DTD", ("train", "val", "test")
+    root = files.home(root, "labels/train1.txt", title=title)
+    paths = {name: files.require(root, f"labels/{name}1.txt", title=title) for name in splits}
+    lists = {name: files.read_lines(path) for name, path in paths.items()}
+    classes = sorted({row.partition("/")[0] for rows in lists.values() for row in rows})
 
     def split(name: str) -> files.Files:
-        path = files.require(root, f"labels/{name}1.txt", title=title)
-        rows = files.read_lines(path)
-        labels = files.class_numbers([row.partition("/")[0] for row in rows], classes, path)
+        rows = lists[name]
+        labels = files.class_numbers([row.partition("/")[0] for row in rows], classes, paths[name])
         return files.Files(_images(root, title), rows, labels, classes, title=f"{title} {name}")
 
     return Transfer(split("train"), split("val"), split("test"), TOP1)
@@ -199,6 +198,7 @@ def dtd(root: str) -> Transfer:
 def pets(root: str) -> Transfer:
     """Oxford-IIIT Pets: images/*.jpg, annotations/{trainval,test}.txt: name, class from 1, ..."""
     title = "Pets"
+    root = files.home(root, "annotations/trainval.txt", title=title)
 
     def rows_of(name: str) -> list[tuple[str, int]]:
         path = files.require(root, f"annotations/{name}.txt", title=title)
@@ -226,15 +226,18 @@ def caltech101(root: str) -> Transfer:
     15), while SimCLR counts 102 classes.
     """
     title = "Caltech-101"
-    root = files.require(
-        root, "101_ObjectCategories", "caltech101/101_ObjectCategories", title=title
-    )
+    root = files.find(root, "101_ObjectCategories", title=title)
     classes = [name for name in files.folders_in(root, title) if name != "BACKGROUND_Google"]
     # DINOv2: the training pictures behind the published results are not known.
     rng = np.random.default_rng(0)
     parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, name in enumerate(classes):
         held = files.pictures_in(os.path.join(root, name))
+        if not held:
+            raise SourceError(
+                f"{title}: {root}/{name} holds no picture; remove it if it is no class of the set, "
+                "otherwise unpack the archive again"
+            )
         if len(held) <= _CALTECH_SHOTS:
             raise SourceError(
                 f"{title}: class {name!r} has {len(held)} pictures, but {_CALTECH_SHOTS} are for "
@@ -254,8 +257,9 @@ def caltech101(root: str) -> Transfer:
 def flowers102(root: str) -> Transfer:
     """Flowers-102: jpg/image_00001.jpg ..., setid.mat and imagelabels.mat."""
     title = "Flowers-102"
-    labels = np.atleast_1d(read_mat(files.require(root, "imagelabels.mat", title=title))["labels"])
-    sets = read_mat(files.require(root, "setid.mat", title=title))
+    labels = np.atleast_1d(read_mat(files.find(root, "imagelabels.mat", title=title))["labels"])
+    sets = read_mat(files.find(root, "setid.mat", title=title))
+    pictures = os.path.dirname(files.find(root, "jpg", title=title))
     classes = [str(number) for number in range(1, int(labels.max()) + 1)]
 
     def split(name: str) -> files.Files:
@@ -267,7 +271,7 @@ def flowers102(root: str) -> Transfer:
             )
         names = [f"jpg/image_{number:05d}.jpg" for number in numbers]
         rows = labels[numbers - 1].astype(np.int64) - 1
-        return files.Files(root, names, rows, classes, title=f"{title} {name}")
+        return files.Files(pictures, names, rows, classes, title=f"{title} {name}")
 
     return Transfer(split("trnid"), split("valid"), split("tstid"), MEAN_PER_CLASS)
 
@@ -278,9 +282,7 @@ def cub200(root: str) -> Transfer:
     Every list has "number value" a line, by picture number.
     """
     title = "CUB"
-    root = os.path.dirname(
-        files.require(root, "images.txt", "CUB_200_2011/images.txt", title=title)
-    )
+    root = files.home(root, "train_test_split.txt", title=title)
 
     def table(name: str) -> dict[int, str]:
         path = files.require(root, name, title=title)
@@ -300,13 +302,40 @@ def cub200(root: str) -> Transfer:
         chosen = [number for number in sorted(images) if learn[number] == flag]
         names = [images[number] for number in chosen]
         rows = [files.as_number(labels[number], "image_class_labels.txt") - 1 for number in chosen]
-        return files.Files(f"{root}/images", names, rows, classes, title=f"{title} {name}")
+        return files.Files(_images(root, title), names, rows, classes, title=f"{title} {name}")
 
     return Transfer(split("1", "train"), None, split("0", "test"), TOP1)
 
 
 def _images(root: str, title: str) -> str:
     return files.require(root, "images", title=title)
+
+
+# What archives and torchvision call the folder of a set, where that is not the set's name.
+_FOLDERS = {
+    "cifar10": ("cifar-10-batches-py", "cifar-10-batches-bin"),
+    "cifar100": ("cifar-100-python", "cifar-100-binary"),
+    "cars": ("stanford_cars",),
+    "aircraft": ("fgvc-aircraft-2013b",),
+    "voc2007": ("VOCdevkit",),
+    "pets": ("oxford-iiit-pet",),
+    "cub200": ("CUB_200_2011",),
+}
+
+
+def transfer_folders(root: str) -> dict[str, str]:
+    """{set: its folder} of the TRANSFER_SETS in a folder, by their names or those of archives.
+
+    Capitals, "-" and "_" in a set's name do not count: Food-101 is "food101".
+    """
+    called = {"".join(filter(str.isalnum, x.lower())): x for x in files.visible_folders(root)}
+    plain = {name: (name, *_FOLDERS.get(name, ())) for name in TRANSFER_SETS}
+    found = {}
+    for name, spellings in plain.items():
+        keys = ("".join(filter(str.isalnum, x.lower())) for x in spellings)
+        if key := next((key for key in keys if key in called), ""):
+            found[name] = os.path.join(root, called[key])
+    return found
 
 
 TRANSFER_SETS: dict[str, Callable[[str], Transfer]] = {

@@ -19,14 +19,15 @@ def ucf101(root: str, split: str) -> files.Files:
     """
     check_name("split", split, ("train", "test"))
     title = f"UCF-101 {split}"
-    path = files.require(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
+    path = files.find(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
     numbers = {name: files.as_number(number, path) for number, name in files.read_rows(path, 2)}
     classes = sorted(numbers, key=lambda name: numbers[name])
     path = files.require(os.path.dirname(path), f"{split}list01.txt", title=title)
     # Lists for training add the number of the class.
     names = [line.split()[0] for line in files.read_lines(path)]
     labels = files.class_numbers([name.partition("/")[0] for name in names], classes, path)
-    folder = files.require(root, "UCF-101", ".", title=title)
+    first = os.path.dirname(names[0])
+    folder = os.path.dirname(files.find(root, f"UCF-101/{first}", first, title=title))
     return files.Files(folder, names, labels, classes, title=title)
 
 
@@ -46,10 +47,10 @@ def kinetics(root: str, split: str, *, allow_missing: bool = False) -> files.Fil
     title, root = f"Kinetics {split}", os.path.expanduser(root)
     spellings = [split, "validate", "validation"] if split == "val" else [split]
     lists = [f"{folder}{name}.csv" for name in spellings for folder in ("", "annotations/")]
-    path = files.require(root, *lists, title=title)
+    path = files.find(root, *lists, title=title)
     rows = _kinetics_rows(path)
     classes = sorted({label for label, _ in rows})
-    folder = files.require(root, *spellings, title=title)
+    folder = files.find(root, *spellings, title=title)
     names = _in_folders(folder, rows)
     lost = set(files.absent(folder, names)) if allow_missing else set()
     kept = [place for place in range(len(rows)) if place not in lost]
@@ -101,7 +102,7 @@ def ssv2(root: str, split: str) -> files.Files:
 
     def listed(name: str) -> str:
         names = [f"{name}.json", f"something-something-v2-{name}.json"]
-        return files.require(root, *names, *(f"labels/{n}" for n in names), title=title)
+        return files.find(root, *names, *(f"labels/{n}" for n in names), title=title)
 
     path = listed("labels")
     numbers = {
@@ -116,6 +117,7 @@ def ssv2(root: str, split: str) -> files.Files:
         raise SourceError(f"{path} has an entry without id or template; download it again")
     templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
     labels = files.class_numbers(templates, classes, path)
-    folder = files.require(root, "20bn-something-something-v2", "videos", ".", title=title)
     names = [f"{entry['id']}.webm" for entry in entries]
+    folders = "20bn-something-something-v2", "videos"
+    folder = files.seek(root, *folders, title=title) or files.home(root, *names[:99], title=title)
     return files.Files(folder, names, labels, classes, title=title)

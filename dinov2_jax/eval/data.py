@@ -97,6 +97,7 @@ def open_published(name: str, path: str, test_labels: str = "") -> Data:
     else:
         train, val, test, metric = transfer_set(name, path)
     splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}
+    _tell_notes(splits)
     name, class_names = name.removesuffix("_tfds"), tuple(train.class_names or ())
     return Data(splits, class_names, name, published=name, metric=metric)
 
@@ -114,10 +115,15 @@ def _open_source(data: Mapping[str, Any]) -> Data:
     path = data["path"] or data["train_path"]
     name = Path(path.partition("@")[0]).expanduser().absolute().name if path else data["source"]
     _require_different(splits)
+    _tell_notes(splits)
+    return Data(splits, tuple(class_names or ()), name)
+
+
+def _tell_notes(splits: Mapping[str, Source]) -> None:
+    """Prints once what the sources left out or took for a split."""
     if is_main():
         for note in dict.fromkeys(note for source in splits.values() for note in notes_of(source)):
             print(f"note: {note}", flush=True)
-    return Data(splits, tuple(class_names or ()), name)
 
 
 def _val_folder(data: Mapping[str, Any]) -> str:

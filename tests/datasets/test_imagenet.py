@@ -289,3 +289,93 @@ def test_real_labels_of_another_set_are_refused(root: Path, tmp_path: Path) -> N
     path.write_text("[1, 2]")
     with pytest.raises(SourceError, match="no list of lists"):
         real_labels(str(path), imagenet(str(root), "val"))
+
+
+# --- strays, and folders above the set ----------------------------------------------------------
+
+
+def sort_val(root: Path) -> None:
+    """Moves the pictures of val/ into class folders."""
+    for number, wnid in enumerate(VAL, 1):
+        (root / "val" / wnid).mkdir(exist_ok=True)
+        os.rename(root / "val" / val_name(number), root / "val" / wnid / val_name(number))
+
+
+@pytest.mark.parametrize("stray", ["wget-log", "README", "montage.jpeg", "valprep.sh", "n.tar"])
+def test_strays_beside_class_folders_are_left_out_and_named(root: Path, stray: str) -> None:
+    sort_val(root)
+    save(root / "val" / stray, 0)
+    save(root / "train" / stray, 0)
+    save(root / "val/.cache/x.jpeg", 0)
+    for split in ("train", "val"):
+        save(root / split / "__MACOSX/x.jpeg", 0)
+        save(root / split / "thumbnails/x.jpeg", 0)
+        source = imagenet(str(root), split)
+        assert len(source) == {"train": 8, "val": len(VAL)}[split]
+        assert source.class_names == tuple(WNIDS)
+        (note,) = source.notes
+        assert ("montage.jpeg and 1 more" if stray == "montage.jpeg" else "thumbnails") in note
+
+
+@pytest.mark.parametrize("write", [write_synset_labels, write_kaggle, write_caffe])
+def test_strays_beside_flat_pictures_are_left_out_and_named(root: Path, write) -> None:
+    write(root)
+    for stray in ("wget-log", "montage.jpeg", "thumbnails/x.jpeg"):
+        save(root / "val" / stray, 0)
+    source = imagenet(str(root), "val")
+    check_val(source)
+    assert "montage.jpeg and 1 more, left out" in source.notes[0]
+
+
+def test_a_set_that_is_sorted_in_part_is_refused(root: Path) -> None:
+    write_kaggle(root)
+    sort_val(root)
+    os.rename(root / "val" / VAL[1] / val_name(2), root / "val" / val_name(2))
+    save(root / "val" / VAL[1] / "other.JPEG", 0)
+    with pytest.raises(SourceError, match=r"1 pictures lie beside .*00000002\.JPEG; move them"):
+        imagenet(str(root), "val")
+
+
+def test_class_folders_that_train_lacks_are_named(root: Path) -> None:
+    sort_val(root)
+    save(root / "val/n09999999/x.JPEG", 0)
+    with pytest.raises(SourceError, match="names the class 'n09999999', which is none of the 4"):
+        imagenet(str(root), "val")
+
+
+def test_class_archives_that_are_not_unpacked_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for wnid in WNIDS:
+        (tmp_path / f"train/{wnid}.tar").touch()
+    with pytest.raises(SourceError, match=r"no class folder; unpack n01440764\.tar and its like"):
+        imagenet(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    "named", ["", "kaggle", "kaggle/ILSVRC", "kaggle/ILSVRC/Data", "kaggle/ILSVRC/Data/CLS-LOC/val"]
+)
+def test_kaggles_archive_as_it_unpacks(root: Path, tmp_path: Path, named: str) -> None:
+    home = tmp_path / "above/kaggle"
+    (home / "ILSVRC/Data").mkdir(parents=True)
+    os.rename(root, home / "ILSVRC/Data/CLS-LOC")
+    for split in ("train", "val"):  # boxes, in folders of the same names
+        (home / "ILSVRC/Annotations/CLS-LOC" / split).mkdir(parents=True)
+    write_kaggle(home)
+    (home / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a, b\n" for wnid in WNIDS))
+    check_val(imagenet(str(tmp_path / "above" / named), "val"))
+
+
+def test_variants_are_found_one_folder_deeper_and_strays_ignored(tmp_path: Path) -> None:
+    for label, wnid in enumerate(WNIDS):
+        save(tmp_path / f"v2/imagenetv2-matched-frequency-format-val/{label}/a.jpeg", label)
+        save(tmp_path / f"sketch/sketch/{wnid}/a.JPEG", label)
+        save(tmp_path / f"r/imagenet-r/{wnid}/a.jpg", label)
+        save(tmp_path / f"c/blur/defocus_blur/3/{wnid}/a.JPEG", label)
+    for folder in list(tmp_path.rglob("*")):
+        if folder.is_dir():
+            (folder / "README").touch()
+            save(folder / "__MACOSX/a.jpeg", 0)
+    assert red(imagenet_v2(str(tmp_path / "v2"), WNIDS), 2) == 2
+    assert red(imagenet_sketch(str(tmp_path / "sketch"), WNIDS), 2) == 2
+    assert imagenet_subset(str(tmp_path / "r"), WNIDS, 4).classes.tolist() == [0, 1, 2, 3]
+    assert red(imagenet_c(str(tmp_path / "c"), "defocus_blur", 3, WNIDS), 3) == 3

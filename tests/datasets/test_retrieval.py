@@ -185,5 +185,10 @@ def test_amstertime_pairs_by_name(tmp_path: Path) -> None:
     os.remove(tmp_path / "old/0003.jpg")
     with pytest.raises(SourceError, match="1 pictures have no pair, such as '0003'"):
         amstertime(str(tmp_path))
-    with pytest.raises(SourceError, match=r"AmsterTime: .* has no new"):
+    with pytest.raises(SourceError, match=r"AmsterTime: .*elsewhere is no folder"):
         amstertime(str(tmp_path / "elsewhere"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/AmsterTime.zip").touch()
+    os.rename(tmp_path / "new", tmp_path / "later")
+    with pytest.raises(SourceError, match=r"has no new; unpack AmsterTime\.zip there"):
+        amstertime(str(tmp_path / "empty"))

@@ -17,6 +17,7 @@ from dinov2_jax.datasets.transfer import (
     TRANSFER_SETS,
     VOC_CLASSES,
     caltech101,
+    transfer_folders,
     transfer_set,
     voc2007,
 )
@@ -434,3 +435,140 @@ def test_without_scipy_the_message_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
     with pytest.raises(ImportError, match="pip install scipy"):
         transfer_set("flowers102", str(tmp_path))
+
+
+# --- wherever an archive was unpacked -----------------------------------------------------------
+
+
+def double(folder: Path) -> None:
+    """folder/x -> folder/folder/x"""
+    inner = folder.with_name(folder.name + "~")
+    folder.rename(inner)
+    folder.mkdir()
+    inner.rename(folder / folder.name)
+
+
+@pytest.mark.parametrize("name", TRANSFER_SETS)
+def test_a_set_is_found_from_the_folders_above_and_within(name: str, tmp_path: Path) -> None:
+    home = tmp_path / "sets/archive/archive"
+    globals()[f"build_{name}"](home)
+    for root in (tmp_path / "sets", home.parent, home, *filter(Path.is_dir, home.iterdir())):
+        globals()[f"check_{name}"](transfer_set(name, str(root)))
+        if name == "sun397" and root == home:
+            break  # a class folder is none of the set's own
+
+
+@pytest.mark.parametrize("name", TRANSFER_SETS)
+def test_doubled_folders_of_a_set_are_read(name: str, tmp_path: Path) -> None:
+    globals()[f"build_{name}"](tmp_path / "set")
+    for folder in list(filter(Path.is_dir, (tmp_path / "set").iterdir())):
+        if name != "sun397" or folder.name == "Partitions":
+            double(folder)
+    globals()[f"check_{name}"](transfer_set(name, str(tmp_path / "set")))
+
+
+@pytest.mark.parametrize("name", TRANSFER_SETS)
+def test_strays_are_never_read(name: str, tmp_path: Path) -> None:
+    globals()[f"build_{name}"](tmp_path / "set")
+    globals()[f"build_{name}"](tmp_path / "__MACOSX/set")
+    globals()[f"build_{name}"](tmp_path / ".cache/set")
+    folders = [Path(folder) for folder, _, _ in os.walk(tmp_path / "set")]
+    for folder in folders:
+        for stray in ("wget-log", ".DS_Store", "Thumbs.db", "README", "index.html", "SHA256SUMS"):
+            (folder / stray).touch()
+        (folder / "__MACOSX").mkdir()
+        (folder / "@eaDir").mkdir()
+    globals()[f"check_{name}"](transfer_set(name, str(tmp_path)))
+
+
+def test_two_copies_are_named(tmp_path: Path) -> None:
+    build_food101(tmp_path / "old")
+    build_food101(tmp_path / "new")
+    with pytest.raises(SourceError, match=r"both .*/(old|new) and .*/(old|new) hold meta/classes"):
+        transfer_set("food101", str(tmp_path))
+
+
+def test_an_archive_that_is_not_unpacked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "food-101.tar.gz").touch()
+    with pytest.raises(SourceError, match=r"has no meta/classes\.txt; unpack food-101\.tar\.gz"):
+        transfer_set("food101", str(tmp_path))
+
+
+@pytest.mark.parametrize("lists", ["", "Partitions/", "SUN397/", "SUN397/Partitions/"])
+@pytest.mark.parametrize("named", ["", "SUN397"])
+def test_lists_of_sun_may_lie_beside_its_pictures(tmp_path: Path, lists: str, named: str) -> None:
+    build_sun397(tmp_path / "SUN397")
+    (tmp_path / "SUN397/Partitions").rename(tmp_path / "lists")
+    (tmp_path / lists).mkdir(exist_ok=True)
+    for path in (tmp_path / "lists").iterdir():
+        path.rename(tmp_path / lists / path.name)
+    check_sun397(transfer_set("sun397", str(tmp_path / named)))
+
+
+def test_archives_of_voc_may_be_unpacked_apart(tmp_path: Path) -> None:
+    for archive, split in (("VOCtrainval_06-Nov-2007", "test"), ("VOCtest_06-Nov-2007", "train")):
+        build_voc2007(tmp_path / archive)
+        lists = tmp_path / archive / "VOCdevkit/VOC2007/ImageSets/Main"
+        os.remove(lists / f"{split}.txt")
+        if split == "train":
+            os.remove(lists / "val.txt")
+    check_voc2007(transfer_set("voc2007", str(tmp_path)))
+
+
+def test_archives_of_cars_may_be_unpacked_apart(tmp_path: Path) -> None:
+    build_cars(tmp_path)
+    for name in ("devkit", "cars_train", "cars_test"):
+        (tmp_path / f"archive_{name}").mkdir()
+        (tmp_path / name).rename(tmp_path / f"archive_{name}" / name)
+    check_cars(transfer_set("cars", str(tmp_path)))
+
+
+def as_binary(batch: dict[bytes, object], *keys: bytes) -> bytes:
+    columns = [np.array(batch[key], np.uint8)[:, None] for key in keys]
+    return np.concatenate([*columns, batch[b"data"]], axis=1).tobytes()
+
+
+def test_cifar_in_its_binary_version(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write(folder / "batches.meta.txt", "airplane", "automobile", "bird", "")
+    for number in range(1, 6):
+        batch = cifar_batch([0, 1, number % 3], b"labels", number)
+        (folder / f"data_batch_{number}.bin").write_bytes(as_binary(batch, b"labels"))
+    batch = cifar_batch([2, 1, 0], b"labels", 9)
+    (folder / "test_batch.bin").write_bytes(as_binary(batch, b"labels"))
+    found = transfer_set("cifar10", str(tmp_path))
+    names = ("airplane", "automobile", "bird")
+    check(found.test, [f"test_batch.bin[{row}]" for row in range(3)], names)
+    check(found.train, [f"data_batch_1.bin[{row}]" for row in range(15)], names)
+    assert found.train[3][5, 17].tolist() == [0, 17, 5]
+    (folder / "test_batch.bin").write_bytes(as_binary(batch, b"labels")[:-1])
+    with pytest.raises(SourceError, match=r"test_batch\.bin holds no whole number of pictures"):
+        transfer_set("cifar10", str(tmp_path))
+    folder = tmp_path / "cifar-100-binary"
+    write(folder / "fine_label_names.txt", "apple", "aquarium_fish")
+    for split, labels in (("train", [1, 0, 1, 0]), ("test", [0, 1])):
+        batch = cifar_batch(labels, b"fine", 0) | {b"coarse": [7] * len(labels)}
+        (folder / f"{split}.bin").write_bytes(as_binary(batch, b"coarse", b"fine"))
+    found = transfer_set("cifar100", str(tmp_path))
+    check(found.test, ["test.bin[0]", "test.bin[1]"], ("apple", "aquarium_fish"))
+    assert found.train.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_an_empty_class_folder_of_caltech_is_named(tmp_path: Path) -> None:
+    build_caltech101(tmp_path)
+    (tmp_path / "101_ObjectCategories/tmp").mkdir()
+    with pytest.raises(SourceError, match=r"/tmp holds no picture; remove it if it is no class"):
+        transfer_set("caltech101", str(tmp_path))
+
+
+def test_folders_of_transfer_sets_have_the_names_of_archives(tmp_path: Path) -> None:
+    called = {
+        "food101": "food-101", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-binary",
+        "sun397": "SUN397", "cars": "stanford_cars", "aircraft": "fgvc-aircraft-2013b",
+        "voc2007": "VOCdevkit", "dtd": "DTD", "pets": "oxford-iiit-pet", "cub200": "CUB_200_2011",
+        "caltech101": "caltech-101", "flowers102": "Flowers-102",
+    }  # fmt: skip
+    for folder in (*called.values(), "coco"):
+        (tmp_path / folder).mkdir()
+    found = transfer_folders(str(tmp_path))
+    assert found == {name: str(tmp_path / folder) for name, folder in called.items()}

@@ -21,7 +21,7 @@ class View:
     @property
     def notes(self) -> tuple[str, ...]:
         """The source's notes."""
-        return notes_of(self._source)
+        return notes_of(self.source)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
