@@ -117,18 +117,31 @@ class Bank:
         Raises:
           EvaluationError: k is not between 1 and the number of rows.
         """
+        parts = list(self.search_blocks(queries, k, query_block=query_block))
+        return Found(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def search_blocks(
+        self, queries: np.ndarray, k: int, *, query_block: int = 1024
+    ) -> Iterator[Found]:
+        """Yields what `search` finds for one block of queries after another.
+
+        The device searches for the next block meanwhile, and holds the results of two.
+        """
         if not 1 <= k <= self.size:
             raise EvaluationError(
                 f"k = {k} neighbours of a bank of {self.size} rows; use 1 to all of them"
             )
-        parts = []
+        left, waiting = len(queries), None
         for rows in _blocks(np.asarray(queries, np.float32), query_block):
             best = None
             for block in self._blocks:
                 best = _search(rows, block, best, k, self._mesh, self._padded)
-            parts.append(best)
-        parts = [jax.device_get(part) for part in parts]
-        return Found(*(np.concatenate(p)[: len(queries)] for p in zip(*parts, strict=True)))
+            if waiting is not None:
+                yield Found(*jax.device_get(waiting))
+                left -= len(rows)
+            waiting = best
+        if waiting is not None:
+            yield Found(*(part[:left] for part in jax.device_get(waiting)))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh", "padded"))

@@ -8,16 +8,19 @@ softmax(similarity / T), taken once over all max(k), and each k sums the first k
 # DINOv2: similarities are fp32; the reference multiplies within fp16 autocast. Expect accuracies
 # that differ by about 0.1 point.
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
-from dinov2_jax.features.search import Bank, unit
-from dinov2_jax.metrics.classification import mean_per_class_accuracy, top_accuracy
+from dinov2_jax.features.search import Bank, Found, unit
+from dinov2_jax.metrics.classification import label_ranks, mean_of_known, shares_by_class
 
 Accuracies = dict[int, dict[str, float]]
+
+# Votes of all k that are held at once: 32 MiB, whatever the number of queries and classes.
+_MOST_VOTES = 2**23
 
 
 def vote_by_class(
@@ -61,8 +64,9 @@ def knn_accuracy(
     bank = Bank(unit(train_features), train_labels, block=bank_block)
     _check_sides(bank.size, len(test_features))
     max_k = min(max(ks), bank.size)
-    found = bank.search(unit(test_features), max_k, query_block=query_block)
-    return _accuracies(found.similarities, found.labels, test_labels, ks, temperature)
+    found = bank.search_blocks(unit(test_features), max_k, query_block=query_block)
+    near = ((block.similarities, block.labels) for block in found)
+    return _accuracies(near, test_labels, ks, temperature)
 
 
 def leave_one_out(
@@ -88,12 +92,19 @@ def leave_one_out(
     queries = unit(features)
     max_k = min(max(ks), len(features) - 1)
     bank = Bank(queries, labels, block=bank_block)
-    found = bank.search(queries, max_k + 1, query_block=query_block)
-    own = found.rows == np.arange(len(features))[:, None]
-    own[:, -1] |= ~own.any(axis=1)  # so many duplicates that the record itself is not found
-    similarities = found.similarities[~own].reshape(-1, max_k)
-    nearest = found.labels[~own].reshape(-1, max_k)
-    return _accuracies(similarities, nearest, labels, ks, temperature)
+    found = bank.search_blocks(queries, max_k + 1, query_block=query_block)
+    return _accuracies(_without_own(found), labels, ks, temperature)
+
+
+def _without_own(found: Iterable[Found]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Similarities and labels [m, k] without the query itself; the blocks are of the whole bank."""
+    start = 0
+    for block in found:
+        own = block.rows == np.arange(start, start + len(block.rows))[:, None]
+        own[:, -1] |= ~own.any(axis=1)  # so many duplicates that the record itself is not found
+        shape = len(own), own.shape[1] - 1
+        yield block.similarities[~own].reshape(shape), block.labels[~own].reshape(shape)
+        start += len(own)
 
 
 def _check_sides(bank: int, queries: int) -> None:
@@ -105,18 +116,29 @@ def _check_sides(bank: int, queries: int) -> None:
 
 
 def _accuracies(
-    similarities: np.ndarray,
-    nearest: np.ndarray,
+    near: Iterable[tuple[np.ndarray, np.ndarray]],
     labels: np.ndarray,
     ks: Sequence[int],
     temperature: float,
 ) -> Accuracies:
-    classes = int(max(nearest.max(), labels.max())) + 1
+    """Accuracies from similarities and labels [m, max_k] of one block of queries after another."""
+    parts: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+    start, most = 0, int(labels.max())
+    for similarities, nearest in near:
+        classes = int(max(nearest.max(), most)) + 1
+        rows = max(1, _MOST_VOTES // (classes * len(parts)))
+        for i in range(0, len(nearest), rows):
+            block = similarities[i : i + rows], nearest[i : i + rows]
+            own = labels[start + i : start + i + len(block[0])]
+            for k, scores in vote_by_class(*block, list(parts), temperature, classes).items():
+                parts[k].append(label_ranks(scores, own))
+        start += len(nearest)
+    ranks = {k: np.concatenate(part) for k, part in parts.items()}
     return {
         k: {
-            "top1": top_accuracy(score, labels, 1),
-            "top5": top_accuracy(score, labels, 5),
-            "mean_per_class": mean_per_class_accuracy(score, labels),
+            "top1": float(100 * np.mean(rank < 1)),
+            "top5": float(100 * np.mean(rank < 5)),
+            "mean_per_class": mean_of_known(shares_by_class(rank < 1, labels, most + 1)),
         }
-        for k, score in vote_by_class(similarities, nearest, ks, temperature, classes).items()
+        for k, rank in ranks.items()
     }

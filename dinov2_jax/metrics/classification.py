@@ -20,6 +20,9 @@ ALEXNET_ERRORS = {
     "jpeg_compression": 60.6500,
 }  # fmt: skip
 
+# Scores that are compared at once.
+_BLOCK = 2**23
+
 
 # ---------------------------------------------------------------------------------- one label
 def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
@@ -30,7 +33,7 @@ def top_accuracy(scores: np.ndarray, labels: np.ndarray, top: int) -> float:
     Raises:
       EvaluationError: there are no rows, or the number of labels differs.
     """
-    return float(100 * np.mean(_hits(scores, labels, top)))
+    return float(100 * np.mean(label_ranks(scores, labels) < top))
 
 
 def class_accuracies(
@@ -44,7 +47,18 @@ def class_accuracies(
       EvaluationError: as `top_accuracy`, and for a label of `classes` or more.
     """
     classes = scores.shape[1] if classes is None else classes
-    hits, labels = _hits(scores, labels, top), np.asarray(labels)
+    return shares_by_class(label_ranks(scores, labels) < top, labels, classes)
+
+
+def shares_by_class(hits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Percentage of `hits`, bool [n], among the rows of each class; nan for one without rows.
+
+    Rows with labels [n] below 0 are left out.
+
+    Raises:
+      EvaluationError: for a label of `classes` or more.
+    """
+    labels = np.asarray(labels)
     if labels.max() >= classes:
         raise EvaluationError(
             f"label {labels.max()} does not fit {classes} classes; give the number of classes of "
@@ -66,9 +80,13 @@ def mean_per_class_accuracy(
     """
     # DINOv2: torchmetrics' macro top-1 also counts, as 0, a class that is predicted but has no
     # rows; its macro top-5, scikit-learn and this do not.
-    each = class_accuracies(scores, labels, top, classes=classes)
-    each = each[~np.isnan(each)]
-    return float(each.mean()) if len(each) else float("nan")
+    return mean_of_known(class_accuracies(scores, labels, top, classes=classes))
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of the values that are not nan; nan if all are."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float:
@@ -92,22 +110,34 @@ def real_accuracy(scores: np.ndarray, labels: np.ndarray, top: int = 1) -> float
             "no image has a ReaL label; check that the label file fits the images"
         )
     scores, labels = scores[labelled], labels[labelled]
-    best = np.min([_rank(scores, column) for column in labels.T], axis=0)
+    best = np.min([label_ranks(scores, column) for column in labels.T], axis=0)
     return float(100 * np.mean(best < top))
 
 
-def _hits(scores: np.ndarray, labels: np.ndarray, top: int) -> np.ndarray:
+def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The number of classes ranked before each row's label, int64 [n]; 0 is the best.
+
+    A label without a score (-1, or K and more) and one whose score is nan have a rank beyond all.
+
+    Args:
+      scores: [n, K].
+      labels: [n].
+
+    Raises:
+      EvaluationError: there are no rows, or the number of labels differs.
+    """
     labels = np.asarray(labels)
     if labels.shape != (len(scores),) or not len(scores):
         raise EvaluationError(
             f"labels of shape {labels.shape} for {len(scores)} rows of scores; accuracy needs at "
             "least one row, and one label a row"
         )
-    return _rank(scores, labels) < top
+    rows = max(1, _BLOCK // max(1, scores.shape[1]))
+    parts = range(0, len(scores), rows)
+    return np.concatenate([_rank(scores[i : i + rows], labels[i : i + rows]) for i in parts])
 
 
 def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The number of classes ranked before each row's label [n]."""
     classes = scores.shape[1]
     valid = (labels >= 0) & (labels < classes)
     place = np.where(valid, labels, 0)
@@ -165,8 +195,7 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[floa
             "multi-label set has one label of -1, 0 or 1 for every image and class"
         )
     each = np.array([eleven_point_precision(s, y) for s, y in zip(scores.T, labels.T, strict=True)])
-    known = each[~np.isnan(each)]
-    return (float(known.mean()) if len(known) else float("nan")), each
+    return mean_of_known(each), each
 
 
 # -------------------------------------------------------------------------------- corruptions

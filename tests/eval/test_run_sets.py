@@ -19,6 +19,7 @@ from dinov2_jax.errors import EvaluationError, UserError
 from dinov2_jax.eval.runner import evaluate
 from dinov2_jax.features.extract import extract
 from dinov2_jax.heads.linear import load_head
+from dinov2_jax.parallel import memory
 from dinov2_jax.parallel.mesh import path_name
 from dinov2_jax.weights.load import load
 from tests.eval.found import entry, values
@@ -220,6 +221,23 @@ def test_logistic_regression_beyond_the_memory_is_refused_at_once(
     monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes
     with pytest.raises(ConfigError, match=r"27 pictures of 3 classes.*protocols=linear_cached"):
         evaluate(ask(weights, ("logreg",), **data), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_logistic_regression_beyond_a_device_or_container_is_refused_at_once(
+    weights, imagenet, tmp_path, monkeypatch
+):
+    config = ask(weights, ("logreg",), **{"data.set": "imagenet", "data.path": str(imagenet)})
+    monkeypatch.setattr(memory, "device_bytes", lambda: 2**10)
+    with pytest.raises(ConfigError, match=r"device has free 0\.0; use.*protocols=linear_cached"):
+        evaluate(config, str(tmp_path / "out"))
+    limit = tmp_path / "memory.max"
+    limit.write_text("4096\n")
+    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "none"), str(limit)))
+    with pytest.raises(ConfigError, match=r"this machine has 0\.0; use --config"):
+        evaluate(config, str(tmp_path / "out"))
+    limit.write_text("max\n")
+    assert memory.host_bytes() > 2**28
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,7 @@
 """k-NN against a plain numpy computation and scikit-learn, and the few-shot averaging by hand."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -290,3 +292,30 @@ def test_accuracies_do_not_depend_on_devices(devices):
     with jax.set_mesh(make_mesh(devices=jax.devices()[:devices])):
         assert knn_accuracy(*sets, ks=(1, 20)) == alone
         assert leave_one_out(train, train_labels, ks=(1, 20)) == own
+
+
+def test_votes_of_many_classes_take_little_memory():
+    features, _ = make_set(4000, 20, dim=4)
+    labels = np.random.default_rng(21).integers(0, 3000, 4000)
+    ks = (1, 5, 10, 20)  # votes of all queries and k: 192 MB
+    few = {k: leave_one_out(features[:40], labels[:40], ks=(k,)) for k in ks}  # compiles
+    tracemalloc.start()
+    for judge in (
+        lambda: knn_accuracy(features, labels, features, labels, ks=ks),
+        lambda: leave_one_out(features, labels, ks=ks, query_block=512),
+    ):
+        tracemalloc.reset_peak()
+        found = judge()
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+        assert set(found) == set(few)
+    tracemalloc.stop()
+    assert found[20] == leave_one_out(features, labels, ks=(20,), query_block=4000)[20]
+
+
+def test_blocks_of_queries_do_not_matter():
+    (train, train_labels), (test, test_labels) = make_set(301, 22), make_set(83, 23)
+    sets = train, train_labels, test, test_labels
+    whole, own = knn_accuracy(*sets, ks=(1, 20)), leave_one_out(train, train_labels, ks=(1, 20))
+    for block in (1, 7, 83):
+        assert knn_accuracy(*sets, ks=(1, 20), query_block=block) == whole
+        assert leave_one_out(train, train_labels, ks=(1, 20), query_block=block) == own

@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dinov2_jax.heads.logistic import fit as fits
+from dinov2_jax.heads.logistic import newton
 from dinov2_jax.heads.logistic import regression as logreg
 from dinov2_jax.heads.logistic.fit import C_VALUES, Fitter
 from dinov2_jax.heads.logistic.newton import place, solve_path
@@ -287,6 +288,30 @@ def test_evaluate_several_labels_by_average_precision():
     report = evaluate((x, several[y]), (tx, several[ty]), 5, values=(0.01, 1.0), metric="mAP")
     expected = mean_average_precision(report.model.scores(tx), several[ty])[0]
     assert report.results == {"mAP": expected} and 60 < expected < 100
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("rows", "dim", "classes"), [(20_000, 32, 60), (20_000, 256, 5)])
+def test_the_estimate_of_device_memory_holds_for_the_compiled_fit(rows, dim, classes, several):
+    with jax.enable_x64(True):
+        arrays = {"x": (rows, dim), "wide": (rows, dim), "targets": (classes, rows)}
+        kinds = {"x": np.float32, "wide": np.float64, "targets": bool}
+        known = jax.ShapeDtypeStruct((classes if several else 1, rows), np.float32)
+        data = newton.Problem(
+            **{n: jax.ShapeDtypeStruct(s, kinds[n]) for n, s in arrays.items()},
+            weights=known,
+            mean=jax.ShapeDtypeStruct((dim,), np.float64),
+        )
+        at = tuple(jax.ShapeDtypeStruct(s, np.float64) for s in ((classes, dim), (classes,)))
+        C = jax.ShapeDtypeStruct((), np.float64)
+        kind = "sigmoid" if several else "softmax"
+        used = newton._evaluate.lower(data, at, C, kind).compile().memory_analysis()
+    points = 4 * 4 * rows * classes  # that are kept beside the new one
+    held = used.argument_size_in_bytes + used.temp_size_in_bytes + used.output_size_in_bytes
+    sizes = {"rows": rows, "dim": dim, "classes": classes}
+    told = logreg.device_bytes_of_fit(**sizes, devices=1, several=several)
+    assert held + points <= told < 1.5 * (held + points)
+    assert logreg.device_bytes_of_fit(**sizes, devices=4, several=several) < 0.4 * told
 
 
 def test_protocols_that_do_not_fit_are_refused():

@@ -1,7 +1,6 @@
 """Logistic regression on the cls token (reference-facts 8.4)."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -13,6 +12,7 @@ from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
 from dinov2_jax.heads.logistic import regression
+from dinov2_jax.parallel import memory
 from dinov2_jax.parallel.mesh import make_mesh, own_mesh
 from dinov2_jax.parallel.processes import is_main
 
@@ -24,7 +24,7 @@ def open(context: Context) -> list[Task]:
     """C from val, or from 10 % of train; then a fit of train and val.
 
     Raises:
-      ConfigError: no values of C, or more pictures than the memory holds.
+      ConfigError: no values of C, or more pictures than host or device memory holds.
     """
     return [task_of(context, context.data)]
 
@@ -64,17 +64,28 @@ def task_of(context: Context, data: Data, prefix: str = "") -> Task:
 
 
 def _check_memory(context: Context, data: Data) -> None:
-    classes = len(data.class_names)
-    rows = sum(len(source) for split, source in data.splits.items() if split != "test")
-    # fp64: three copies of the features, and about six arrays of one number a picture and class.
-    needed = 8 * rows * (3 * context.backbone.model.dim + 6 * classes)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise ConfigError(
-            f"logistic regression on {rows:,} pictures of {classes:,} classes "
-            f"needs about {needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}; use "
-            "--config.protocols=linear_cached"
-        )
+    """Raises ConfigError if host or devices cannot hold the fit."""
+    classes, several = len(data.class_names), data.metric == "map11"
+    counts = {split: len(source) for split, source in data.splits.items()}
+    judged = counts.pop("test")
+    rows, devices = sum(counts.values()), jax.local_device_count()
+    shape = {"rows": rows, "dim": context.backbone.model.dim, "classes": classes}
+    on_host = regression.host_bytes_of_fit(**shape, judged=judged)
+    on_device = regression.device_bytes_of_fit(**shape, devices=devices, several=several)
+    host, device = memory.host_bytes(), memory.device_bytes()
+    if device is None:  # on a CPU, which shares the memory of the host
+        on_host, on_device, device = on_host + devices * on_device, 0, 0
+    if on_host <= host and on_device <= device:
+        return
+    needed, there, where = on_host, host, "this machine has"
+    if on_host <= host:
+        needed, there = on_device, device
+        where = "this device has free" if devices == 1 else f"one of {devices} devices has free"
+    raise ConfigError(
+        f"logistic regression on {rows:,} pictures of {classes:,} classes needs about "
+        f"{needed / 2**30:.1f} GiB, and {where} {there / 2**30:.1f}; use "
+        "--config.protocols=linear_cached"
+    )
 
 
 def _fit(

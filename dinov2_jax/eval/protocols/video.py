@@ -14,7 +14,10 @@ from dinov2_jax.eval.protocols.linear import choose, columns_of, judge, probe_se
 from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
+from dinov2_jax.features.rows import RowView
 from dinov2_jax.heads.probe import train_cached
+
+_VIDEOS_AT_ONCE = 4096
 
 
 class _Set(NamedTuple):
@@ -82,9 +85,15 @@ def _open_set(context: Context) -> tuple[_Set, dict[str, Files]]:
 
 
 def _pool(frames: Labelled, which: _Set) -> Labelled:
-    """One row a video of each column, and its label; without videos that cannot be read."""
+    """One row a video of each column, and its label; without videos that cannot be read.
+
+    Concatenated frames stay on disk.
+    """
     columns = [pool_frames(np.asarray(c), FRAMES, which.pooling) for c in columns_of(frames)]
-    whole = np.isfinite(columns[0]).all(axis=1)
-    *cls, mean_patch = (column if whole.all() else column[whole] for column in columns)
+    parts = range(0, len(columns[0]), _VIDEOS_AT_ONCE)
+    finite = (np.isfinite(columns[0][i : i + _VIDEOS_AT_ONCE]).all(axis=1) for i in parts)
+    whole = np.concatenate(list(finite))
+    rows = np.flatnonzero(whole)
+    *cls, mean_patch = (c if whole.all() else RowView(c, rows) for c in columns)
     labels = frames.labels[::FRAMES][whole]
     return Labelled(tuple(cls), mean_patch, labels, int((~whole).sum()))

@@ -82,10 +82,10 @@ def place(
     mean of the features is far larger than their spread.
     """
     mesh = jax.sharding.get_mesh()
-    wide = np.asarray(features, np.float64)
-    mean = wide.mean(axis=0)
-    extra = 0 if mesh.empty else -len(wide) % mesh.size
-    wide = np.pad(wide - mean, ((0, extra), (0, 0)))
+    mean = np.mean(features, axis=0, dtype=np.float64)
+    extra = 0 if mesh.empty else -len(features) % mesh.size
+    wide = np.zeros((len(features) + extra, len(mean)))
+    np.subtract(features, mean, out=wide[: len(features)])
     targets, weights = (np.pad(a, ((0, 0), (0, extra))) for a in (targets, weights))
 
     def put(x: np.ndarray, *before: None) -> Array:

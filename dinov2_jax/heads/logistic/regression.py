@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from dinov2_jax.errors import EvaluationError
@@ -83,6 +84,30 @@ def sweep(
         progress.close()
     assert best is not None
     return best[1], tuple(trials)
+
+
+def host_bytes_of_fit(*, rows: int, dim: int, classes: int, judged: int) -> int:
+    """About what `evaluate` holds on the host for train and val of `rows`, and `judged` of test."""
+    # Features in fp32 as given, once more for the fit, and centred in fp32 and fp64; targets.
+    train = rows * (20 * dim + 2 * classes)
+    return train + judged * (4 * dim + 16 * classes)  # scores in fp64 and their ranks
+
+
+def device_bytes_of_fit(
+    *, rows: int, dim: int, classes: int, devices: int, several: bool = False
+) -> int:
+    """About what `evaluate` holds on each of the devices, which split the rows.
+
+    `several` for labels [n, K].
+    """
+    wide = (
+        4 if jax.default_backend() == "tpu" else 8
+    )  # bytes of a number of gradients, see `Fitter`
+    # An evaluation has three arrays of logits in `wide`; five points keep probabilities in fp32.
+    each = dim * (4 + wide) + classes * (3 * wide + 5 * 4 + 1 + 4 * several)
+    # Five points with weights and gradients; the preconditioner's matrices and their workspace.
+    everywhere = 10 * wide * classes * dim + 16 * (dim**2 + classes**2)
+    return -(-rows // devices) * each + everywhere
 
 
 def _check_metric(metric: str, *labels: np.ndarray) -> None:
