@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import ml_collections
 from absl import flags
 
-from dinov2_jax.config.checks import check_values
+from dinov2_jax.config.checks import check_values, require_fields
 from dinov2_jax.config.comments import field_comments
 from dinov2_jax.config.files import ConfigError, leaves, load_config, nearest
 from dinov2_jax.config.overrides import Arguments, override, parse_arguments
@@ -42,7 +42,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> None:
     if not workdir:
         raise ConfigError("training needs a run directory; add --workdir=runs/<name>")
     from dinov2_jax.parallel import processes
+    from dinov2_jax.train.checks import RULES
 
+    require_fields(config, RULES)
     processes.start(config.distributed)
     from dinov2_jax.train import loop
 
@@ -103,12 +105,19 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Runs the task that the configuration names."""
-    if config.task not in TASKS:
-        raise ConfigError(
-            f"unknown config.task {config.task!r}; did you mean {nearest(config.task, TASKS)!r}?"
-        )
+    """Runs the task that the configuration names.
+
+    Raises:
+      UserError: an unknown task; what the task refuses.
+    """
+    require_task(config)
     TASKS[config.task](config, workdir)
+
+
+def require_task(config: ml_collections.ConfigDict) -> None:
+    if config.task not in TASKS:
+        near = nearest(config.task, tuple(TASKS))
+        raise ConfigError(f"unknown config.task {config.task!r}; did you mean {near!r}?")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ The room that reads a configuration says what it accepts: its RULES give, by dot
 to choose from or the `Range` of a number. Every number has a rule.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,40 +21,63 @@ class Range:
       ordered: the field is a pair (low, high), the first not above the second.
     """
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float
+    high: float
     ordered: bool = False
 
     def problem(self, value: Any) -> str:
         """What is wrong with a value; "" if nothing is."""
         numbers = value if isinstance(value, tuple) else (value,)
-        inside = all(math.isfinite(x) and self.low <= x <= self.high for x in numbers)
+        if not all(isinstance(x, int | float) for x in numbers):
+            return "must be a number"
+        inside = all(self.low <= x <= self.high for x in numbers)
         if inside and not (self.ordered and numbers[0] > numbers[-1]):
             return ""
-        bounded = self.high != math.inf
         if self.ordered:
             nearby = tuple(sorted(min(self.high, max(self.low, x)) for x in numbers))
-            limit = f" <= {self.high}" if bounded else ""
-            return f"needs {self.low} <= low <= high{limit}, such as {nearby}"
-        limit = "finite" if self.low == -math.inf else f"at least {self.low}"
-        limit = f"from {self.low} to {self.high}" if bounded else limit
+            if nearby[0] == nearby[-1]:
+                nearby = (self.low, self.high)
+            return f"needs {self.low} <= low <= high <= {self.high}, such as {nearby}"
+        limit = f"from {self.low} to {self.high}"
+        if self.high > 1:  # shares have two bounds that matter, other numbers one at a time
+            above = any(x > self.high for x in numbers)
+            limit = f"at most {self.high}" if above else f"at least {self.low}"
         return f"{'every number ' if isinstance(value, tuple) else ''}must be {limit}"
 
 
+MOST = 2**31 - 1  # int32, which counts on devices and in XLA's shapes
+
 Rules = Mapping[str, Range | tuple[str, ...]]
 
-TINY = 1e-9  # stands for "more than 0"
-COUNT = Range(1)
-COUNT_OR_NONE = Range(0)
+COUNT = Range(1, MOST)
+COUNT_OR_NONE = Range(0, MOST)
 SHARE = Range(0, 1)
-POSITIVE = Range(TINY)
+SEED = Range(0, 2**63 - 1)
+BATCH = Range(1, 2**20)  # pictures that are computed together
+SIDE = Range(1, 16384)  # px
+PROCESSES = Range(0, 1024)
+TEMPERATURE = Range(1e-3, 100)
+# A step of AdamW changes a weight by about the rate. With a rate of more than 1 no weight lasts.
+RATE = Range(0, 1)
+DECAY = Range(0, 10)
 
 # How the processes of a run find each other: fields of every task that runs in several.
 DISTRIBUTED: Rules = {
-    "distributed.processes": Range(-1),
-    "distributed.process_id": Range(-1),
+    "distributed.processes": Range(-1, MOST),
+    "distributed.process_id": Range(-1, MOST),
     "distributed.heartbeat_s": COUNT,
 }
+
+
+def require_fields(config: ml_collections.ConfigDict, rules: Rules) -> None:
+    """Refuses a configuration that is of another task than its `task`, by a ConfigError."""
+    fields = leaves(config)
+    for name in rules:
+        if name not in fields:
+            raise ConfigError(
+                f"the configuration has no field config.{name}, which config.task="
+                f"{config.get('task')} needs; give a --config of this task, without --config.task"
+            )
 
 
 def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
@@ -64,8 +86,9 @@ def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
     URLs are refused in any field.
 
     Raises:
-      ConfigError: naming the field, the value and what would be accepted.
+      ConfigError: naming the field, the value and what would be accepted; see `require_fields`.
     """
+    require_fields(config, rules)
     for name, value in leaves(config).items():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):

@@ -141,7 +141,12 @@ def _fits(value: Any, kind: type) -> bool:
     """Whether a value is of a kind: numbers are finite, and a boolean is no number."""
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, _KINDS[kind][0]) and (kind is str or math.isfinite(value))
+    if kind is str or not isinstance(value, _KINDS[kind][0]):
+        return isinstance(value, _KINDS[kind][0])
+    try:
+        return math.isfinite(float(value)) or kind is int
+    except OverflowError:  # a whole number of more than 308 digits
+        return kind is int
 
 
 def _parsed(text: str, default: Any) -> Any:

@@ -1,6 +1,15 @@
 """What the task "embed" accepts: the names and ranges of the fields of configs/embed.py."""
 
-from dinov2_jax.config.checks import COUNT, COUNT_OR_NONE, DISTRIBUTED, Range, Rules
+from dinov2_jax.config.checks import (
+    BATCH,
+    COUNT,
+    COUNT_OR_NONE,
+    DISTRIBUTED,
+    PROCESSES,
+    SIDE,
+    Range,
+    Rules,
+)
 from dinov2_jax.data.fit import POLICIES
 from dinov2_jax.data.sources.open import KINDS
 
@@ -8,11 +17,11 @@ RULES: Rules = DISTRIBUTED | {
     "which": ("teacher", "student"),
     "layers": Range(-1000, 1000),
     "policy": POLICIES,
-    "size": COUNT,
+    "size": SIDE,
     "compute_dtype": ("auto", "float32", "bfloat16"),
-    "batch_size": COUNT,
+    "batch_size": BATCH,
     "data.source": KINDS,
-    "data.workers": COUNT_OR_NONE,
+    "data.workers": PROCESSES,
     "data.max_pixels": COUNT,
     "store.format": ("parquet", "npy"),
     "store.dtype": ("float32", "float16"),

@@ -7,69 +7,91 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dinov2_jax.config import checks
-from dinov2_jax.config.checks import COUNT, COUNT_OR_NONE, POSITIVE, SHARE, Range, Rules
+from dinov2_jax.config.checks import (
+    BATCH,
+    COUNT,
+    COUNT_OR_NONE,
+    DECAY,
+    MOST,
+    PROCESSES,
+    RATE,
+    SEED,
+    SHARE,
+    SIDE,
+    TEMPERATURE,
+    Range,
+    Rules,
+)
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.models.block import REMAT
 from dinov2_jax.models.vit import VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 
-_PAIR = Range(0, 1, ordered=True)
+_SCALE = Range(1e-3, 1, ordered=True)
 # A rule, and the fields that follow it.
 _TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
-    (COUNT, "total_steps batch_size group_size log_every_steps micro_batches"),
-    (COUNT_OR_NONE, "seed prototype_block"),
+    (COUNT, "total_steps log_every_steps"),
+    (BATCH, "batch_size group_size micro_batches"),
+    (SEED, "seed"),
+    (Range(0, 2**24), "prototype_block"),
     (("auto", "float32", "bfloat16"), "compute_dtype"),
     (COUNT, "mesh.fsdp mesh.tensor"),
-    (Range(-1), "mesh.data"),
+    (Range(-1, MOST), "mesh.data"),
     (tuple(VARIANTS), "model.variant"),
-    (COUNT, "model.patch_size model.in_channels"),
-    (COUNT_OR_NONE, "model.dim model.depth model.heads model.registers"),
+    (Range(1, 1024), "model.patch_size model.in_channels"),
+    (Range(0, 2**16), "model.dim model.heads"),
+    (Range(0, 1024), "model.depth model.registers"),
     (("mlp", "swiglu"), "model.ffn"),
-    (Range(0), "model.layerscale"),
+    (Range(0, 10), "model.layerscale"),
     (Range(0, 0.99), "model.drop_path_rate"),
-    (Range(0, 1), "model.interpolate_offset"),
+    (SHARE, "model.interpolate_offset"),
     (BACKENDS, "model.attention"),
     (tuple(REMAT), "model.remat"),
     (("centering", "sinkhorn_knopp"), "centering"),
-    (Range(0), "dino.loss_weight dino.koleo_loss_weight ibot.loss_weight"),
-    (Range(2), "dino.head_prototypes ibot.head_prototypes"),
-    (COUNT, "dino.head_bottleneck_dim dino.head_layers dino.head_hidden_dim"),
-    (COUNT, "ibot.head_bottleneck_dim ibot.head_layers ibot.head_hidden_dim"),
+    (Range(0, 1e6), "dino.loss_weight dino.koleo_loss_weight ibot.loss_weight"),
+    (Range(2, 2**24), "dino.head_prototypes ibot.head_prototypes"),
+    (Range(1, 2**16), "dino.head_bottleneck_dim dino.head_hidden_dim"),
+    (Range(1, 2**16), "ibot.head_bottleneck_dim ibot.head_hidden_dim"),
+    (Range(1, 100), "dino.head_layers ibot.head_layers"),
     (SHARE, "ibot.mask_probability"),
-    (_PAIR, "ibot.mask_ratio"),
+    (Range(0, 1, ordered=True), "ibot.mask_ratio"),
     (SHARE, "teacher.momentum teacher.final_momentum"),
-    (Range(1e-3), "teacher.warmup_temp teacher.temp"),
+    (TEMPERATURE, "teacher.warmup_temp teacher.temp"),
     (COUNT_OR_NONE, "teacher.temp_warmup_steps"),
-    (Range(0), "optimizer.base_lr optimizer.min_lr optimizer.patch_embed_lr_multiplier"),
-    (Range(0), "optimizer.weight_decay optimizer.weight_decay_end"),
+    (RATE, "optimizer.base_lr optimizer.min_lr"),
+    (Range(0, 100), "optimizer.patch_embed_lr_multiplier"),
+    (DECAY, "optimizer.weight_decay optimizer.weight_decay_end"),
     (("sqrt_wrt_1024", "none"), "optimizer.lr_scaling"),
     (COUNT_OR_NONE, "optimizer.warmup_steps"),
     (COUNT_OR_NONE, "optimizer.freeze_last_layer_steps optimizer.freeze_backbone_steps"),
-    (POSITIVE, "optimizer.clip_norm"),
+    (Range(1e-6, 1e30), "optimizer.clip_norm"),
     (Range(1e-3, 1), "optimizer.layerwise_decay"),
-    (Range(0, 1), "optimizer.beta1 optimizer.beta2"),
-    (COUNT, "crops.global_size crops.local_size"),
-    (COUNT_OR_NONE, "crops.local_number"),
-    (_PAIR, "crops.global_scale crops.local_scale"),
+    (Range(0, 0.99999), "optimizer.beta1 optimizer.beta2"),
+    (SIDE, "crops.global_size crops.local_size"),
+    (Range(0, 1024), "crops.local_number"),
+    (_SCALE, "crops.global_scale crops.local_scale"),
     (SHARE, "colour.jitter_probability colour.grayscale_probability colour.blur_probabilities"),
     (SHARE, "colour.solarize_probability colour.mean"),
-    (Range(0), "colour.brightness colour.contrast colour.saturation"),
+    (SHARE, "colour.brightness colour.contrast colour.saturation"),
     (Range(0, 0.5), "colour.hue"),
-    (COUNT, "colour.blur_kernel"),
-    (Range(1e-3, ordered=True), "colour.blur_sigma"),
+    (Range(1, 1023), "colour.blur_kernel"),
+    (Range(1e-3, 100, ordered=True), "colour.blur_sigma"),
     (Range(0, 256), "colour.solarize_threshold"),
-    (Range(1e-6), "colour.std"),
+    (Range(0.01, 1), "colour.std"),
     (KINDS, "data.source"),
     (COUNT, "data.max_pixels"),
-    (COUNT_OR_NONE, "data.workers"),
+    (PROCESSES, "data.workers"),
     (SHARE, "data.max_bad_fraction"),
     (LABELS, "eval.labels"),
-    (COUNT, "eval.k eval.batch_size eval.resize_size eval.image_size"),
+    (COUNT, "eval.k"),
+    (BATCH, "eval.batch_size"),
+    (SIDE, "eval.resize_size eval.image_size"),
     (COUNT_OR_NONE, "eval.every_steps eval.max_pictures eval.linear_iterations"),
-    (Range(1e-3), "eval.temperature"),
+    (TEMPERATURE, "eval.temperature"),
     (COUNT, "checkpoint.every_steps checkpoint.keep_last"),
-    (COUNT_OR_NONE, "checkpoint.keep_every_steps plan.trials"),
+    (COUNT_OR_NONE, "checkpoint.keep_every_steps"),
+    (Range(0, 1000), "plan.trials"),
     (Range(0.01, 1), "plan.mfu"),
 )
 RULES: Rules = checks.DISTRIBUTED | {name: rule for rule, names in _TABLE for name in names.split()}
@@ -81,6 +103,8 @@ def check_training(config: ConfigDict, device_count: int) -> list[str]:
     Raises:
       ConfigError: naming the field, the reason and a value that works.
     """
+    checks.require_fields(config, RULES)
+    _check_levels(config)
     checks.check_values(config, RULES)
     if config.task == "train" and config.data.source != "openmoji" and not config.data.path:
         raise ConfigError(
@@ -88,6 +112,7 @@ def check_training(config: ConfigDict, device_count: int) -> list[str]:
             "--config.data.path=/your/pictures"
         )
     _check_batch(config)
+    _check_losses(config)
     _check_prototypes(config)
     _check_images(config)
     _check_colours(config)
@@ -97,8 +122,7 @@ def check_training(config: ConfigDict, device_count: int) -> list[str]:
 def _check_batch(config: ConfigDict) -> None:
     batch_size, group_size = config.batch_size, config.group_size
     if batch_size % group_size:
-        divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-        group = min(divisors, key=lambda n: abs(n - group_size))
+        group = _nearest_divisor(batch_size, group_size)
         raise ConfigError(
             f"config.batch_size {batch_size} is not a multiple of config.group_size {group_size}; "
             f"nearest valid: --config.batch_size={_nearest_multiple(batch_size, group_size)} or "
@@ -116,7 +140,7 @@ def _check_prototypes(config: ConfigDict) -> None:
     for name in ("dino", "ibot") if config.ibot.separate_head else ("dino",):
         prototypes = config[name].head_prototypes
         if block and prototypes % block:
-            divisor = max(n for n in range(1, min(block, prototypes) + 1) if prototypes % n == 0)
+            divisor = max(n for n in _divisors(prototypes) if n <= block)
             raise ConfigError(
                 f"config.prototype_block {block} does not divide config.{name}.head_prototypes "
                 f"{prototypes}; the next smaller divisor is --config.prototype_block={divisor}"
@@ -137,8 +161,15 @@ def _check_images(config: ConfigDict) -> None:
             "config.model.interpolate_antialias is for register models, whose "
             "interpolate_offset is 0; add --config.model.interpolate_offset=0.0"
         )
-    if model.dim and model.heads:
-        _require_multiple(fields, "model.dim", "model.heads")
+    variant = VARIANTS[model.variant]
+    dim, heads = model.dim or variant.dim, model.heads or variant.heads
+    if dim % heads:
+        inherited = " (0 stands for the variant's)" if dim != model.dim or not model.heads else ""
+        raise ConfigError(
+            f"config.model.dim {dim} is not a multiple of config.model.heads {heads}{inherited}; "
+            f"nearest valid: --config.model.dim={_nearest_multiple(dim, heads)} or "
+            f"--config.model.heads={_nearest_divisor(dim, heads)}"
+        )
 
 
 def _require_multiple(fields: Mapping[str, Any], name: str, of: str, unit: str = "") -> None:
@@ -147,6 +178,26 @@ def _require_multiple(fields: Mapping[str, Any], name: str, of: str, unit: str =
         raise ConfigError(
             f"config.{name} {value}{unit} is not a multiple of config.{of} {factor}{unit}; nearest "
             f"valid: --config.{name}={_nearest_multiple(value, factor)}"
+        )
+
+
+def _check_levels(config: ConfigDict) -> None:
+    """Refuses statistics of pixels from 0 to 255; divided by 255 they would be right."""
+    for name in ("mean", "std"):
+        values = config.colour[name]
+        if 1 < max(values) <= 255 and min(values) > 0:
+            numbers = ",".join(f"{value / 255:.3f}" for value in values)
+            raise ConfigError(
+                f"config.colour.{name} is {values}, but is for pixels from 0 to 1; divided by 255 "
+                f'it is --config.colour.{name}="({numbers})"'
+            )
+
+
+def _check_losses(config: ConfigDict) -> None:
+    if not (config.dino.loss_weight or config.dino.koleo_loss_weight or config.ibot.loss_weight):
+        raise ConfigError(
+            "config.dino.loss_weight, config.dino.koleo_loss_weight and config.ibot.loss_weight "
+            "are 0, so nothing is learned; use --config.dino.loss_weight=1.0"
         )
 
 
@@ -250,3 +301,12 @@ def _check_mesh(config: ConfigDict, device_count: int) -> list[str]:
 
 def _nearest_multiple(value: int, of: int) -> int:
     return max(of, of * round(value / of))
+
+
+def _nearest_divisor(of: int, to: int) -> int:
+    return min(_divisors(of), key=lambda n: abs(n - to))
+
+
+def _divisors(of: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(of) + 1) if of % n == 0]
+    return {*small, *(of // n for n in small)}

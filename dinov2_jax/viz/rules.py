@@ -1,6 +1,6 @@
 """What the task "visualize" accepts: the names and ranges of the fields of configs/visualize.py."""
 
-from dinov2_jax.config.checks import COUNT, COUNT_OR_NONE, Range, Rules
+from dinov2_jax.config.checks import BATCH, COUNT, COUNT_OR_NONE, SIDE, Range, Rules
 from dinov2_jax.data.sources.open import KINDS
 from dinov2_jax.viz.pca import SIDES
 
@@ -8,13 +8,13 @@ RULES: Rules = {
     "which": ("teacher", "student"),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "pictures": COUNT,
-    "image_px": COUNT,
+    "image_px": SIDE,
     "block": Range(-1000, 1000),
     "folder_pictures": COUNT_OR_NONE,
-    "batch_size": COUNT,
+    "batch_size": BATCH,
     "data.source": KINDS,
     "data.max_pixels": COUNT,
-    "pca.threshold": Range(),
+    "pca.threshold": Range(-100, 100),
     "pca.side": SIDES,
     "matching.pairs": COUNT_OR_NONE,
     "matching.lines": COUNT,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from dinov2_jax import __version__
-from dinov2_jax.config.checks import COUNT_OR_NONE, Rules
+from dinov2_jax.config.checks import BATCH, Range, Rules
 from dinov2_jax.config.files import ConfigError, local_path
 from dinov2_jax.run.files import write_json
 from dinov2_jax.weights import huggingface, onnx, stablehlo
@@ -33,8 +33,8 @@ MAX_DIFFERENCE = 1e-5
 RULES: Rules = {
     "which": ("teacher", "student"),
     "format": ("", *FORMATS),
-    "heads": COUNT_OR_NONE,
-    "batch_sizes": COUNT_OR_NONE,
+    "heads": Range(0, 2**16),
+    "batch_sizes": Range(0, BATCH.high),
 }
 
 

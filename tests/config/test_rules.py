@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dinov2_jax.config.checks import Range, Rules, check_values
+from dinov2_jax.config.checks import MOST, Range, Rules, check_values
 from dinov2_jax.config.files import ConfigError, leaves, load_config, recipes_folder
 
 ROOMS = {
@@ -69,13 +69,16 @@ def test_numbers_are_finite(task: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("rule", "value", "problem"),
     [
-        (Range(1), 0, "must be at least 1"),
-        (Range(1), (3, 0), "every number must be at least 1"),
+        (Range(1, MOST), 0, "must be at least 1"),
+        (Range(1, MOST), (3, 0), "every number must be at least 1"),
+        (Range(1, MOST), 2**31, "must be at most 2147483647"),
         (Range(0, 1), 1.5, "must be from 0 to 1"),
-        (Range(), math.nan, "must be finite"),
+        (Range(0, 1), math.nan, "must be from 0 to 1"),
+        (Range(0, 1), 10**400, "must be from 0 to 1"),
         (Range(0, 1, ordered=True), (0.6, 0.5), "needs 0 <= low <= high <= 1, such as (0.5, 0.6)"),
         (Range(0, 1, ordered=True), (0.6, 1.5), "needs 0 <= low <= high <= 1, such as (0.6, 1)"),
-        (Range(2), 2, ""),
+        (Range(0.1, 1, ordered=True), (0, 0), "needs 0.1 <= low <= high <= 1, such as (0.1, 1)"),
+        (Range(2, MOST), 2, ""),
         (Range(0, 1), (0.0, 1.0), ""),
     ],
 )
