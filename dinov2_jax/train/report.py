@@ -15,6 +15,7 @@ from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import stream_pictures
 from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.request import central_square
+from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.files import write_bytes
@@ -31,7 +32,7 @@ def write_crop_sheet(folder: Path, config: ConfigDict, batch: Batch) -> None:
     """crops.png: what the model is shown of the first pictures, to be looked at before the wait."""
     first = {name: batch[name][:PICTURES] for name in ("global_crops", "local_crops")}
     with jax.set_mesh(own_mesh(jax.sharding.get_mesh())):
-        seen = jax.jit(make_photometric(config))(jax.random.key(config.seed), first)
+        seen = jax.jit(make_photometric(config))(seed_key(config.seed), first)
     crops = (as_rgb(_to_uint8(seen[name], config.colour)) for name in first)
     write_bytes(folder / "crops.png", crop_sheet(*crops))
 

@@ -20,6 +20,7 @@ from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.models.vit import from_config
+from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel.mesh import state_shardings
 from dinov2_jax.parallel.placement import batch_sharding
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
@@ -147,7 +148,7 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     """The parts of the run of `config` on `mesh`; compiles nothing yet."""
     objective = make_objective(config)
     size = config.crops.global_size
-    key = jax.random.key(config.seed)
+    key = seed_key(config.seed)
     student_shapes = jax.eval_shape(lambda k: objective.student.init(k, size), key)
     optimizer = optimizer_of(config, objective, student_shapes)
     init = functools.partial(init_state, objective=objective, optimizer=optimizer, image_size=size)

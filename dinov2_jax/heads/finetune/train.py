@@ -33,6 +33,7 @@ from dinov2_jax.heads.finetune.optimizer import FinetuneSettings, check_settings
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.heads.probe_data import check_labels, checksum, labelled_batches, state_file
 from dinov2_jax.models.vit import VisionTransformer
+from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.parallel.mesh import make_mesh, state_shardings
 from dinov2_jax.run.resume import run_steps, to_host
@@ -97,7 +98,7 @@ def _train_step(
     """One step: the new {"params", "ema", "optimizer"} and the loss."""
     groups = settings.batch_size // settings.group_size
     classes = state["params"]["head"]["bias"].shape[0]
-    key = jax.random.fold_in(jax.random.key(settings.seed), iteration)
+    key = jax.random.fold_in(seed_key(settings.seed), iteration)
     mix_keys, drop_keys = (jax.random.split(k, groups) for k in jax.random.split(key))
     images = normalize(batch["images"], preprocessing.mean, preprocessing.std)
     images = constrain_batch(images.reshape(groups, -1, *images.shape[1:]))
