@@ -5,6 +5,7 @@ Command:   python -m dinov2_jax.main --config=configs/export.py
 Hardware:  any; a CPU is enough
 Time:      seconds for ViT-S, a minute for ViT-g (not measured)
 Expected:  exports/<format>/ with the files and report.json, whose greatest difference is below 1e-5
+           of the greatest feature
 Formats:   reference (safetensors named as the released .pth), pth (needs torch), huggingface (for
            AutoModel.from_pretrained), timm, bundle (ours), stablehlo (needs only JAX to run), onnx
 """

@@ -157,6 +157,21 @@ def test_an_export_that_differs_is_refused(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("form", ["reference", "huggingface", "timm"])
+def test_tensors_are_equal_bit_for_bit(form, tmp_path, monkeypatch):
+    source = tiny_backbone()
+    real = exports.reference_tensors
+
+    def nearly(backbone):
+        tensors = real(backbone)
+        return tensors | {"norm.bias": np.nextafter(tensors["norm.bias"], np.float32(9))}
+
+    monkeypatch.setattr(exports, "reference_tensors", nearly)
+    with pytest.raises(WeightsError, match=r"norm/bias, which must be equal bit for bit"):
+        export(source, form, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_what_transformers_cannot_describe():
     source = tiny_backbone()
     model = source.model.clone(proj_bias=False)
@@ -190,6 +205,52 @@ def test_stablehlo_runs_with_nothing_but_jax(baked, tmp_path):
         got, want = np.load(folder / "out.npz"), features(source, images)
         np.testing.assert_allclose(got["cls"], want["cls"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(got["patches"], want["patches"], rtol=0, atol=1e-5)
+
+
+def with_greatest_feature(value, registers=0):
+    """A backbone whose features of noise reach `value`, as those of released models reach 8."""
+    source = tiny_backbone(registers)
+    found = features(source, noise(2, 28, 28, 3))
+    factor = value / max(np.abs(x).max() for x in found.values() if x.size)
+    norm = {name: (x * factor).astype(np.float32) for name, x in source.params["norm"].items()}
+    return exports.dataclasses.replace(source, params={**source.params, "norm": norm})
+
+
+@pytest.mark.parametrize("greatest", [8, 8000])
+def test_tolerances_grow_with_the_features(greatest, tmp_path, monkeypatch):
+    """A program may round as much as float32 does, however large its features are."""
+    real = exports.stablehlo.flat_weights
+
+    def rounded(backbone):
+        return {k: x * np.float32(1 + 1e-6 * ("norm/" in k)) for k, x in real(backbone).items()}
+
+    monkeypatch.setattr(exports.stablehlo, "flat_weights", rounded)
+    programs = Programs(((28, 28), (14, 35)), (1,))
+    folder = export(with_greatest_feature(greatest), "stablehlo", tmp_path, programs)
+    assert 0 < json.loads((folder / "report.json").read_text())["greatest_difference"] < 1e-5
+
+
+RUN_ONNX = """
+import runpy, sys, numpy as np, onnxruntime
+found = runpy.run_path("example.py")["features"]
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+print([x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()])
+"""
+
+
+@pytest.mark.parametrize(("greatest", "registers"), [(8, 4), (8000, 0)])
+def test_onnx_has_names_an_example_and_nothing_to_say(greatest, registers, tmp_path, capfd, caplog):
+    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnxruntime")
+    source = with_greatest_feature(greatest, registers)
+    with caplog.at_level("WARNING"):
+        folder = export(source, "onnx", tmp_path, Programs(((28, 28), (14, 35)), (1,)))
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    line = [sys.executable, "-c", RUN_ONNX, "28x28_b1.onnx"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120)
+    outputs = ["cls", "registers", "patches"] if registers else ["cls", "patches"]
+    assert done.stdout.splitlines()[-1] == f"['images'] {outputs}", done.stderr
+    assert "(0.485, 0.456, 0.406)" in (folder / "example.py").read_text()
 
 
 def test_onnx_needs_its_extra_and_fixed_batches(tmp_path, monkeypatch):
