@@ -2,15 +2,32 @@
 
 import contextlib
 import hashlib
+import weakref
 from typing import Any
 
 import numpy as np
 
 from dinov2_jax.data.sources.source import Source
 
+# The names of a source never change, and hashing millions of them takes seconds.
+_NAMES: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()
+
 
 def names_fingerprint(source: Source) -> str:
-    """Hash of the names of the pictures in their order; the content of the files does not count."""
+    """Hash of the names of the pictures in their order; the content of the files does not count.
+
+    Computed once for each source.
+    """
+    try:
+        known = _NAMES.get(source)
+        if known is None:
+            known = _NAMES[source] = _hash_names(source)
+        return known
+    except TypeError:  # a source of the user's that cannot be a key
+        return _hash_names(source)
+
+
+def _hash_names(source: Source) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for row in range(len(source)):
         digest.update(printable(source.name(row)).encode() + b"\n")

@@ -146,7 +146,9 @@ def _resized(config: ConfigDict, backbone: Backbone) -> Backbone:
             f"config.image_size {image_px} px is no multiple of the checkpoint's patch "
             f"size {patch}; nearest valid: --config.image_size={near}"
         )
-    return dataclasses.replace(backbone, preprocessing=dataclasses.replace(given, **sizes))
+    resized = dataclasses.replace(given, **sizes)
+    # The same object knows the fingerprint of its weights, which takes seconds.
+    return backbone if resized == given else dataclasses.replace(backbone, preprocessing=resized)
 
 
 def _root(workdir: str, backbone: Backbone) -> Path:

@@ -17,6 +17,7 @@ from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval import runner
 from dinov2_jax.eval.runner import evaluate
+from dinov2_jax.features import store
 from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.run.checkpoint import Checkpoints
@@ -293,3 +294,13 @@ def test_leave_one_out_asks_the_bank_about_itself(run, tmp_path):
     right = 100 * np.mean(labels[similarity.argmax(axis=1)] == labels)
     assert values(found, "knn")["top-1, k=1"] == pytest.approx(right)
     assert entry(found, "knn")["notes"]["queries"] == "train, each without itself"
+
+
+def test_weights_are_hashed_once_for_several_evaluations(run, tmp_path, monkeypatch):
+    root, _, _, _ = run
+    backbone, hashed = load(root), []
+    fields = store.architecture_fields
+    monkeypatch.setattr(store, "architecture_fields", lambda m: (hashed.append(m), fields(m))[1])
+    for ks in ((1,), (2,)):
+        evaluate(ask(root, **{"knn.ks": ks}), str(tmp_path / "out"), backbone)
+    assert len(hashed) == 1

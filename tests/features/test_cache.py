@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from dinov2_jax.data.fingerprint import names_fingerprint
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.features import cache as module
@@ -171,3 +172,29 @@ def test_streamed_features_equal_the_stored_ones(tiny, pictures, tmp_path):
         list(strict.stream(source, WANTED))
     with pytest.raises(SourceError, match=r"2 of 80 pictures of train cannot be.*unreadable.txt"):
         strict.features(source, "train", WANTED)
+
+
+def test_names_are_hashed_once(tiny, pictures, tmp_path, monkeypatch):
+    source, asked = open_source("folder", str(pictures), "all"), []
+    plain = type(source).name
+    monkeypatch.setattr(type(source), "name", lambda s, row: (asked.append(row), plain(s, row))[1])
+    for _ in range(2):
+        cache = FeatureCache(tmp_path / "cache", tiny, config())
+        cache.holds(source, "train", WANTED)
+        cache.features(source, "train", WANTED)
+    # For the key, for the list beside the features, and for the shards that are written.
+    assert len(asked) <= 3 * COUNT + 8
+
+
+def test_sources_that_cannot_be_remembered_are_hashed_too():
+    class Slots:
+        __slots__ = ()
+        __hash__ = None
+
+        def __len__(self):
+            return 3
+
+        def name(self, row):
+            return f"{row}.png"
+
+    assert names_fingerprint(Slots()) == names_fingerprint(Slots())
