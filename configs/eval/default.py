@@ -72,8 +72,9 @@ def _data() -> ml_collections.ConfigDict:
     data.val_split = ""
     data.test_split = ""  # the split that is judged; "": test, which may be the folder val/
     data.labels = ""  # auto | folders | none
-    # Label files for sources without labels: one class (name or number) a line in the order of the
-    # records, or <name> TAB <class>. With data.set=imagenet, test_labels is its list of labels.
+    # Label files for sources without labels: <name> TAB <class> a line, in any order (a comma, a
+    # semicolon or a blank will do), or one class a line in the order of the records. With
+    # data.set=imagenet, test_labels is its list of labels.
     data.train_labels = ""
     data.val_labels = ""  # of the split that chooses hyper-parameters
     data.test_labels = ""  # of the split that is judged

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 
+from dinov2_jax.data.sources.label_file import read_classes
 from dinov2_jax.data.sources.source import Source, SourceError, notes_of
 
 
@@ -70,9 +71,9 @@ def with_label_file(
 ) -> Source:
     """A source with the labels of a text file.
 
-    Its lines are class names in the order of the records, or `<name> TAB <class>` with the names of
-    the records in any order. A class name is a string, also where it is a number: "007" is not "7".
-    An empty class is an unknown one, -1.
+    Its lines are read by `label_file.read_classes`: names with classes, or classes in the order of
+    the records. A class name is a string, also where it is a number: "007" is not "7". An empty
+    class is an unknown one, -1.
 
     Args:
       class_names: those of the training set; None: the classes that occur in the file, sorted (by
@@ -80,40 +81,21 @@ def with_label_file(
 
     Raises:
       FileNotFoundError: no such file.
-      SourceError: another number of lines than records, a name without a line, one number written
-        in two ways, or a class that is not among `class_names`.
+      SourceError: as `read_classes`; one number written in two ways, or a class that is not among
+        `class_names`.
     """
-    given = _classes(source, os.path.expanduser(path))
+    given = read_classes(source, os.path.expanduser(path))
     names = class_names or _sorted_names({name for name in given if name}, path)
     number = {name: i for i, name in enumerate(names)} | {"": -1}
     unknown = next((name for name in given if name not in number), None)
     if unknown is not None:
+        alike = next((n for n in names if n.lstrip("0") == unknown.lstrip("0")), None)
+        hint = f"write it as there, {alike!r}" if alike is not None else "correct the list"
         raise SourceError(
             f"{path} has the class {unknown!r}, which the training set does not have; known are "
-            f"{len(names)} classes, such as {names[0]!r}"
+            f"{len(names)} classes, such as {names[0]!r}; {hint}"
         )
     return View(source, np.array([number[name] for name in given], np.int64), names)
-
-
-def _classes(source: Source, path: str) -> list[str]:
-    """The class name of every record, "" if unknown."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"the label file {path} does not exist")
-    with open(path, encoding="utf-8-sig") as file:
-        lines = file.read().splitlines()
-    if any("\t" in line for line in lines):
-        pairs = dict(line.split("\t", 1) for line in lines if "\t" in line)
-        names = [source.name(row) for row in range(len(source))]
-        lost = next((name for name in names if name not in pairs), None)
-        if lost is not None:
-            raise SourceError(f"{path} has no line for {lost}; add '<name> TAB <class>' for it")
-        return [pairs[name].strip() for name in names]
-    if len(lines) != len(source):
-        raise SourceError(
-            f"{path} has {len(lines):,} lines for {len(source):,} pictures; it needs one class a "
-            "line, in the order of the pictures"
-        )
-    return [line.strip() for line in lines]
 
 
 def _sorted_names(names: set[str], path: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.data.sources.given import Arrays
-from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.source import SourceError, notes_of
 from dinov2_jax.data.sources.views import View, with_label_file
 
 
@@ -51,5 +51,11 @@ def test_words_and_numbers_together_are_words(tmp_path: Path) -> None:
 def test_lines_with_names_come_in_any_order(tmp_path: Path) -> None:
     source = labelled(tmp_path, "[1]\tb", "[0]\t a ")
     assert (source.class_names, source.labels.tolist()) == (("a", "b"), [0, 1])
-    with pytest.raises(SourceError, match=r"has no line for \[1\]"):
+    with pytest.raises(SourceError, match=r"has no line for 1 of 2 pictures, such as \[1\]"):
         labelled(tmp_path, "[0]\ta", "[2]\tb")
+
+
+def test_a_view_keeps_the_notes_of_its_source() -> None:
+    source = Arrays([np.zeros((2, 2, 3), np.uint8)])
+    source.notes = ("one picture was left out",)
+    assert notes_of(View(source, None, None)) == ("one picture was left out",)
