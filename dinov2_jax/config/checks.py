@@ -19,17 +19,23 @@ class Range:
 
     Attributes:
       ordered: the field is a pair (low, high), the first not above the second.
+      empty: () has a meaning too. In all other tuples, fields with a rule or without, it has none.
     """
 
     low: float
     high: float
     ordered: bool = False
+    empty: bool = False
 
     def problem(self, value: Any) -> str:
         """What is wrong with a value; "" if nothing is."""
         numbers = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(x, int | float) for x in numbers):
             return "must be a number"
+        if not numbers and not self.empty:
+            return f"needs one number or more, such as ({max(self.low, 1)},)"
+        if self.ordered and len(numbers) != 2:
+            return f"needs two numbers, such as {(self.low, self.high)}"
         inside = all(self.low <= x <= self.high for x in numbers)
         if inside and not (self.ordered and numbers[0] > numbers[-1]):
             return ""
@@ -83,7 +89,7 @@ def require_fields(config: ml_collections.ConfigDict, rules: Rules) -> None:
 def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
     """Refuses a field whose value is not among the names, or not in the range, of its rule.
 
-    URLs are refused in any field.
+    URLs and empty tuples are refused in any field.
 
     Raises:
       ConfigError: naming the field, the value and what would be accepted; see `require_fields`.
@@ -97,6 +103,10 @@ def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
         if isinstance(rule, Range):
             if problem := rule.problem(value):
                 raise ConfigError(f"config.{name} is {value}, but {problem}")
+        elif value == ():
+            raise ConfigError(
+                f"config.{name} is (), but needs one value or more; leave it out for its default"
+            )
         elif rule and value not in rule:
             options = [option for option in rule if option]
             raise ConfigError(

@@ -1,5 +1,7 @@
 """What the task "embed" accepts: the names and ranges of the fields of configs/embed.py."""
 
+import dataclasses
+
 from dinov2_jax.config.checks import (
     BATCH,
     COUNT,
@@ -17,7 +19,7 @@ RULES: Rules = DISTRIBUTED | {
     "which": ("teacher", "student"),
     "layers": Range(-1000, 1000),
     "policy": POLICIES,
-    "size": SIDE,
+    "size": dataclasses.replace(SIDE, empty=True),
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "batch_size": BATCH,
     "data.source": KINDS,

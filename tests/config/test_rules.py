@@ -66,6 +66,18 @@ def test_numbers_are_finite(task: str, value: float) -> None:
                 check_values(config, rules_of(task))
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_tuple_may_be_empty_unless_that_is_its_default(recipe: str) -> None:
+    config = load_config(recipe)
+    rules = rules_of(config.task)
+    for name, default in leaves(config).items():
+        if isinstance(default, tuple) and default:
+            changed = config.copy_and_resolve_references()
+            changed.update_from_flattened_dict({name: ()})
+            with pytest.raises(ConfigError, match=rf"config\.{name} is \(\), but needs one"):
+                check_values(changed, rules)
+
+
 @pytest.mark.parametrize(
     ("rule", "value", "problem"),
     [
@@ -75,6 +87,9 @@ def test_numbers_are_finite(task: str, value: float) -> None:
         (Range(0, 1), 1.5, "must be from 0 to 1"),
         (Range(0, 1), math.nan, "must be from 0 to 1"),
         (Range(0, 1), 10**400, "must be from 0 to 1"),
+        (Range(0, 1), (), "needs one number or more, such as (1,)"),
+        (Range(-9, 9, ordered=True), (1,), "needs two numbers, such as (-9, 9)"),
+        (Range(-9, 9, ordered=True), (1, 2, 3), "needs two numbers, such as (-9, 9)"),
         (Range(0, 1, ordered=True), (0.6, 0.5), "needs 0 <= low <= high <= 1, such as (0.5, 0.6)"),
         (Range(0, 1, ordered=True), (0.6, 1.5), "needs 0 <= low <= high <= 1, such as (0.6, 1)"),
         (Range(0.1, 1, ordered=True), (0, 0), "needs 0.1 <= low <= high <= 1, such as (0.1, 1)"),

@@ -41,15 +41,20 @@ def open(context: Context, *, on_pictures: bool = True) -> list[Task]:
 def check_classifiers(context: Context) -> None:
     """Raises ConfigError or EvaluationError: several classes a picture, or one without pictures."""
     check_one_class(context.data, "a linear classifier")
+    check_grid(context)
+    labels = context.data.splits["train"].labels
+    assert labels is not None
+    check_classes(labels, len(context.data.class_names))
+
+
+def check_grid(context: Context) -> None:
+    """Raises ConfigError where `config.linear` leaves no classifier to train."""
     for field in ("blocks", "avgpool"):
         if not context.config.linear[field]:
             raise ConfigError(
                 f"config.linear.{field} is (), so there is nothing to train; give one value or "
                 "more, such as (1,) blocks with avgpool (False,)"
             )
-    labels = context.data.splits["train"].labels
-    assert labels is not None
-    check_classes(labels, len(context.data.class_names))
 
 
 # --------------------------------------------------------------------------------- trained here

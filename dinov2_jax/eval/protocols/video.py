@@ -10,7 +10,14 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.data.video import FRAMES, VideoFrames, pool_frames
 from dinov2_jax.datasets.files import Files
 from dinov2_jax.datasets.video import kinetics, ssv2, ucf101
-from dinov2_jax.eval.protocols.linear import choose, columns_of, judge, probe_settings, rivals
+from dinov2_jax.eval.protocols.linear import (
+    check_grid,
+    choose,
+    columns_of,
+    judge,
+    probe_settings,
+    rivals,
+)
 from dinov2_jax.eval.published import with_paper
 from dinov2_jax.eval.task import Context, Finding, Need, Task, Work
 from dinov2_jax.features.cache import Labelled
@@ -41,6 +48,7 @@ def open(context: Context) -> list[Task]:
     Raises:
       ConfigError, SourceError, ImportError: no set or path, lists or videos missing, no PyAV.
     """
+    check_grid(context)
     name, which, videos = context.config.video.set, *_open_set(context)
     wanted = context.probe_features
     needs = {
