@@ -12,10 +12,11 @@ import simplejpeg
 from numpy.lib import format as npy
 from PIL import ExifTags, Image, ImageOps
 
-from dinov2_jax.data.depth import has_16_bit_colour, scale_colour, scale_to_uint8
+from dinov2_jax.data.depth import has_16_bit_colour, scale_colour, scale_to_uint8, strips
 from dinov2_jax.data.sources.source import Source
 
-# 100 million pixels take 1.1 GB for a moment: 4 bytes each in Pillow, twice 3 on the way to numpy.
+# 100 million pixels take 1.3 GB for a moment at most: 4 bytes each in Pillow, 3 in numpy; 16-bit
+# colour takes 4 bytes twice more before numpy has it.
 MAX_PIXELS = 100_000_000
 # Plugins that neither start other programs (EPS, WMF) nor hide a second picture (ICO, ICNS).
 _WANTED = (
@@ -112,8 +113,11 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _decode_npy(raw: bytes, max_pixels: int) -> np.ndarray:
     """[H, W, C] without a copy; a header that promises more bytes than there are fails."""
     stream = BytesIO(raw)
-    shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)
-    if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or 0 in shape:
+    try:
+        shape, fortran, dtype = _HEADERS[npy.read_magic(stream)](stream)
+    except Exception as error:  # numpy passes on what Python's own parser raises
+        raise BadImage("the header of this .npy file is damaged, or of a later version") from error
+    if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or min(shape) < 1:
         raise BadImage(f"an array {dtype} {shape} is no picture: save uint8 [H, W, C] in C order")
     if shape[0] * shape[1] > max_pixels:
         raise BadImage(f"{shape[1]} x {shape[0]} px are more than max_pixels={max_pixels}")
@@ -199,6 +203,16 @@ def _turn_upright(image: Image.Image) -> None:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode[0] in "IF":
         return np.repeat(scale_to_uint8(np.asarray(image), image.mode)[:, :, None], 3, axis=2)
+    boxes = list(strips(image.size))
+    if len(boxes) == 1:
+        return _strip_to_rgb(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for box in boxes:
+        pixels[box[1] : box[3]] = _strip_to_rgb(image.crop(box))
+    return pixels
+
+
+def _strip_to_rgb(image: Image.Image) -> np.ndarray:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")

@@ -5,6 +5,7 @@ Cameras and X-ray detectors store 10, 12 or 14 bits in 16-bit files. The depth i
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from io import BytesIO
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 _GREATEST = (255, 1023, 4095, 16383, 65535)  # values of 8, 10, 12, 14 and 16 bits
 # Pillow keeps the upper byte of 16-bit colour. Read in the other byte order, it keeps the lower.
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_STRIP_PIXELS = 1 << 20
 _JPEG2000_START = b"\xff\x4f\xff\x51"  # then 38 bytes up to the depth of the first component
 
 
@@ -52,17 +54,33 @@ def scale_colour(image: Image.Image, raw: bytes) -> None:
     Raises:
       LostDepthError: the values need their lower bytes, which Pillow does not give.
     """
-    upper = np.asarray(image)
-    if upper[..., :3].max() > -(-_GREATEST[-2] // 256):  # all 16 bits are used
+    colours = zip(image.getbands(), image.getextrema(), strict=True)
+    upper = max(high for band, (_, high) in colours if band != "A")
+    if upper > -(-_GREATEST[-2] // 256):  # all 16 bits are used
         return
     values = _values_of_16_bits(raw)
-    greatest = _greatest(int(values[..., :3].max()))
+    boxes = list(strips(image.size))
+    greatest = _greatest(max(int(values(box)[..., :3].max()) for box in boxes))
     if greatest == _GREATEST[-1]:
         return
-    pixels = np.rint(values * np.float32(255 / greatest)).clip(max=255).astype(np.uint8)
-    if values[..., 3:].max(initial=0) > greatest:  # alpha has 16 bits
-        pixels[..., 3:] = upper[..., 3:]
-    image.paste(Image.fromarray(pixels))
+    deep_alpha = max(int(values(box)[..., 3:].max(initial=0)) for box in boxes) > greatest
+    table = np.rint(np.arange(1 << 16) * np.float32(255 / greatest)).clip(max=255).astype(np.uint8)
+    for box in boxes:
+        pixels = table[values(box)]
+        if deep_alpha:
+            pixels[..., 3] = np.asarray(image.crop(box).getchannel("A"))
+        image.paste(Image.fromarray(pixels), box[:2])
+
+
+def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of whole rows that cover a picture of (width, height) px.
+
+    What needs several copies of the pixels works strip by strip: a copy of 100 million is 0.4 GB.
+    """
+    width, height = size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
 
 
 def has_16_bit_colour(image: Image.Image, raw: bytes) -> bool:
@@ -91,8 +109,8 @@ def _ppm_range(image: Image.Image) -> int:
     return int(args[1]) if isinstance(args, tuple) and len(args) > 1 else 255
 
 
-def _values_of_16_bits(raw: bytes) -> np.ndarray:
-    """uint16 [H, W, C] of a file whose colour has 16 bits.
+def _values_of_16_bits(raw: bytes) -> Callable[[tuple[int, int, int, int]], np.ndarray]:
+    """A function that gives the values in a box of a file of 16-bit colour: uint16 [h, w, 3 or 4].
 
     Raises:
       LostDepthError: see `scale_colour`.
@@ -102,19 +120,23 @@ def _values_of_16_bits(raw: bytes) -> np.ndarray:
         if kind == "PPM" and image.tile[0].codec_name == "ppm":
             rawmode = "RGB;16B"
     if rawmode == "LA;16B":  # of the four bytes, Pillow keeps the first and the third
-        pixels = _read_as(raw, "RGBA").astype(np.uint16)
-        return pixels[..., [0, 0, 0, 2]] << 8 | pixels[..., [1, 1, 1, 3]]
+        whole, upper, lower = _read_as(raw, "RGBA"), [0, 0, 0, 2], [1, 1, 1, 3]
+        return lambda box: _join(*(np.asarray(whole.crop(box))[..., x] for x in (upper, lower)))
     if kind not in ("PNG", "TIFF", "PPM") or ";16" not in rawmode or rawmode.startswith("RGBa"):
         raise LostDepthError(
             f"its 16-bit colour uses 14 bits or fewer, and these cannot be read from such a {kind} "
             "file; convert it to PNG"
         )
-    upper, lower = _read_as(raw, rawmode[-1]), _read_as(raw, _SWAPPED[rawmode[-1]])
+    both = [_read_as(raw, order) for order in (rawmode[-1], _SWAPPED[rawmode[-1]])]
+    return lambda box: _join(*(np.asarray(image.crop(box)) for image in both))
+
+
+def _join(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return upper.astype(np.uint16) << 8 | lower
 
 
-def _read_as(raw: bytes, order: str) -> np.ndarray:
-    """uint8 [H, W, C]: the byte that Pillow keeps if it takes the values to be in this order.
+def _read_as(raw: bytes, order: str) -> Image.Image:
+    """The bytes that Pillow keeps if it takes the values to be in this order.
 
     `order` is B, L or N (big-endian, little-endian, the machine's), or a whole raw mode of Pillow.
     """
@@ -129,4 +151,4 @@ def _read_as(raw: bytes, order: str) -> np.ndarray:
             tiles.append(tile._replace(codec_name=codec, args=whole if len(whole) > 1 else mode))
         image.tile = tiles
         image.load()
-        return np.asarray(image)
+        return image

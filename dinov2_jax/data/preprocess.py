@@ -1,26 +1,35 @@
 """The size and normalisation that a backbone expects of a picture."""
 
 import dataclasses
-import json
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Size and normalisation of pictures; stored with the weights."""
+    """Size and normalisation of pictures; stored with the weights.
+
+    Raises ValueError for sizes that are no px, and statistics that normalise nothing.
+    """
 
     resize_px: int = 256  # the shorter side before the crop
     image_px: int = 224  # the side of the square
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # as std, for RGB values in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        for side in (self.resize_px, self.image_px):
+            if not isinstance(side, int) or not 0 < side < 1 << 16:
+                raise ValueError(f"a picture has no side of {side!r} px")
+        numbers = (*self.mean, *self.std)
+        known = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+        if not known or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+            raise ValueError(f"mean={self.mean} and std={self.std} do not normalise a picture")
+
     @classmethod
-    def from_huggingface(cls, path: Path) -> "Preprocessing":
-        """From preprocessor_config.json next to the weights, else the reference's evaluation."""
-        file = path / "preprocessor_config.json"
-        if not file.is_file():
-            return cls()
-        stored = json.loads(file.read_text(encoding="utf-8"))
+    def from_huggingface(cls, stored: Mapping[str, Any]) -> "Preprocessing":
+        """From the content of preprocessor_config.json; {} is the reference's evaluation."""
         size, crop = stored.get("size", {}), stored.get("crop_size", {})
         return cls(
             size.get("shortest_edge", cls.resize_px),

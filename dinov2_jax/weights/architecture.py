@@ -36,12 +36,15 @@ def vision_transformer(tensors: Flat, heads: int | None, dtype: Any) -> VisionTr
         raise WeightsError(
             f"pos_embed has {rows} rows, which is no square of patches and a cls token"
         )
-    numbers = re.findall(r"^blocks\.(\d+)\.", "\n".join(tensors), re.MULTILINE)
+    numbers = set(re.findall(r"^blocks\.(\d+)\.", "\n".join(tensors), re.MULTILINE))
+    depth = max(map(int, numbers), default=-1) + 1
+    if depth > len(numbers):  # making a model of millions of blocks would not end
+        raise WeightsError(f"it holds {len(numbers)} blocks, numbered up to {depth - 1}")
     ffn, mlp_ratio = _feed_forward(tensors, dim)
     registers = tensors["register_tokens"].shape[1] if "register_tokens" in tensors else 0
     return VisionTransformer(
         dim=dim,
-        depth=max(map(int, numbers), default=-1) + 1,
+        depth=depth,
         heads=heads or _heads(dim),
         patch_size=patch_size,
         image_size=side * patch_size,

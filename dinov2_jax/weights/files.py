@@ -4,9 +4,10 @@ Nothing here knows what a tensor means. Safetensors are read without torch; a .p
 optional extra) and is read with `weights_only`, which refuses pickles that would run code.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ _MODEL_FILES = (
 
 class WeightsError(UserError):
     """Weights that cannot be used; the message is one sentence with the file and the remedy."""
+
+
+@contextlib.contextmanager
+def blamed_on(path: str | Path) -> Iterator[None]:
+    """Takes what goes wrong in the block, except OSErrors, for damage of the file.
+
+    Raises:
+      WeightsError: instead of any error that values of the wrong type or size cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+        RecursionError, MemoryError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise WeightsError(
+            f"{path} is damaged, or holds something else than its name says ({reason}); download "
+            "it again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +84,7 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
         tensors, metadata = _read_safetensors(path)
         return Tensors(tensors, metadata, path)
     if path.suffix in PICKLES:
-        settings = _read_json(path.with_suffix(".json"))
+        settings = read_settings(path.with_suffix(".json"))
         return Tensors(_read_pickle(path, which), settings, path)
     known = ", ".join((".safetensors", *PICKLES))
     raise WeightsError(f"{path} is none of {known}, nor a directory that holds such files")
@@ -70,7 +93,7 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
 def _read_directory(folder: Path, which: str) -> Tensors:
     for index, single in _MODEL_FILES:
         if (folder / index).is_file():
-            files = sorted(set(_read_json(folder / index)["weight_map"].values()))
+            files = _files_of_index(folder / index)
         elif (folder / single).is_file():
             files = [single]
         else:
@@ -78,17 +101,30 @@ def _read_directory(folder: Path, which: str) -> Tensors:
         tensors: dict[str, np.ndarray] = {}
         for name in files:
             tensors |= read_tensors(folder / name, which).tensors
-        return Tensors(tensors, _read_json(folder / "config.json"), folder)
+        return Tensors(tensors, read_settings(folder / "config.json"), folder)
     wanted = " or ".join(single for _, single in _MODEL_FILES)
     raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """{} if there is no such file."""
+def _files_of_index(path: Path) -> list[str]:
+    with blamed_on(path):
+        files = sorted({str(name) for name in read_settings(path)["weight_map"].values()})
+    outside = [name for name in files if Path(name).name != name]
+    if outside or not files:
+        named = f"{outside[0]!r}, which is no file beside it" if outside else "no file"
+        raise WeightsError(f"{path} names {named}; download it again")
+    return files
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} if there is no such file. Raises WeightsError for another."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{path} holds no JSON object; download it again")
+    return stored
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

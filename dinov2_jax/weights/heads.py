@@ -17,7 +17,7 @@ import numpy as np
 
 from dinov2_jax.models.vit import VARIANTS
 from dinov2_jax.run.resume import write_tensors
-from dinov2_jax.weights.files import Tensors, WeightsError, read_tensors
+from dinov2_jax.weights.files import Tensors, WeightsError, blamed_on, read_tensors
 
 Head = Mapping[str, Any]
 
@@ -67,13 +67,14 @@ def read_head(path: str | Path, dim: int | None = None) -> Head:
             f"there is no linear head {path}; give a head.safetensors, a released "
             "dinov2_*_linear_head.pth or a bundle with a classifier"
         )
-    return _from_tensors(read_tensors(path), dim)
+    with blamed_on(path):
+        return _from_tensors(read_tensors(path), dim)
 
 
 def _from_tensors(stored: Tensors, dim: int | None) -> Head:
     tensors, settings, source = stored.tensors, stored.settings, str(stored.path)
     if tensors.keys() == {"weight", "bias"} and _KEY in settings:
-        return {**tensors, "metadata": json.loads(settings[_KEY])}
+        return {**tensors, "metadata": _metadata(settings[_KEY])}
     if tensors.keys() == {"kernel", "bias"} and "avgpool" in settings:
         about = {"blocks": 1, "avgpool": settings["avgpool"] == "True"}
         return {"weight": tensors["kernel"].T, "bias": tensors["bias"], "metadata": about}
@@ -81,6 +82,17 @@ def _from_tensors(stored: Tensors, dim: int | None) -> Head:
         tensors = {name: tensors[f"classifier.{name}"] for name in ("weight", "bias")}
         dim = dim or settings.get("hidden_size")
     return released_head(tensors, dim, source, settings)
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    about = json.loads(text)
+    kinds = {"blocks": int, "avgpool": bool, "class_names": list, "identity": str}
+    if not isinstance(about, dict) or not about.keys() >= {"blocks", "avgpool"}:
+        raise ValueError(f"the metadata {text[:60]} are not those of a linear head")
+    wrong = [name for name, kind in kinds.items() if not isinstance(about.get(name, kind()), kind)]
+    if wrong or not all(isinstance(name, str) for name in about.get("class_names", [])):
+        raise ValueError(f"the metadata {text[:60]} are not those of a linear head")
+    return about
 
 
 def released_head(

@@ -21,7 +21,14 @@ from dinov2_jax.run.checkpoint import read_config, restore_params
 from dinov2_jax.weights.architecture import expected_shapes, in_channels, vision_transformer
 from dinov2_jax.weights.bundle import is_bundle, read_bundle
 from dinov2_jax.weights.convert import from_reference, unknown_names
-from dinov2_jax.weights.files import EXPORTED, Tensors, WeightsError, read_tensors
+from dinov2_jax.weights.files import (
+    EXPORTED,
+    Tensors,
+    WeightsError,
+    blamed_on,
+    read_settings,
+    read_tensors,
+)
 from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find, released_name
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
@@ -83,7 +90,8 @@ def load(
                 f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}; did you "
                 f"mean {nearest(str(name_or_path), list(RELEASED))!r}?"
             )
-        found = _from_tensors(read_tensors(path, which), heads, tuple(allow), dtype)
+        with blamed_on(path):
+            found = _from_tensors(read_tensors(path, which), heads, tuple(allow), dtype)
     if architecture:
         _require_architecture(found, architecture)
     return found
@@ -134,7 +142,8 @@ def _from_tensors(
         classifier = parts.pop("classifier")
         own_heads["classifier"] = released_head(classifier, model.dim, source, stored.settings)
     own_heads |= {name: from_reference(head) for name, head in parts.items()}
-    preprocessing = Preprocessing.from_huggingface(stored.path)
+    settings = read_settings(stored.path / "preprocessor_config.json")
+    preprocessing = Preprocessing.from_huggingface(settings)
     if exported:
         preprocessing = Preprocessing(**tuples(exported["preprocessing"]))
     report = (*report, *notes, *more)

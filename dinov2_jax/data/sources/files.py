@@ -4,7 +4,9 @@ import glob
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -73,9 +75,25 @@ def may_be_picture(name: bytes) -> bool:
 
 def read_picture(path: str) -> bytes:
     """The content of a picture file. Raises OSError where it cannot be read or is too large."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         check_bytes(os.fstat(file.fileno()).st_size)
         return file.read()
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Opens a file. Raises OSError for a pipe or device, from which reading may never end."""
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    except ValueError as error:
+        raise OSError("the name holds a NUL character") from error
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError("neither a file nor a link to one")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
 
 def check_bytes(size_bytes: int) -> None:

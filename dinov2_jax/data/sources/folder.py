@@ -111,13 +111,13 @@ def _at_most(limit: int, notes: list[str]) -> list[str]:
 def _read_list(path: str) -> list[bytes]:
     with open(path, "rb") as file:
         start = file.read(4096)
-        if b"\0" in start:  # so does UTF-16, which some editors and shells write
+        text = start if b"\0" in start else start + file.read()
+        if b"\0" in text:  # so does UTF-16, which some editors and shells write
             raise SourceError(
                 f"data.path={path} is neither a folder nor a list of paths in UTF-8, one a line; "
                 "unpack an archive first, and name the folder"
             )
-        text = (start + file.read()).removeprefix(b"\xef\xbb\xbf")
-    lines = (line.strip(b"\r\n") for line in text.split(b"\n"))
+    lines = (line.strip(b"\r\n") for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
     return [line for line in lines if line.strip()]
 
 

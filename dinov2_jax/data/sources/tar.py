@@ -8,7 +8,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import Names, check_bytes, find_files, may_be_picture
+from dinov2_jax.data.sources.files import (
+    Names,
+    check_bytes,
+    find_files,
+    may_be_picture,
+    open_regular,
+)
 from dinov2_jax.data.sources.mapped import Mapped
 from dinov2_jax.data.sources.source import SourceError, Unlabelled
 
@@ -48,7 +54,7 @@ class Tar(Unlabelled):
         number, start, size = self._places.array[index].tolist()
         check_bytes(size)
         # Opened anew each time: workers on any number of threads then share no position.
-        with open(self._files[number], "rb") as file:
+        with open_regular(self._files[number]) as file:
             file.seek(start)
             return file.read(size)
 
@@ -60,7 +66,7 @@ class Tar(Unlabelled):
 
 def _members(path: str, links: list[str]) -> Iterator[tuple[bytes, int, int]]:
     """(name, first byte, bytes) of every picture in a tar file; `links` gets the names of links."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(6)
     for mark, name in _COMPRESSED.items():
         if start.startswith(mark):
@@ -68,19 +74,25 @@ def _members(path: str, links: list[str]) -> Iterator[tuple[bytes, int, int]]:
                 f"data.path={path} is compressed by {name}, so that no picture can be read without "
                 "all before it; decompress it first (compression hardly makes pictures smaller)"
             )
-    with open(path, "rb") as file:
-        offset: int | None = 0
+    with open_regular(path) as file:
+        end_of_file, offset = os.fstat(file.fileno()).st_size, 0
         while offset is not None:
             try:
                 with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
                     for member in archive:
+                        if member.size < 0:  # tarfile would never come to an end
+                            raise tarfile.ReadError("a member of negative size")
                         if member.issym() or member.islnk():
                             links.append(f"{os.path.basename(path)}:{member.name}")
                         elif _is_picture(member):
+                            if member.offset_data + member.size > end_of_file:
+                                raise tarfile.ReadError("unexpected end of data")
                             yield os.fsencode(member.name), member.offset_data, member.size
                         archive.members = []  # else it keeps one object a picture
                     end = archive.offset
-            except tarfile.TarError as error:
+            except OSError:
+                raise
+            except Exception as error:  # tarfile passes on what int and struct raise
                 raise _damaged(path, file.tell(), str(error)) from error
             offset = _next_archive(file, path, end)
 
