@@ -56,8 +56,8 @@ def _data() -> ml_collections.ConfigDict:
     """For checkpoints of our own runs, the run's configuration fills empty fields."""
     data = ml_collections.ConfigDict()
     # A published set in its official layout below data.path, in place of a source: imagenet |
-    # imagenet_tfds | food101 | cifar10 | cifar100 | sun397 | cars | aircraft | voc2007 | dtd | pets
-    # | caltech101 | flowers102 | cub200
+    # imagenet_tfds | inaturalist2018 | inaturalist2021 | places205 | food101 | cifar10 | cifar100 |
+    # sun397 | cars | aircraft | voc2007 | dtd | pets | caltech101 | flowers102 | cub200
     data.set = ""
     data.source = ""  # folder | tar | array_record | tfds | openmoji
     data.path = ""  # file, folder or pattern of the source; root of a published set
@@ -113,7 +113,8 @@ def _logreg() -> ml_collections.ConfigDict:
 
 def _transfer() -> ml_collections.ConfigDict:
     transfer = ml_collections.ConfigDict()
-    # A folder that holds some or all of the twelve transfer sets, each named as in data.set
+    # A folder that holds some or all of the twelve transfer sets, each named as in data.set, as its
+    # archive unpacks or as torchvision calls it
     transfer.path = ""
     return transfer
 
@@ -172,8 +173,9 @@ def _robustness() -> ml_collections.ConfigDict:
 
 def _retrieval() -> ml_collections.ConfigDict:
     retrieval = ml_collections.ConfigDict()
-    retrieval.set = ""  # roxford5k | rparis6k | met | amstertime
-    retrieval.path = ""  # the folder of the set, in its official layout
+    # roxford5k | rparis6k | met | mini_met (Met's queries, and its smaller database) | amstertime
+    retrieval.set = ""
+    retrieval.path = ""  # the folder of the set, in its official layout, or one above
     # Factors of the picture's side, one pass of features each; their features are averaged, such as
     # (1.0, 0.7071, 1.4142).
     retrieval.scales = (1.0,)
@@ -186,8 +188,9 @@ def _retrieval() -> ml_collections.ConfigDict:
 
 def _video() -> ml_collections.ConfigDict:
     video = ml_collections.ConfigDict()
-    video.set = ""  # ucf101 | kinetics400 | ssv2
-    video.path = ""  # the folder of the set, in its official layout
+    # ucf101 (its first official split) | ucf101_2 | ucf101_3 (the others) | kinetics400 | ssv2
+    video.set = ""
+    video.path = ""  # the folder of the set, in its official layout, or one above
     # Leaves out videos of Kinetics that are missing; metrics are then not quite comparable.
     video.allow_missing = False
     return video

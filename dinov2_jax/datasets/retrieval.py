@@ -112,15 +112,17 @@ class MetSet(NamedTuple):
     classes: int  # number of exhibits in the database
 
 
-def met_set(root: str) -> MetSet:
+def met_set(root: str, mini: bool = False) -> MetSet:
     """Met (Ypsilantis et al. 2021): images/ and ground_truth/*.json.
+
+    `mini` takes the smaller database of the same release, mini_MET_database.json.
 
     MET_database.json lists {"id", "path"}; testset.json and valset.json list {"path"} and, if the
     query shows an exhibit, "MET_id". Paths begin at images/, or where the archives were unpacked.
     The lists may also lie in `root`.
     Raises SourceError where a file is missing, or a list has another form.
     """
-    train = _met_files(root, "MET_database.json", "id", required=True)
+    train = _met_files(root, f"{'mini_' * mini}MET_database.json", "id", required=True)
     validation = _met_files(root, "valset.json", "MET_id")
     test = _met_files(root, "testset.json", "MET_id")
     return MetSet(train, validation, test, len(np.unique(train.labels)))

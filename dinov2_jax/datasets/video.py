@@ -11,18 +11,18 @@ from dinov2_jax.datasets import files
 log = logging.getLogger("dinov2_jax")
 
 
-def ucf101(root: str, split: str) -> files.Files:
+def ucf101(root: str, split: str, fold: int = 1) -> files.Files:
     """UCF-101: UCF-101/<class>/*.avi, ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt.
 
-    Videos may also lie in `root` directly. `split` is "train" or "test", of the first of three
-    official folds. Raises SourceError where a list, class or video is missing.
+    Videos may also lie in `root` directly. `split` is "train" or "test", `fold` 1, 2 or 3, of the
+    official ways to split. Raises SourceError where a list, class or video is missing.
     """
     check_name("split", split, ("train", "test"))
-    title = f"UCF-101 {split}"
+    title = f"UCF-101 {split}" + f" of fold {fold}" * (fold > 1)
     path = files.find(root, "ucfTrainTestlist/classInd.txt", "classInd.txt", title=title)
     numbers = {name: files.as_number(number, path) for number, name in files.read_rows(path, 2)}
     classes = sorted(numbers, key=lambda name: numbers[name])
-    path = files.require(os.path.dirname(path), f"{split}list01.txt", title=title)
+    path = files.require(os.path.dirname(path), f"{split}list{fold:02d}.txt", title=title)
     # Lists for training add the number of the class.
     names = [line.split()[0] for line in files.read_lines(path)]
     labels = files.class_numbers([name.partition("/")[0] for name in names], classes, path)

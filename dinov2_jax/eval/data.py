@@ -16,6 +16,7 @@ from dinov2_jax.data.sources.source import NoSplitError, Source, SourceError, no
 from dinov2_jax.data.sources.splits import split_folders
 from dinov2_jax.data.sources.views import labelled_records, renumbered, with_label_file
 from dinov2_jax.datasets.imagenet import imagenet, imagenet_tfds
+from dinov2_jax.datasets.large import LARGE_SETS
 from dinov2_jax.datasets.transfer import transfer_set
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.checkpoint import read_config
@@ -94,6 +95,8 @@ def open_published(name: str, path: str, test_labels: str = "") -> Data:
         train, test = imagenet(path, "train"), imagenet(path, "val", val_labels=test_labels)
     elif name == "imagenet_tfds":
         train, test = imagenet_tfds(path, "train"), imagenet_tfds(path, "val")
+    elif name in LARGE_SETS:
+        train, test = (LARGE_SETS[name](path, split) for split in ("train", "val"))
     else:
         train, val, test, metric = transfer_set(name, path)
     splits = {"train": train} | ({"val": val} if val is not None else {}) | {"test": test}

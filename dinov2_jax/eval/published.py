@@ -12,7 +12,14 @@ from dinov2_jax.eval.task import Context, Finding, Metric
 
 
 def paper_value(
-    context: Context, protocol: str, data: str, metric: str, settings: Mapping[str, Any] = {}
+    context: Context,
+    protocol: str,
+    data: str,
+    metric: str,
+    settings: Mapping[str, Any] = {},
+    *,
+    train: int | None = None,
+    test: int | None = None,
 ) -> float | None:
     """The paper's value of a metric, or None.
 
@@ -20,20 +27,34 @@ def paper_value(
       protocol: "knn", "linear", "logreg", "video", "retrieval" or "finetune".
       data: name of the published set, such as "imagenet"; "" for other data.
       settings: what published.json requires beside the protocol's section of the configuration.
+      train, test: numbers of pictures (or videos, queries) that were learned from and judged.
     """
     paper, model, config = _published(), context.backbone.model, context.config
     models, size = list(paper["models"].values()), (model.dim, model.depth)
-    row = paper["rows"].get((protocol, data, metric))
-    if row is None or size not in models or model.patch_size != paper["patch_size"]:
-        return None
-    how, preprocessing = paper["protocols"][protocol], context.backbone.preprocessing
+    preprocessing = context.backbone.preprocessing
     sizes = preprocessing.resize_px, preprocessing.image_px
     if protocol == "logreg":  # it takes the whole square of any picture
         sizes = sizes[1], sizes[1]
+    larger = f"{protocol}_{sizes[1]}"  # the paper's row for this side, where it has one
+    name = larger if larger in paper["protocols"] else protocol
+    row = paper["rows"].get((name, data, metric))
+    if row is None or size not in models or model.patch_size != paper["patch_size"]:
+        return None
+    how = paper["protocols"][name]
     given = {**config[protocol], "max_bad": config.data.max_bad, **settings}
     same = all(given[name] == value for name, value in how["settings"].items())
+    whole = all(map(_is_whole, paper["pictures"][data], (train, test)))
     figures = row[1] if model.registers else row[0]
-    return figures[models.index(size)] if sizes == how["sizes"] and same and figures else None
+    if sizes != how["sizes"] or not same or not whole or not figures:
+        return None
+    return figures[models.index(size)]
+
+
+def _is_whole(official: int | tuple[int, int] | None, count: int | None) -> bool:
+    """Whether a split has its official size, or one in its range; None: the size is not known."""
+    if isinstance(official, tuple):
+        return count is not None and official[0] <= count <= official[1]
+    return official is None or count == official
 
 
 def with_paper(
@@ -42,11 +63,13 @@ def with_paper(
     protocol: str,
     data: str,
     settings: Mapping[str, Any] = {},
+    train: int | None = None,
 ) -> Iterator[Finding]:
     """The same findings, each metric with its `paper_value`."""
     for finding in findings:
         if isinstance(finding, Metric):
-            value = paper_value(context, protocol, data, finding.name, settings)
+            counts = {"train": train, "test": finding.n}
+            value = paper_value(context, protocol, data, finding.name, settings, **counts)
             finding = dataclasses.replace(finding, published=value)
         yield finding
 

@@ -16,6 +16,7 @@ from dinov2_jax.config.checks import (
     Rules,
 )
 from dinov2_jax.data.sources.open import KINDS, LABELS
+from dinov2_jax.datasets.large import LARGE_SETS
 from dinov2_jax.datasets.transfer import TRANSFER_SETS
 from dinov2_jax.heads.grid import RATES
 
@@ -27,7 +28,7 @@ RULES: Rules = DISTRIBUTED | {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "resize_size": _SIDE,
     "image_size": _SIDE,
-    "data.set": ("", "imagenet", "imagenet_tfds", *TRANSFER_SETS),
+    "data.set": ("", "imagenet", "imagenet_tfds", *LARGE_SETS, *TRANSFER_SETS),
     "data.source": ("", *KINDS),
     "data.labels": ("", *LABELS),
     "data.workers": PROCESSES,
@@ -64,8 +65,8 @@ RULES: Rules = DISTRIBUTED | {
     "finetune.lora_alpha": Range(1e-6, 1e6),
     "finetune.seed": SEED,
     "finetune.save_every": COUNT,
-    "retrieval.set": ("", "roxford5k", "rparis6k", "met", "amstertime"),
+    "retrieval.set": ("", "roxford5k", "rparis6k", "met", "mini_met", "amstertime"),
     "retrieval.scales": Range(0.01, 100),
     "retrieval.faiss_recall": SHARE,
-    "video.set": ("", "ucf101", "kinetics400", "ssv2"),
+    "video.set": ("", "ucf101", "ucf101_2", "ucf101_3", "kinetics400", "ssv2"),
 }

@@ -192,3 +192,52 @@ def test_amstertime_pairs_by_name(tmp_path: Path) -> None:
     os.rename(tmp_path / "new", tmp_path / "later")
     with pytest.raises(SourceError, match=r"has no new; unpack AmsterTime\.zip there"):
         amstertime(str(tmp_path / "empty"))
+
+
+# --- wherever the archives were unpacked --------------------------------------------------------
+
+
+def test_pictures_of_oxford_beside_the_ground_truth(tmp_path: Path) -> None:
+    build_revisited(tmp_path / "sets/roxford5k", truth_of())
+    for path in (tmp_path / "sets/roxford5k/jpg").iterdir():
+        path.rename(path.parents[1] / path.name)
+    os.rmdir(tmp_path / "sets/roxford5k/jpg")
+    for root in (tmp_path, tmp_path / "sets", tmp_path / "sets/roxford5k"):
+        found = revisited_set("roxford5k", str(root))
+        assert [red(found.database, row) for row in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("folder", ["paris", "jpg"])
+def test_pictures_of_paris_in_folders_of_landmarks(tmp_path: Path, folder: str) -> None:
+    truth = truth_of(2)
+    truth["imlist"] = ["paris_louvre_000123", "paris_museedorsay_000007"]
+    truth["qimlist"] = ["paris_louvre_000005", "paris_general_000001"]
+    for entry in truth["gnd"]:
+        entry |= {"easy": [1], "hard": [], "junk": []}
+    for number, name in enumerate((*truth["imlist"], *truth["qimlist"])):
+        save(tmp_path / folder / name.split("_")[1] / f"{name}.jpg", number)
+    (tmp_path / "gnd_rparis6k.pkl").write_bytes(pickle.dumps(truth))
+    found = revisited_set("rparis6k", str(tmp_path))
+    assert [red(found.database, row) for row in range(2)] == [0, 1]
+    assert len(found.queries) == 2 and found.queries[0].shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("images", ["images", "."])
+def test_met_and_its_small_database_from_the_folders_above(tmp_path: Path, images: str) -> None:
+    home = tmp_path / "sets/met"
+    home.mkdir(parents=True)
+    build_met(home)
+    for path in list((home / "images").iterdir()):
+        path.rename(home / images / path.name)
+    for root in (tmp_path, home, home / "ground_truth"):
+        assert len(met_set(str(root)).database) == 4
+        small = met_set(str(root), mini=True)
+        assert (small.classes, small.database.labels.tolist()) == (1, [7])
+        assert len(small.test) == 3
+
+
+def test_amstertime_from_the_folder_above(tmp_path: Path) -> None:
+    for side in ("new", "old"):
+        save(tmp_path / f"AmsterTime-1.0/AmsterTime-1.0/{side}/0001.jpg", 5)
+        (tmp_path / f"AmsterTime-1.0/AmsterTime-1.0/{side}/checksums").touch()
+    assert len(amstertime(str(tmp_path)).new) == 1

@@ -67,12 +67,35 @@ def test_ucf101_of_other_classes_is_told(tmp_path: Path) -> None:
         ucf101(str(tmp_path), "train")
 
 
+def test_the_other_folds_of_ucf101(tmp_path: Path) -> None:
+    build_ucf(tmp_path)
+    lists = tmp_path / "ucfTrainTestlist"
+    for fold in (2, 3):
+        write(lists / f"trainlist0{fold}.txt", *(lists / "testlist01.txt").read_text().split())
+        write(lists / f"testlist0{fold}.txt", *(lists / "testlist01.txt").read_text().split()[:-1])
+        with pytest.raises(SourceError, match=f"of fold {fold}: 1 of 10 classes have no file"):
+            ucf101(str(tmp_path), "test", fold=fold)
+        names = (lists / "trainlist01.txt").read_text().split()[::2]
+        write(lists / f"testlist0{fold}.txt", *names)
+        train, test = (ucf101(str(tmp_path), split, fold=fold) for split in ("train", "test"))
+        assert train.labels.tolist() == list(range(10))[::-1]
+        assert test.labels.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("named", ["sets", "sets/UCF101", "sets/UCF101/ucfTrainTestlist"])
+@pytest.mark.parametrize("videos", ["UCF-101", "UCF-101/UCF-101"])
+def test_ucf101_from_the_folders_above_and_within(tmp_path: Path, named: str, videos: str) -> None:
+    build_ucf(tmp_path / "sets/UCF101", videos)
+    assert len(ucf101(str(tmp_path / named), "train")) == 10
+
+
 # --- Kinetics ---------------------------------------------------------------------------------
 
 VIDEOS = [("abseiling", "-3B32lodo2M", 59), ("air drumming", "a_b", 1), ("abseiling", "x1", 120)]
 
 
 def build_kinetics(root: Path, folders: str, split: str = "train") -> None:
+    root.mkdir(parents=True, exist_ok=True)
     with open(root / "train.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
@@ -187,3 +210,19 @@ def test_ssv2_tells_what_is_wrong(tmp_path: Path) -> None:
         ssv2(str(tmp_path), "train")
     with pytest.raises(SourceError, match="split='test' is none of"):
         ssv2(str(tmp_path), "test")
+
+
+@pytest.mark.parametrize("named", ["", "sets", "sets/k400", "sets/k400/annotations"])
+def test_kinetics_from_the_folders_above_and_within(tmp_path: Path, named: str) -> None:
+    build_kinetics(tmp_path / "sets/k400", "blanks")
+    (tmp_path / "sets/k400/annotations").mkdir()
+    os.rename(tmp_path / "sets/k400/train.csv", tmp_path / "sets/k400/annotations/train.csv")
+    assert len(kinetics(str(tmp_path / named), "train")) == 3
+
+
+@pytest.mark.parametrize("named", ["", "sets", "sets/ssv2", "sets/ssv2/labels"])
+@pytest.mark.parametrize("videos", ["20bn-something-something-v2", "."])
+def test_ssv2_from_the_folders_above_and_within(tmp_path: Path, named: str, videos: str) -> None:
+    (tmp_path / "sets/ssv2").mkdir(parents=True)
+    build_ssv2(tmp_path / "sets/ssv2", "", "labels", videos)
+    assert len(ssv2(str(tmp_path / named), "train")) == 2

@@ -419,17 +419,25 @@ def test_headers_are_read_only_where_features_are_missing(weights, data, tmp_pat
 
 
 # ---------------------------------------------------------------------------------------- the paper
-def paper(monkeypatch, protocol, metric, data="imagenet", sizes=(256, 224), **settings):
+WHOLE = {"imagenet": (1_281_167, 50_000), "food101": (75_750, 25_250)}
+
+
+def paper(
+    monkeypatch, protocol, metric, data="imagenet", sizes=(256, 224), counts=(), dim=384, **settings
+):
     import dataclasses
 
     from dinov2_jax.eval.task import Context
 
     found = backbone()
     how = dataclasses.replace(found.preprocessing, resize_px=sizes[0], image_px=sizes[1])
-    model = found.model.clone(dim=384, depth=12, heads=6, patch_size=14, registers=0)
+    depth = {384: 12, 1536: 40}[dim]
+    model = found.model.clone(dim=dim, depth=depth, heads=6, patch_size=14, registers=0)
     found = dataclasses.replace(found, model=model, preprocessing=how)
     context = Context(found, eval_config.get_config(), None)
-    return published.paper_value(context, protocol, data, metric, settings)
+    train, test = counts or WHOLE.get(data, (None, None))
+    counts = {"train": train, "test": test}
+    return published.paper_value(context, protocol, data, metric, settings, **counts)
 
 
 def test_the_papers_figure_needs_the_papers_settings(monkeypatch):
@@ -447,10 +455,27 @@ def test_the_papers_figure_needs_the_papers_settings(monkeypatch):
     assert paper(monkeypatch, "linear", "top-1", sizes=(224, 224), **linear) is None
     assert paper(monkeypatch, "linear", "top-5", **linear) is None
     assert paper(monkeypatch, "linear", "top-1", data="", **linear) is None
+    for counts in ((1_281_167, 49_999), (128_116, 50_000), (36, 9), (None, None)):
+        assert paper(monkeypatch, "linear", "top-1", counts=counts, **linear) is None
+    larger = linear | {"sizes": (512, 448)}
+    assert paper(monkeypatch, "linear", "top-1", dim=1536, **larger) == 86.7
+    assert paper(monkeypatch, "linear", "top-1", dim=384, **larger) is None
+    fine = {"counts": (437_513, 24_426), "data": "inaturalist2018"}
+    assert paper(monkeypatch, "linear", "top-1", **fine, **linear) == 69.0
     logreg = {"log10_c": (-6.0, 5.0), "count": 45, "max_bad": 0}
     assert paper(monkeypatch, "logreg", "top-1", data="food101", **logreg) == 89.1
     narrow = logreg | {"log10_c": (-1.0, 5.0)}
     assert paper(monkeypatch, "logreg", "top-1", data="food101", **narrow) is None
+    assert paper(monkeypatch, "logreg", "top-1", data="food101", counts=(30, 12), **logreg) is None
+    knn = {"temperature": 0.07, "leave_one_out": False, "max_bad": 0}
+    assert paper(monkeypatch, "knn", "top-1", **knn) == 79.0
+    assert paper(monkeypatch, "knn", "top-1", **knn | {"temperature": 5.0}) is None
+
+
+def test_every_published_figure_has_its_set_and_protocol():
+    stored = published._published()
+    for protocol, data, _ in stored["rows"]:
+        assert protocol in stored["protocols"] and data in stored["pictures"]
 
 
 # ----------------------------------------------------------------------------------------- the page

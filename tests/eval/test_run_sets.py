@@ -348,6 +348,12 @@ def test_videos_by_the_mean_of_their_frames(weights, tmp_path):
     assert found["notes"]["videos"] == {"train": 12, "test": 6}
 
 
+def test_videos_without_a_classifier_to_train_are_refused(weights, tmp_path):
+    settings = {"video.set": "ucf101", "video.path": str(tmp_path), "linear.blocks": ()}
+    with pytest.raises(ConfigError, match=r"config\.linear\.blocks is \(\)"):
+        evaluate(ask(weights, ("video",), **settings), str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, rank):
     settings = {

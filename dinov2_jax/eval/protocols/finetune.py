@@ -76,7 +76,8 @@ def _judge(context: Context, found: Finetuned) -> Iterator[Finding]:
         **context.reading,
     )
     metrics = accuracies(logits, test.labels[rows])
-    yield from with_paper(context, metrics, "finetune", context.data.published)
+    learned = len(context.data.splits["train"])
+    yield from with_paper(context, metrics, "finetune", context.data.published, train=learned)
     yield {"unreadable": len(test) - len(rows)}
 
 

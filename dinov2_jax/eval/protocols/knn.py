@@ -36,7 +36,7 @@ def open(context: Context) -> list[Task]:
                 yield Metric(f"{read_as}, k={k}", measured[name], n=len(test.labels))
         top1 = [(float(k), values["top1"]) for k, values in sorted(found.items())]
         yield Curve("k-NN, top-1", "k", {"": top1}, log_x=True)
-        yield _notes(context, len(train.labels))
+        yield _notes(context, len(train.labels), len(test.labels))
 
     sources = {split: data.splits[split] for split in splits}
     return [Task(data.name, tuple(needs.values()), context.settings("knn", **sources), run)]
@@ -73,13 +73,14 @@ def _judge(context: Context, train: Labelled, test: Labelled) -> Accuracies:
         return knn_accuracy(*bank, test.cls[-1], test.labels, **how)
 
 
-def _notes(context: Context, bank: int) -> dict[str, object]:
+def _notes(context: Context, bank: int, queries: int) -> dict[str, object]:
     settings = context.config.knn
     notes: dict[str, object] = {
         "temperature": settings.temperature,
         "ks_beyond_bank": [k for k in settings.ks if k > bank],
         "queries": "train, each without itself" if settings.leave_one_out else "test",
     }
-    paper = paper_value(context, "knn", context.data.published, "top-1")
+    name, counts = context.data.published, {"train": bank, "test": queries}
+    paper = paper_value(context, "knn", name, "top-1", **counts)
     # The paper names no k, so its figure stands beside none of ours.
     return notes if paper is None else notes | {"paper's top-1, which names no k": paper}

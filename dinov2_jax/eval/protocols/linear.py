@@ -76,7 +76,8 @@ def _trained(context: Context, on_pictures: bool) -> Task:
         head = choose(heads, work.features(val), data.class_names, identity, work.folder)
         metrics = judge(head, work.features(test), data.chosen_on)
         how = {"on_pictures": on_pictures}
-        yield from with_paper(context, metrics, "linear", data.published, how)
+        learned = len(data.splits["train"])
+        yield from with_paper(context, metrics, "linear", data.published, how, train=learned)
         trained_on = "random resized crops and flips" if on_pictures else "whole pictures, stored"
         yield {"chosen_on": data.chosen_on, "trained_on": trained_on}
         yield from rivals(head, probe.grid, "Linear classifiers")

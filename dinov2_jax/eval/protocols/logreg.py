@@ -52,11 +52,12 @@ def task_of(context: Context, data: Data, prefix: str = "") -> Task:
         reported = "mAP" if data.metric == "map11" else data.metric
         report = _fit(context, splits, len(data.class_names), reported)
         chosen_on, n = "val" if "val" in splits else "10 % of train", len(splits["test"].labels)
+        learned = len(splits["train"].labels)
         metrics = (
             Metric(_READ_AS[key], report.results[key], n=n, chosen_on=chosen_on)
             for key in sorted(report.results, key=lambda key: key != reported)
         )
-        yield from with_paper(context, metrics, "logreg", data.published)
+        yield from with_paper(context, metrics, "logreg", data.published, train=learned)
         yield from _trials(report, _READ_AS[reported], data.name, chosen_on)
 
     settings = context.settings("logreg", **data.splits) | {"metric": data.metric}

@@ -150,4 +150,5 @@ _SETS = {
     for name in sets.REVISITED
 }
 _SETS["met"] = _Set(sets.met_set, ("database", "val", "test"), _met)
+_SETS["mini_met"] = _SETS["met"]._replace(open=functools.partial(sets.met_set, mini=True))
 _SETS["amstertime"] = _Set(sets.amstertime, ("new", "old"), _amstertime)

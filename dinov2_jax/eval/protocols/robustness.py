@@ -68,7 +68,8 @@ def _task(context: Context, name: str, path: str, wanted: Wanted, given: str) ->
         # The paper's figure stands beside a classifier that was trained as the paper's.
         data = name if context.data.published == "imagenet" else ""
         how = {"on_pictures": next(iter(work.before), "") == "linear"}
-        yield from with_paper(context, findings, "linear", data, how)
+        learned = len(context.data.splits["train"])
+        yield from with_paper(context, findings, "linear", data, how, train=learned)
         yield {"classifier": head.name, "trained_by": trained_by}
 
     settings = context.settings(**{part.title: part.pictures for part in parts})

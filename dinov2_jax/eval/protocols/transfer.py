@@ -35,15 +35,19 @@ def open(context: Context) -> list[Task]:
     sets = (open_published(name, path) for name, path in present.items())
     tasks = [logreg.task_of(context, data, f"{data.name}-") for data in sets]
     if len(tasks) == len(TRANSFER_SETS):
-        tasks.append(_average(context, {task.data: task.settings for task in tasks}))
+        judged = sum(len(need.source) for task in tasks for need in task.needs[-1:])
+        tasks.append(_average(context, {task.data: task.settings for task in tasks}, judged))
     return tasks
 
 
-def _average(context: Context, settings: Mapping[str, object]) -> Task:
-    """The mean of the sets' metrics, which the runner hands over when they are known."""
+def _average(context: Context, settings: Mapping[str, object], pictures: int) -> Task:
+    """The mean of the sets' metrics, which the runner hands over when they are known.
+
+    `pictures` are those of all test splits.
+    """
 
     def run(work: Work) -> Iterator[Finding]:
         mean = float(np.mean([work.earlier[name] for name in TRANSFER_SETS]))
-        yield from with_paper(context, [Metric("average", mean)], "logreg", AVERAGE)
+        yield from with_paper(context, [Metric("average", mean, n=pictures)], "logreg", AVERAGE)
 
     return Task(AVERAGE, (), {"sets": settings}, run)

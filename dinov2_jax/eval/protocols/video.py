@@ -1,5 +1,6 @@
 """Video classification: a linear probe on the features of eight frames (paper section 7.2)."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ class _Set(NamedTuple):
 
 _SETS = {
     "ucf101": _Set(ucf101, "test", "mean"),
+    "ucf101_2": _Set(functools.partial(ucf101, fold=2), "test", "mean"),
+    "ucf101_3": _Set(functools.partial(ucf101, fold=3), "test", "mean"),
     "kinetics400": _Set(kinetics, "val", "mean"),
     "ssv2": _Set(ssv2, "validation", "concat"),
 }
@@ -65,7 +68,7 @@ def open(context: Context) -> list[Task]:
         identity = context.identity(sources["train"])
         head = choose(heads, test, names, identity, work.folder)
         metrics, how = judge(head, test, "test"), dict(context.config.linear)
-        yield from with_paper(context, metrics, "video", name, how)
+        yield from with_paper(context, metrics, "video", name, how, train=len(train.labels))
         counts = {"train": len(train.labels), "test": len(test.labels)}
         yield {"frames": FRAMES, "pooling": which.pooling, "videos": counts, "chosen_on": "test"}
         yield from rivals(head, probe.grid, f"Linear classifiers on {name}")
