@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +25,12 @@ class Preprocessing:
         if not known or len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise ValueError(f"mean={self.mean} and std={self.std} do not normalise a picture")
 
-    @classmethod
-    def from_huggingface(cls, stored: Mapping[str, Any]) -> "Preprocessing":
-        """From the content of preprocessor_config.json; {} is the reference's evaluation."""
-        size, crop = stored.get("size", {}), stored.get("crop_size", {})
-        return cls(
-            size.get("shortest_edge", cls.resize_px),
-            crop.get("height", cls.image_px),
-            tuple(stored.get("image_mean", cls.mean)),
-            tuple(stored.get("image_std", cls.std)),
-        )
-
     def to_huggingface(self) -> dict[str, object]:
         """The content of preprocessor_config.json, as transformers reads it."""
         return {
             "crop_size": {"height": self.image_px, "width": self.image_px},
             "do_center_crop": True,
-            "do_convert_rgb": True,
+            "do_convert_rgb": len(self.mean) == 3,
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,

@@ -29,6 +29,8 @@ def vision_transformer(tensors: Flat, heads: int | None, dtype: Any) -> VisionTr
       WeightsError: a tensor that all ViTs have is missing, or no known ViT has these shapes.
     """
     dim = _shape(tensors, "cls_token")[-1]
+    if heads and dim % heads:
+        raise WeightsError(f"a width of {dim} cannot be split into {heads} attention heads")
     patch_size = _shape(tensors, "patch_embed.proj.weight")[-1]
     rows = _shape(tensors, "pos_embed")[1]
     side = math.isqrt(rows - 1)
@@ -75,7 +77,10 @@ def expected_shapes(model: VisionTransformer, channels: int) -> Any:
 
 def _shape(tensors: Flat, name: str) -> tuple[int, ...]:
     if name not in tensors:
-        raise WeightsError(f"tensor {name!r} is missing, so these are not a whole backbone")
+        raise WeightsError(
+            f"tensor {name!r} is missing, so these are not a whole backbone; they hold "
+            f"{', '.join(list(tensors)[:5])}, ..."
+        )
     return tensors[name].shape
 
 

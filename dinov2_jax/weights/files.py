@@ -7,7 +7,7 @@ optional extra) and is read with `weights_only`, which refuses pickles that woul
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Tensors:
     # config.json of a directory, the metadata of a safetensors file, the JSON file beside a .pth.
     settings: Mapping[str, Any]
     path: Path
+    folder: Path | None = None  # that of save_pretrained, where further settings may lie
 
 
 def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
@@ -80,6 +81,14 @@ def read_tensors(path: str | Path, which: str = "teacher") -> Tensors:
         raise WeightsError(
             f"no weights at {path}; give a file, a directory, or a name of list_models()"
         )
+    stored = _read_file(path, which)
+    if path.name in {single for _, single in _MODEL_FILES} and EXPORTED not in stored.settings:
+        config = read_settings(path.parent / "config.json")
+        return dataclasses.replace(stored, settings=config, folder=path.parent)
+    return stored
+
+
+def _read_file(path: Path, which: str) -> Tensors:
     if path.suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)
         return Tensors(tensors, metadata, path)
@@ -100,8 +109,10 @@ def _read_directory(folder: Path, which: str) -> Tensors:
             continue
         tensors: dict[str, np.ndarray] = {}
         for name in files:
-            tensors |= read_tensors(folder / name, which).tensors
-        return Tensors(tensors, read_settings(folder / "config.json"), folder)
+            if not (folder / name).is_file():
+                raise WeightsError(f"{folder / name} is missing; download the directory again")
+            tensors |= _read_file(folder / name, which).tensors
+        return Tensors(tensors, read_settings(folder / "config.json"), folder, folder)
     wanted = " or ".join(single for _, single in _MODEL_FILES)
     raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files")
 
@@ -125,6 +136,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise WeightsError(f"{path} holds no JSON object; download it again")
     return stored
+
+
+def is_allowed(name: str, allow: Sequence[str]) -> bool:
+    """Whether `allow` has this name or a module that holds it, such as "neck" for "neck.bias"."""
+    parents = (entry.rstrip("*.") for entry in allow)
+    return any(name == entry or name.startswith(f"{entry}.") for entry in parents if entry)
+
+
+def permission(allow: Sequence[str], names: Sequence[str]) -> str:
+    """What to add to a command or a call, so that `names` are allowed too."""
+    wanted = [*filter(None, allow), *names]
+    return f"--config.allow={','.join(wanted)}, or in Python load(..., allow={wanted})"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

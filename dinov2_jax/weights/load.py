@@ -26,15 +26,23 @@ from dinov2_jax.weights.files import (
     Tensors,
     WeightsError,
     blamed_on,
-    read_settings,
+    is_allowed,
+    permission,
     read_tensors,
 )
 from dinov2_jax.weights.heads import read_heads, released_head
 from dinov2_jax.weights.hub import RELEASED, find, released_name
 from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
+from dinov2_jax.weights.settings import check_config, heads_of, stored_preprocessing
 
 # Prefixes of the modules that training programs wrap around a model.
 _WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
+
+
+# Modules of a backbone, of which no more than single tensors may be left over.
+_PARTS = ("blocks", "norm", "patch_embed")
+# Kinds of numbers that `allow` may name; they become float32.
+_PRECISIONS = ("float16", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +133,9 @@ def _from_tensors(
     parts = _split_modules({rename(name, _WRAPPERS): x for name, x in stored.tensors.items()})
     layout = layout_of(set(parts["backbone"]))
     backbone, notes = to_reference_names(parts.pop("backbone"), layout)
-    backbone, more = _full_precision(backbone, allow, source)
-    heads = stored.settings.get("num_attention_heads") or heads
-    model = vision_transformer(backbone, heads, dtype)
     known = _without_left_over(backbone, allow, source)
+    known, more = _full_precision(known, allow, source)
+    model = vision_transformer(known, heads_of(stored.settings) or heads, dtype)
     if "mask_token" in allow:
         known.setdefault("mask_token", np.zeros((1, model.dim), np.float32))
     try:
@@ -142,12 +149,14 @@ def _from_tensors(
         classifier = parts.pop("classifier")
         own_heads["classifier"] = released_head(classifier, model.dim, source, stored.settings)
     own_heads |= {name: from_reference(head) for name, head in parts.items()}
-    settings = read_settings(stored.path / "preprocessor_config.json")
-    preprocessing = Preprocessing.from_huggingface(settings)
+    channels = in_channels(params, model.patch_size)
+    notes += [*more, *check_config(stored.settings, model, channels, allow, source)]
     if exported:
-        preprocessing = Preprocessing(**tuples(exported["preprocessing"]))
-    report = (*report, *notes, *more)
-    return Backbone(model, params, preprocessing, own_heads, source, layout, report)
+        expected = Preprocessing(**tuples(exported["preprocessing"]))
+    else:
+        expected, more = stored_preprocessing(stored.folder, stored.settings, channels, allow)
+        notes += more
+    return Backbone(model, params, expected, own_heads, source, layout, (*report, *notes))
 
 
 def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -164,11 +173,11 @@ def _without_left_over(
     tensors: Mapping[str, np.ndarray], allow: tuple[str, ...], source: str
 ) -> dict[str, np.ndarray]:
     unknown = unknown_names(tensors)
-    left_over = [name for name in unknown if name not in allow]
+    left_over = [name for name in unknown if not is_allowed(name, allow)]
     if left_over:
         raise WeightsError(
             f"{source} holds {len(left_over)} tensors that have no place in a DINOv2 backbone: "
-            f"{_some(left_over)}; if they are not needed: load(..., allow=[...])"
+            f"{_some(left_over)}; if they are not needed: {permission(allow, _modules(left_over))}"
         )
     return {name: x for name, x in tensors.items() if name not in unknown}
 
@@ -177,11 +186,17 @@ def _full_precision(
     tensors: Mapping[str, np.ndarray], allow: tuple[str, ...], source: str
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     kinds = sorted({x.dtype.name for x in tensors.values()} - {"float32"})
+    broken = [kind for kind in kinds if kind not in _PRECISIONS]
+    if broken:
+        raise WeightsError(
+            f"{source} holds {', '.join(broken)} instead of float32, as quantised weights do; take "
+            "the weights from before that"
+        )
     refused = [kind for kind in kinds if kind not in allow]
     if refused:
         raise WeightsError(
             f"{source} holds {', '.join(refused)} and not float32, so its features would differ "
-            f"from the released ones; to load them as they are: load(..., allow={refused})"
+            f"from the released ones; to load them as they are: {permission(allow, refused)}"
         )
     notes = [f"stored as {', '.join(kinds)}: widened to float32"] if kinds else []
     return {name: np.asarray(x, np.float32) for name, x in tensors.items()}, notes
@@ -208,6 +223,12 @@ def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> t
             )
     weights = sum(x.size for x in have.values())
     return (f"{len(want)} of {len(want)} tensors, {weights:,} weights from {source} ({kind})",)
+
+
+def _modules(names: Sequence[str]) -> list[str]:
+    """The modules that hold these tensors; a tensor by its own name where a module is needed."""
+    outer = {name: name.split(".")[0] for name in names}
+    return sorted({name if module in _PARTS else module for name, module in outer.items()})
 
 
 def _some(names: Sequence[str]) -> str:
