@@ -14,12 +14,14 @@ from dinov2_jax.data.fingerprint import describe
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import NoSplitError, Source, SourceError, notes_of
 from dinov2_jax.data.sources.splits import split_folders
+from dinov2_jax.data.sources.tfds import UNREAD
 from dinov2_jax.data.sources.views import labelled_records, renumbered, with_label_file
 from dinov2_jax.datasets.imagenet import imagenet, imagenet_tfds
 from dinov2_jax.datasets.large import LARGE_SETS
 from dinov2_jax.datasets.transfer import transfer_set
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.checkpoint import read_config
+from dinov2_jax.run.labels import keep_labels, recall_labels
 from dinov2_jax.weights.load import Backbone
 
 _SPLITS = ("train", "val", "test")
@@ -59,18 +61,43 @@ def stored_settings(backbone: Backbone) -> dict[str, Any]:
     return {**stored["data"], **stored["eval"]}
 
 
-def open_data(config: ConfigDict, stored: Mapping[str, Any]) -> Data:
+def open_data(config: ConfigDict, stored: Mapping[str, Any], folder: Path) -> Data:
     """Opens all splits and checks labels and classes.
 
     Args:
       config: `config.data` of configs/eval/default.py.
       stored: what fills its empty fields, see `stored_settings`.
+      folder: keeps labels that cost the read of a record, for later evaluations.
 
     Raises:
       ConfigError: no data, or no labels.
       SourceError, FileNotFoundError: in one sentence, before anything is computed.
     """
-    return _open_set(config) if config.set else _open_source(_settings(config, stored))
+    if not config.set:
+        return _open_source(_settings(config, stored), folder)
+    data = _open_set(config)
+    for source in data.splits.values():
+        _read_labels(source, folder)
+    return data
+
+
+def _read_labels(source: Source, folder: Path) -> None:
+    """Reads labels that cost the read of a record, once for all evaluations of this folder."""
+    known = getattr(source, "known_labels", None)
+    if known is None:
+        return
+    recall_labels(source, folder)
+    unread = int((source.known_labels == UNREAD).sum())
+    if not unread:
+        return
+    if is_main():
+        where = source.name(0).removesuffix("[0]")
+        print(f"reading the labels of {unread:,} records of {where}, once", flush=True)
+    lost = 0 if source.labels is None else int((source.labels < 0).sum())
+    if is_main():
+        if lost:
+            print(f"note: {lost:,} records are damaged and left out", flush=True)
+        keep_labels(source, folder)
 
 
 def _open_set(config: ConfigDict) -> Data:
@@ -105,14 +132,14 @@ def open_published(name: str, path: str, test_labels: str = "") -> Data:
     return Data(splits, class_names, name, published=name, metric=metric)
 
 
-def _open_source(data: Mapping[str, Any]) -> Data:
+def _open_source(data: Mapping[str, Any], folder: Path) -> Data:
     splits: dict[str, Source] = {}
     class_names: tuple[str, ...] | None = None
     data = {**data, "val_split": data["val_split"] or _val_folder(data)}
     for split in _SPLITS:
         if split == "val" and not (data["val_split"] or data["val_path"] or data["val_labels"]):
             continue
-        source = _labelled(data, split, class_names)
+        source = _labelled(data, split, class_names, folder)
         class_names = class_names or source.class_names
         splits[split] = _in_classes_of(splits["train"], source, split) if splits else source
     path = data["path"] or data["train_path"]
@@ -157,7 +184,9 @@ def _settings(config: ConfigDict, stored: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | run | given
 
 
-def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None) -> Source:
+def _labelled(
+    data: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None, folder: Path
+) -> Source:
     file = data[f"{name}_labels"]
     try:
         source = open_source(
@@ -169,7 +198,9 @@ def _labelled(data: Mapping[str, Any], name: str, class_names: tuple[str, ...] |
         )
     except NoSplitError as error:
         raise SourceError(f"{error}: --config.data.{name}_path=...") from error
-    if file:
+    if not file:
+        _read_labels(source, folder)
+    else:
         source = with_label_file(source, file, class_names)
     if source.labels is None:
         raise ConfigError(

@@ -162,7 +162,8 @@ class Context:
     def data(self) -> Data:
         """The labelled splits of `config.data`, opened when a protocol first reads them."""
         with main_first():
-            return open_data(self.config.data, stored_settings(self.backbone))
+            stored = stored_settings(self.backbone)
+            return open_data(self.config.data, stored, self.cache.folder)
 
     def need(self, split: str, wanted: Wanted | None) -> Need:
         """The pictures of one split of `data`."""

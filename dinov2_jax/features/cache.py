@@ -87,11 +87,12 @@ class FeatureCache:
       config: batch_size, compute_dtype and data of configs/eval/default.py.
 
     Attributes:
+      folder: where stored features lie.
       weights: fingerprint of the backbone.
     """
 
     def __init__(self, folder: Path, backbone: Backbone, config: ConfigDict) -> None:
-        self._folder, self._backbone, self._config = folder, backbone, config
+        self.folder, self._backbone, self._config = folder, backbone, config
         self.weights = weights_fingerprint(backbone)
         self._dtype = jnp.dtype(compute_dtype(config.compute_dtype)).name
 
@@ -169,7 +170,7 @@ class FeatureCache:
 
     def _stored(self, source: Source, title: str, request: Request) -> tuple[Path, str | None]:
         """Where features lie, and the name of a finished folder there with all these columns."""
-        home = self._folder / f"{title}-{self._key(source, request)}"
+        home = self.folder / f"{title}-{self._key(source, request)}"
         names = {name for name, *_ in request.columns}
         for manifest in sorted(home.glob("*/manifest.json")):
             stored = json.loads(manifest.read_text(encoding="utf-8"))

@@ -85,7 +85,7 @@ def _train(config: ConfigDict, folder: Path, notes: list[str]) -> None:
 def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: int) -> Any:
     """Steps `start` + 1 to `total_steps`; returns the last state."""
     mesh, (loader, _, bad, out, stop) = jax.sharding.get_mesh(), opened
-    probe, which_probe = make_probe(config, run.objective.teacher.backbone)
+    probe, which_probe = make_probe(config, run.objective.teacher.backbone, out.folder)
     out.message(which_probe)
     health = HealthMonitor(config.dino.head_prototypes)
     nonfinite = NonFiniteWatch(out.folder, name=own_name())

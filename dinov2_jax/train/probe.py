@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import own_mesh
+from dinov2_jax.parallel.processes import is_main
+from dinov2_jax.run.labels import keep_labels, recall_labels
 from dinov2_jax.weights.load import Backbone
 
 
@@ -34,10 +37,16 @@ class Probe:
     """
 
     def __init__(
-        self, config: ConfigDict, model: VisionTransformer, bank: Source, query: Source
+        self,
+        config: ConfigDict,
+        model: VisionTransformer,
+        bank: Source,
+        query: Source,
+        folder: Path | None = None,
     ) -> None:
         self._config, self._model = config, model
-        self._splits = [_Split(source, config.eval.max_pictures) for source in (bank, query)]
+        most = config.eval.max_pictures
+        self._splits = [_Split(source, most, folder) for source in (bank, query)]
         bank_size, query_size = (len(split.rows) for split in self._splits)
         self.description = (
             f"k-NN every {config.eval.every_steps:,} steps: {query_size:,} pictures of "
@@ -98,12 +107,12 @@ class Probe:
 class _Split:
     """The labelled pictures of a source, or `most` of them spread over all (0: no limit).
 
-    Where each label costs the read of a record, the rows are chosen first, and labels are read for
-    them alone.
+    Where each label costs the read of a record, the rows are chosen first, labels are read for them
+    alone, and kept in the folder of the run for its next start.
     """
 
-    def __init__(self, source: Source, most: int) -> None:
-        self.source = source
+    def __init__(self, source: Source, most: int, folder: Path | None = None) -> None:
+        self.source, self._folder = source, folder
         known = np.arange(len(source))
         if not hasattr(source, "labels_of"):
             known = np.flatnonzero(_labels_of(source, known) >= 0)
@@ -112,7 +121,11 @@ class _Split:
     @functools.cached_property
     def labelled(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows with a known label, and these labels; read once."""
+        if self._folder is not None:
+            recall_labels(self.source, self._folder)
         labels = _labels_of(self.source, self.rows)
+        if self._folder is not None and is_main():
+            keep_labels(self.source, self._folder)
         return self.rows[labels >= 0], labels[labels >= 0]
 
 
@@ -124,7 +137,10 @@ def _labels_of(source: Source, rows: np.ndarray) -> np.ndarray:
     share = -(-len(rows) // jax.process_count())
     own = source.labels_of(rows[jax.process_index() * share :][:share])
     padded = np.pad(own.astype(np.int32), (0, share - len(own)))
-    return np.asarray(multihost_utils.process_allgather(padded)).reshape(-1)[: len(rows)]
+    found = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1)[: len(rows)]
+    if getattr(source, "known_labels", None) is not None:
+        source.known_labels[rows] = found
+    return found
 
 
 def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
@@ -158,8 +174,13 @@ def linear_top1(
     return max(accuracies(heads, [query[0]], asked).values())
 
 
-def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | None, str]:
+def make_probe(
+    config: ConfigDict, model: VisionTransformer, folder: Path | None = None
+) -> tuple[Probe | None, str]:
     """A probe on the splits that `config.eval` names, or None; and a sentence on which and why.
+
+    Args:
+      folder: of the run, where labels that cost the read of a record are kept.
 
     Raises:
       SourceError: when labels were asked for (eval.labels="folders") and cannot be had.
@@ -177,7 +198,7 @@ def make_probe(config: ConfigDict, model: VisionTransformer) -> tuple[Probe | No
         if settings.labels == "auto":
             return None, f"no k-NN: {error}"
         raise
-    probe = Probe(config, model, bank, query)
+    probe = Probe(config, model, bank, query, folder)
     return probe, probe.description
 
 

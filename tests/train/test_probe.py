@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.tfds import Tfds
 from dinov2_jax.features import extractor as extractor_module
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.train import probe as probe_module
 from dinov2_jax.train.probe import linear_top1, make_probe
 from dinov2_jax.train.setup import make_networks
+from tests.data.sources.tiny_tfds import prepare_tfds
 from tests.train.tiny import tiny_config
 
 
@@ -119,6 +121,22 @@ def test_labels_of_the_chosen_records_alone_are_read(tmp_path, monkeypatch):
     assert 0 <= found["knn_top1"] <= 100
     rows, labels = probe._splits[0].labelled
     assert len(rows) == len(labels) == 19 and 0 not in rows
+
+
+def test_labels_are_kept_in_the_run_for_its_next_start(tmp_path, monkeypatch):
+    rows, read = [], Tfds._read_labels
+    monkeypatch.setattr(Tfds, "_read_labels", lambda s, r: (rows.extend(r), read(s, r))[1])
+    path = str(prepare_tfds(tmp_path))
+    config = tiny_config(**{"data.source": "tfds", "data.path": path, "eval.test_split": "test"})
+    model, asked = make_networks(config, drop_path=False).backbone, []
+    for _ in range(2):
+        rows.clear()
+        probe, why = make_probe(config, model, tmp_path / "run")
+        assert "2 pictures of test among 6 of train" in why
+        rows.clear()  # some are read to see whether there are labels
+        found = [split.labelled[1].tolist() for split in probe._splits]
+        asked.append((len(rows), found))
+    assert asked[1] == (0, asked[0][1]) and len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_devices_share_the_pictures(tmp_path, monkeypatch):

@@ -98,5 +98,11 @@ def read_record(records: Any, index: int) -> Any:
 
 
 def short_message(error: Exception) -> str:
-    """The first line of an error, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error, up to where it says something; its type where it is silent."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    for line in lines[1:]:
+        if not text.endswith(":"):
+            break
+        text = f"{text} {line.removeprefix('* ')}"
+    return text.rstrip(".:")
