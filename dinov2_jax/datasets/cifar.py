@@ -45,6 +45,7 @@ def cifar10(root: str) -> tuple[Cifar, None, Cifar]:
     picture.
     """
     title, train = "CIFAR-10", [f"data_batch_{number}" for number in range(1, 6)]
+    _refuse_matlab(root, "batches.meta.mat", title)
     meta = files.find(root, "batches.meta", "batches.meta.txt", title=title)
     return _open(meta, train, "test_batch", title)
 
@@ -55,9 +56,19 @@ def cifar100(root: str) -> tuple[Cifar, None, Cifar]:
     Raises SourceError as `cifar10`.
     """
     title, names = "CIFAR-100", "fine_label_names.txt"
+    _refuse_matlab(root, "meta.mat", title)
     whole = ("cifar-100-python/meta", f"cifar-100-binary/{names}")
     meta = files.find(root, *whole, names, "meta", title=title)
     return _open(meta, ["train"], "test", title)
+
+
+def _refuse_matlab(root: str, meta: str, title: str) -> None:
+    path = files.seek(root, meta, title=title)
+    others = ("batches.meta", "batches.meta.txt", "cifar-100-python", "cifar-100-binary")
+    if path and not files.seek(root, *others, title=title):
+        raise SourceError(
+            f"{title}: {path} is of the MATLAB version; download the Python or the binary version"
+        )
 
 
 def _open(meta: str, train: Sequence[str], test: str, title: str) -> tuple[Cifar, None, Cifar]:

@@ -9,17 +9,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import NamedFiles
+from dinov2_jax.data.sources.files import STRAY_FOLDERS, NamedFiles, is_called_picture
 from dinov2_jax.data.sources.source import SourceError
 
 _DEPTH = 3  # how many folders below the named one are searched for a set
 _WIDTH = 500  # of the folders at one depth, how many are looked into
-_PICTURES = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip", ".rar", ".7z", ".tar.bz2", ".tar.xz")
-# What systems and unpackers leave beside the folders of a set; so do names that begin with ".".
-_STRAYS = {"__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN"}
 
 
 class Files(NamedFiles):
@@ -168,16 +163,19 @@ def _below(folder: str, relative: str) -> str:
 
 def _refuse(root: str, choices: Sequence[str], title: str) -> NoReturn:
     lacks = f"has no {' or '.join(choices[:4])}" if os.path.isdir(root) else "is no folder"
-    packed = _archives_in(root)
-    first = f"unpack {packed[0]} there, or " if packed else ""
+    inner = [os.path.join(root, name) for name in visible_folders(root)[:_WIDTH]]
+    packed = [path for folder in (root, *inner) for path in _archives_in(folder)]
+    first = f"unpack {packed[0]}, or " if packed else ""
     raise SourceError(
         f"{title}: {root} {lacks}; {first}name the folder into which the set was unpacked"
     )
 
 
 def _archives_in(path: str) -> list[str]:
-    names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-    return [name for name in names if name.lower().endswith(_ARCHIVES)]
+    """Whole paths of the archives in a folder, or of the one that was named for it."""
+    names = sorted(os.listdir(path)) if os.path.isdir(path) else [""] * os.path.isfile(path)
+    paths = (os.path.join(path, name) if name else path for name in names)
+    return [path for path in paths if path.lower().endswith(_ARCHIVES)]
 
 
 def visible_folders(path: str) -> list[str]:
@@ -185,9 +183,9 @@ def visible_folders(path: str) -> list[str]:
     try:
         with os.scandir(path) as entries:
             names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
-    except PermissionError:
+    except OSError:  # a file, or a folder into which we may not look
         return []
-    return sorted(name for name in names if name not in _STRAYS)
+    return sorted(name for name in names if name not in STRAY_FOLDERS)
 
 
 # ------------------------------------------------------------------------------------- lists
@@ -250,7 +248,7 @@ def folders_in(path: str, title: str) -> list[str]:
     names = visible_folders(path)
     if not names:
         packed = _archives_in(path)
-        remedy = f"unpack {packed[0]} and its like there" if packed else "check the folder"
+        remedy = f"unpack {packed[0]} and its like" if packed else "check the folder"
         raise SourceError(f"{title}: {path} holds no class folder; {remedy}")
     return names
 
@@ -264,8 +262,9 @@ def class_files(
 ) -> Files:
     """All pictures of class folders, folder i of class i; SourceError where one has no picture."""
     check_present(root, folders, title, "class folders")
-    inside = [pictures_in(os.path.join(root, folder)) for folder in folders]
-    names = [f"{folder}/{x}" for folder, held in zip(folders, inside, strict=True) for x in held]
+    wheres = [os.path.relpath(_below(root, folder), root) for folder in folders]
+    inside = [pictures_in(os.path.join(root, where)) for where in wheres]
+    names = [f"{where}/{x}" for where, held in zip(wheres, inside, strict=True) for x in held]
     labels = [label for label, held in enumerate(inside) for _ in held]
     return Files(root, names, labels, class_names, title=title, notes=notes)
 
@@ -274,7 +273,7 @@ def pictures_in(path: str) -> list[str]:
     """Sorted names of the files directly in a folder whose endings are those of pictures."""
     with os.scandir(path) as entries:
         files = [x.name for x in entries if not x.name.startswith(".") and x.is_file()]
-    return sorted(name for name in files if name.lower().endswith(_PICTURES))
+    return sorted(name for name in files if is_called_picture(name))
 
 
 def strays_note(title: str, folder: str, names: Sequence[str]) -> list[str]:

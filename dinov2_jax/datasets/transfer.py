@@ -9,6 +9,7 @@ import numpy as np
 
 from dinov2_jax.data.sources.source import Source, SourceError, check_name
 from dinov2_jax.datasets import cifar, files
+from dinov2_jax.datasets.cars import stanford_cars
 from dinov2_jax.datasets.stored import read_mat
 
 TOP1, MEAN_PER_CLASS, MAP11 = "top1", "mean_per_class", "map11"
@@ -96,23 +97,11 @@ def sun397(root: str) -> Transfer:
 def cars(root: str) -> Transfer:
     """Stanford Cars: cars_train/, cars_test/, devkit/*.mat, cars_test_annos_withlabels.mat.
 
-    The labelled list of the test set is a separate download and may lie in any of the folders.
+    The labelled list of the test set is a separate download and may lie in any of the folders. Or
+    the archive of all pictures: car_ims/ and cars_annos.mat.
     """
-    title = "Cars"
-    meta = read_mat(files.find(root, "devkit/cars_meta.mat", "cars_meta.mat", title=title))
-    classes = [str(name) for name in np.atleast_1d(meta["class_names"])]
-
-    def split(name: str, *lists: str) -> files.Files:
-        rows = np.atleast_1d(read_mat(files.find(root, *lists, title=title))["annotations"])
-        labels = [int(row["class"]) - 1 for row in rows]
-        folder = files.find(root, f"cars_{name}", title=title)
-        names = [f"cars_{name}/{row['fname']}" for row in rows]
-        where = os.path.dirname(folder)
-        return files.Files(where, names, labels, classes, title=f"{title} {name}")
-
-    name = "cars_test_annos_withlabels.mat"
-    train = split("train", "devkit/cars_train_annos.mat", "cars_train_annos.mat")
-    return Transfer(train, None, split("test", name, f"devkit/{name}"), TOP1)
+    train, test = stanford_cars(root)
+    return Transfer(train, None, test, TOP1)
 
 
 def aircraft(root: str) -> Transfer:

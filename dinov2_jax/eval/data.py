@@ -146,7 +146,16 @@ def _open_source(data: Mapping[str, Any], folder: Path) -> Data:
     name = Path(path.partition("@")[0]).expanduser().absolute().name if path else data["source"]
     _require_different(splits)
     _tell_notes(splits)
+    _tell_single_pictures(splits["train"])
     return Data(splits, tuple(class_names or ()), name)
+
+
+def _tell_single_pictures(train: Source) -> None:
+    """Says where every picture is a class of its own, as with labels that are names or values."""
+    assert train.labels is not None
+    rows = len(train.labels)
+    if rows > 2 and len(np.unique(train.labels)) == rows and is_main():
+        print(f"note: each of the {rows:,} pictures of train is a class of its own", flush=True)
 
 
 def _tell_notes(splits: Mapping[str, Source]) -> None:
@@ -208,6 +217,7 @@ def _labelled(
             "--config.data.labels=folders if the folders' names are the classes, or name a label "
             f"file with --config.data.{name}_labels, or another data set with "
             "--config.data.source and --config.data.path"
+            + "".join(f" ({note})" for note in notes_of(source))
         )
     if not (source.labels >= 0).any():
         raise SourceError(f"no picture of the split {name} has a label; check its label file")

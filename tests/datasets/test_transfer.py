@@ -490,8 +490,15 @@ def test_two_copies_are_named(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path: Path) -> None:
     (tmp_path / "food-101.tar.gz").touch()
-    with pytest.raises(SourceError, match=r"has no meta/classes\.txt; unpack food-101\.tar\.gz"):
+    with pytest.raises(SourceError, match=r"has no meta/classes\.txt; unpack /.*food-101\.tar\.gz"):
         transfer_set("food101", str(tmp_path))
+    with pytest.raises(SourceError, match=r"is no folder; unpack /.*food-101\.tar\.gz"):
+        transfer_set("food101", str(tmp_path / "food-101.tar.gz"))
+    (tmp_path / "caltech-101").mkdir()
+    (tmp_path / "caltech-101/101_ObjectCategories.tar.gz").touch()
+    os.remove(tmp_path / "food-101.tar.gz")
+    with pytest.raises(SourceError, match=r"unpack /.*/caltech-101/101_ObjectCategories\.tar"):
+        transfer_set("caltech101", str(tmp_path))
 
 
 @pytest.mark.parametrize("lists", ["", "Partitions/", "SUN397/", "SUN397/Partitions/"])
@@ -572,3 +579,40 @@ def test_folders_of_transfer_sets_have_the_names_of_archives(tmp_path: Path) -> 
         (tmp_path / folder).mkdir()
     found = transfer_folders(str(tmp_path))
     assert found == {name: str(tmp_path / folder) for name, folder in called.items()}
+
+
+def test_cars_of_one_archive(tmp_path: Path) -> None:
+    fields = ["relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test"]
+    rows = [(f"car_ims/{n:06d}.jpg", 1, 2, 3, 4, n % 2 + 1, n // 4) for n in range(1, 7)]
+    values = {
+        "annotations": np.array([rows], [(field, object) for field in fields]),
+        "class_names": np.array([CARS], object),
+    }
+    savemat(tmp_path / "cars_annos.mat", values)
+    for name, *_, number, _ in rows:
+        save(tmp_path / "archive" / name, number - 1)
+    found = transfer_set("cars", str(tmp_path))
+    check(found.train, [row[0] for row in rows[:3]], CARS)
+    check(found.test, [row[0] for row in rows[3:]], CARS)
+
+
+@pytest.mark.parametrize(
+    ("name", "meta"),
+    [
+        ("cifar10", "cifar-10-batches-mat/batches.meta.mat"),
+        ("cifar100", "cifar-100-matlab/meta.mat"),
+    ],
+)
+def test_the_matlab_version_of_cifar_is_told(tmp_path: Path, name: str, meta: str) -> None:
+    write(tmp_path / meta, "")
+    with pytest.raises(SourceError, match="MATLAB version; download the Python or the binary"):
+        transfer_set(name, str(tmp_path))
+    globals()[f"build_{name}"](tmp_path)
+    globals()[f"check_{name}"](transfer_set(name, str(tmp_path)))
+
+
+def test_voc_of_2012_beside_that_of_2007(tmp_path: Path) -> None:
+    build_voc2007(tmp_path)
+    write(tmp_path / "VOCdevkit/VOC2012/ImageSets/Main/train.txt", "2008_000002")
+    for root in (tmp_path, tmp_path / "VOCdevkit", tmp_path / "VOCdevkit/VOC2007"):
+        check_voc2007(transfer_set("voc2007", str(root)))

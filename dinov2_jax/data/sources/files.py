@@ -26,6 +26,13 @@ _NOT_PICTURES = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
+    ".pgm", ".jp2", ".avif",
+)  # fmt: skip
+# Folders that systems and unpackers leave among pictures. They hold thumbnails and remains.
+STRAY_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN"})
+
 
 class Names:
     """Many strings in one block of bytes: 14 million paths cost their characters, not objects.
@@ -71,6 +78,11 @@ class NamedFiles(Unlabelled):
 def may_be_picture(name: bytes) -> bool:
     """Whether a file of this name is read at all."""
     return os.path.splitext(os.fsdecode(name))[1].lower() not in _NOT_PICTURES
+
+
+def is_called_picture(name: str) -> bool:
+    """Whether a name has one of the usual endings of pictures."""
+    return name.lower().endswith(_PICTURES)
 
 
 def read_picture(path: str) -> bytes:

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinov2_jax.data.sources.files import NamedFiles, may_be_picture
+from dinov2_jax.data.sources.files import (
+    STRAY_FOLDERS,
+    NamedFiles,
+    is_called_picture,
+    may_be_picture,
+)
 from dinov2_jax.data.sources.source import NoSplitError, SourceError, not_found
 from dinov2_jax.data.sources.splits import (
     check_split,
@@ -46,6 +51,7 @@ class Folder(NamedFiles):
                 "file that lists pictures or .npy files"
             )
         inner = set(map(os.fsencode, itertools.chain(*folders.values())))
+        names = names if labels == "none" else _without_strays(names, inner, path, notes)
         classes = _class_folders(names, labels, path, inner)
         if classes is not None:
             names, self.class_names, self.labels = _take_split(names, classes, split, path)
@@ -86,7 +92,8 @@ def _walk(root: str, notes: list[str]) -> Iterator[bytes]:
             if entry.name.startswith(b"."):
                 continue
             if _is_folder(entry):
-                pending.append(name)
+                if os.fsdecode(entry.name) not in STRAY_FOLDERS:
+                    pending.append(name)
             elif may_be_picture(entry.name) and _is_file_or_dead_link(entry):
                 yield name
 
@@ -121,15 +128,43 @@ def _read_list(path: str) -> list[bytes]:
     return [line for line in lines if line.strip()]
 
 
+def _without_strays(
+    names: list[bytes], splits: set[bytes], path: str, notes: list[str]
+) -> list[bytes]:
+    """The names without files beside class folders that are not called as pictures are.
+
+    A picture there means that folders are no classes; `notes` gets a sentence on either.
+    """
+    folders = _first_folders(names, splits)
+    beside = [name for name, folder in zip(names, folders, strict=True) if not folder]
+    if not beside or len(set(folders)) < 3:
+        return names
+    pictures = [name for name in beside if is_called_picture(os.fsdecode(name))]
+    first = os.fsdecode((pictures or beside)[0])
+    more = f" and {len(pictures or beside) - 1} more" if len(pictures or beside) > 1 else ""
+    if pictures:
+        lies = "lie" if more else "lies"
+        notes.append(f"{first}{more} {lies} in {path} beside folders, so these are no classes")
+        return names
+    notes.append(f"{path} also holds {first}{more}, left out")
+    strays = set(beside)
+    return [name for name in names if name not in strays]
+
+
+def _first_folders(names: list[bytes], splits: set[bytes]) -> list[bytes]:
+    """The folder of every name below one of `splits` or at the top; b"" where it lies in none."""
+    parts = (name.split(b"/") for name in names)
+    below = (part[1:] if part[0] in splits else part for part in parts)
+    return [part[0] if len(part) > 1 else b"" for part in below]
+
+
 def _class_folders(
     names: list[bytes], labels: str, path: str, splits: set[bytes]
 ) -> list[bytes] | None:
     """The class folder of every name, which lies below one of `splits` or at the top."""
     if labels == "none":
         return None
-    parts = (name.split(b"/") for name in names)
-    below = (part[1:] if part[0] in splits else part for part in parts)
-    folders = [part[0] if len(part) > 1 else b"" for part in below]
+    folders = _first_folders(names, splits)
     if labels == "auto":
         return folders if b"" not in folders and len(set(folders)) > 1 else None
     if os.path.isfile(path) and any(name.startswith(b"/") for name in names):

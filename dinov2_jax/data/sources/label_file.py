@@ -4,11 +4,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from dinov2_jax.data.sources.files import is_called_picture
 from dinov2_jax.data.sources.source import Source, SourceError
 
 _SEPARATOR = re.compile(r"\s*[,;]\s*|\s+")
 _TAB = re.compile(r"\t")
-_PICTURE = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|ppm|pgm|npy)$", re.IGNORECASE)
 _REMEDY = "write '<name> TAB <class>' lines, or one class a line in the order of the pictures"
 
 
@@ -17,9 +17,9 @@ def read_classes(source: Source, path: str) -> list[str]:
 
     A line is the record's name and its class, with a TAB, a comma, a semicolon or a blank between
     them, in any order of lines; lines on other pictures and a heading are passed over. Names may be
-    whole, with more folders before them, or, where that leaves them different, without folders or
-    endings. If no line begins with a record's name, the lines are classes in the order of the
-    records.
+    whole, with more folders before them, or, where that leaves them different, with one folder,
+    without folders, or without endings. If no line begins with a record's name, the lines are
+    classes in the order of the records.
 
     Raises:
       FileNotFoundError: no such file.
@@ -32,7 +32,7 @@ def read_classes(source: Source, path: str) -> list[str]:
     separator = _TAB if tabs else _SEPARATOR
     fewest: list[str] = names
     if any(separator.search(line.strip()) for line in lines):
-        for key_of in (_whole, _base, _stem):
+        for key_of in (_whole, _last_two, _base, _stem):
             keys = [key_of(name) for name in names]
             if len(set(keys)) < len(keys):
                 continue
@@ -66,8 +66,12 @@ def _whole(name: str) -> str:
     return name.removeprefix("./")
 
 
+def _last_two(name: str) -> str:
+    return "/".join(re.split(r"[/\\:]", name)[-2:])
+
+
 def _base(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]
+    return re.split(r"[/\\:]", name)[-1]
 
 
 def _stem(name: str) -> str:
@@ -129,7 +133,7 @@ def _in_order(lines: Sequence[str], names: Sequence[str], path: str) -> list[str
     classes = [line.strip() for line in lines]
     for line in classes:
         parts = _SEPARATOR.split(line)
-        if _PICTURE.search(parts[0].strip('"')) or _PICTURE.search(parts[-1].strip('"')):
+        if any(is_called_picture(part.strip('"')) for part in (parts[0], parts[-1])):
             raise SourceError(
                 f"{path} has the line {line!r}, which names no picture of this source at its "
                 f"beginning, such as {names[0]}; {_REMEDY}"
@@ -150,8 +154,9 @@ def _checked(classes: list[str], path: str) -> list[str]:
     alone = len(known) > 1 and len(set(known)) == len(known)
     if alone and all(len(row) > 1 for row in columns):
         of_last = {row[-1] for row in columns}
+        ids = all(any(map(str.isdigit, row[0])) for row in columns)
         commas = all("," in name or ";" in name for name in known)
-        if commas or len(of_last) < len(known):
+        if commas or ids or len(of_last) < len(known):
             raise SourceError(
                 f"{path} makes each of {len(known):,} pictures a class of its own, such as "
                 f"{known[0]!r}; {_REMEDY}"

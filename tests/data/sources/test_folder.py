@@ -237,3 +237,31 @@ def test_absolute_paths_of_a_list_have_no_class_folders(pictures: Path, tmp_path
     with pytest.raises(SourceError, match="lists absolute paths; list paths relative to it"):
         open_source("folder", str(tmp_path / "list.txt"), labels="folders")
     assert open_source("folder", str(tmp_path / "list.txt"), labels="auto").labels is None
+
+
+@pytest.mark.parametrize("labels", ["auto", "folders"])
+@pytest.mark.parametrize("inside", ["", "train/"])
+def test_strays_beside_class_folders_hide_no_class(tmp_path: Path, labels: str, inside: str):
+    for name in ("cat/1.jpg", "cat/no_ending", "dog/2.jpg"):
+        for split in {inside, inside.replace("train", "val")}:
+            (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / split / name).touch()
+    for stray in ("wget-log", "README", "@eaDir/1.jpg", "lost+found/x", "cat/@eaDir/1.jpg"):
+        (tmp_path / inside / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / inside / stray).touch()
+    source = open_source("folder", str(tmp_path), "train" if inside else "all", labels=labels)
+    assert source.class_names == ("cat", "dog")
+    assert [source.name(row) for row in range(3)] == ["cat/1.jpg", "cat/no_ending", "dog/2.jpg"]
+    assert any("also holds README and 1 more, left out" in note for note in source.notes)
+
+
+def test_a_picture_beside_class_folders_is_told(tmp_path: Path) -> None:
+    for name in ("cat/1.jpg", "dog/2.jpg", "3.jpg", "README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_source("folder", str(tmp_path), labels="auto")
+    assert source.labels is None and len(source) == 4
+    (note,) = source.notes
+    assert note.startswith("3.jpg lies in ") and note.endswith("so these are no classes")
+    with pytest.raises(SourceError, match=r"3\.jpg lies directly in"):
+        open_source("folder", str(tmp_path), labels="folders")

@@ -79,6 +79,7 @@ FEW = ["1.jpg", "2.jpg", "3.jpg"]
         ("1.jpg,cat\n1.jpg,dog\n2.jpg,dog\n3.jpg,cat", r"1.jpg the classes 'cat' and 'dog'"),
         ("1.jpg,cat,0.9\n2.jpg,cat,1\n3.jpg,dog,1", r"may be any of \['cat', '0.9'\]"),
         ("1.jpg\tcat\t9\n2.jpg\tcat\t1\n3.jpg\tdog\t1", r"may be any of \['cat', '9'\]"),
+        ("id1 0.1\nid2 0.2\nid3 0.3", r"each of 3 pictures a class of its own, .*'id1 0.1'"),
         ("id_a cat\nid_b cat\nid_c dog", r"each of 3 pictures a class of its own, .*'id_a cat'"),
         ("10,cat\n11,cow\n12,dog", r"each of 3 pictures a class of its own, such as '10,cat'"),
         ("1.jpg 3 7\n2.jpg 5 7\n3.jpg 6 9", r"each of 3 pictures a class of its own, .*'3 7'"),
@@ -95,3 +96,15 @@ def test_a_class_that_train_writes_otherwise(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("1.jpg 7\n2.jpg 8\n3.jpg 7\n")
     with pytest.raises(SourceError, match=r"the class '7'.* write it as there, '007'"):
         with_label_file(source, str(tmp_path / "labels.txt"), ("007", "8"))
+
+
+def test_absolute_paths_and_relative_ones(tmp_path: Path) -> None:
+    """A list of absolute paths, whose names without folders are not all different."""
+    folder(tmp_path, ["a/1.jpg", "b/1.jpg"])
+    paths = [str(tmp_path / "set" / name) for name in ("a/1.jpg", "b/1.jpg")]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    for form in ("set\\{}\\1.jpg cat{}", "{}/1.jpg,cat{}"):
+        text = "\n".join(form.format(name, name) for name in "ba")
+        (tmp_path / "labels.txt").write_text(text)
+        found = with_label_file(Folder(str(tmp_path / "list.txt")), str(tmp_path / "labels.txt"))
+        assert (found.class_names, found.labels.tolist()) == (("cata", "catb"), [0, 1])
