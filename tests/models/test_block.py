@@ -206,6 +206,21 @@ def test_scanned_blocks_that_are_kept_equal_the_unrolled_ones(model_and_params, 
         np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("wanted", [(0,), (0, 2), (1, 2)])
+def test_scanned_blocks_do_not_depend_on_which_are_kept(model_and_params, wanted):
+    model, params = model_and_params
+    images = jax.random.normal(jax.random.key(3), (2, 28, 28, 3))
+    run = jax.jit(model.clone(scan_blocks=True).apply, static_argnames="intermediate")
+    some, every, none = (
+        run({"params": params}, images, intermediate=kept)
+        for kept in (wanted, tuple(range(model.depth)), ())
+    )
+    for place, block in enumerate(wanted):
+        for got, want in zip(some["blocks"][place], every["blocks"][block], strict=True):
+            np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(some["prenorm"], none["prenorm"])
+
+
 def test_a_scan_stores_only_the_blocks_that_are_asked_for():
     """12 blocks of 8 x 257 tokens of width 48 would take 4.7 MB, the last one a twelfth."""
     model = VisionTransformer(dim=48, depth=12, heads=3, image_size=224)
