@@ -162,15 +162,15 @@ def explain(error: Exception) -> int:
     """Says on stderr what went wrong; returns the exit status, or raises what has no sentence."""
     from jax import distributed
 
-    from dinov2_jax.parallel.processes import LOST, lost_process
+    from dinov2_jax.parallel.processes import LOST, lost_process, nccl_failure
 
     text = "" if "DINOV2_JAX_TRACEBACK" in os.environ else sentence(error)
-    lost = lost_process(error)
-    if lost:  # its signs may have another cause
+    lost, nccl = lost_process(error), nccl_failure(error)
+    if lost or nccl:  # the signs may have another cause
         traceback.print_exception(error)
-    if lost or text:
-        print(f"error: {lost or text}", file=sys.stderr)
-        return LOST if lost else 2
+    if lost or nccl or text:
+        print(f"error: {lost or nccl or text}", file=sys.stderr)
+        return LOST if lost else 1 if nccl else 2
     if not distributed.is_initialized():
         raise error
     traceback.print_exception(error)

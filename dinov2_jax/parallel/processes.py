@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -34,8 +35,13 @@ LOST = 3  # exit status
 # A collective or a call of the coordination service that failed because its other end is gone.
 _SIGNS_OF_LOSS = (
     "gloo", "connection closed", "connection reset", "connection refused", "socket closed",
-    "heartbeat", "coordination", "barrier", "unavailable:", "deadline_exceeded", "nccl",
+    "heartbeat", "coordination", "barrier", "unavailable:", "deadline_exceeded",
     "another task died",
+)  # fmt: skip
+# NCCL fails for many reasons, most of them of this machine; only these mean that a peer is gone.
+_SIGNS_OF_NCCL_LOSS = (
+    "remote process exited", "ncclremoteerror", "connection closed", "connection reset",
+    "heartbeat", "deadline_exceeded", "another task died",
 )  # fmt: skip
 # The same libraries report faults of this process under these words.
 _SIGNS_OF_OWN_FAULT = (
@@ -222,34 +228,65 @@ class Exchange:
 def end_when_lost() -> Iterator[None]:
     """Ends this process with status 3 if the body fails because another one is gone.
 
-    It ends at once, because closing a checkpoint would wait for the lost process. The traceback is
-    printed too: the signs of a loss may have another cause.
+    It ends at once, because closing a checkpoint would wait for the lost process; with status 1
+    after an error of NCCL, whose cause may be here. The traceback is printed too: the signs may
+    have another cause.
     """
     try:
         yield
     except Exception as error:
-        sentence = lost_process(error)
+        lost = lost_process(error)
+        sentence = lost or nccl_failure(error)
         if sentence:
             traceback.print_exception(error)
             print(f"error: {sentence}", file=sys.stderr, flush=True)
-            os._exit(LOST)
+            os._exit(LOST if lost else 1)
         raise
 
 
 def lost_process(error: BaseException) -> str:
     """One sentence if `error` says that another process of the run is gone, else ""."""
-    # A process that never found the others has no device to ask; its own error says so.
-    if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
-        return ""
-    seen, text = error, ""
-    while seen is not None:
-        text += f"{seen}\n".lower() if isinstance(seen, RuntimeError | TimeoutError) else ""
-        seen = seen.__cause__ or seen.__context__
+    text = _words(error)
+    signs = _SIGNS_OF_NCCL_LOSS if "nccl" in text else _SIGNS_OF_LOSS
     own_fault = any(sign in text for sign in _SIGNS_OF_OWN_FAULT)
-    if own_fault or not any(sign in text for sign in _SIGNS_OF_LOSS):
+    if own_fault or not any(sign in text for sign in signs):
         return ""
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another process of the run, "
         "which has died or cannot be reached; its own output says why, and the same command "
         f"continues from the last checkpoint ({str(error).strip().partition(chr(10))[0][:200]})"
     )
+
+
+def nccl_failure(error: BaseException) -> str:
+    """One sentence with NCCL's own words if `error` is of NCCL and no lost process, else ""."""
+    if "nccl" not in _words(error) or lost_process(error):
+        return ""
+    told = [str(seen) for seen in _chain(error) if "nccl" in str(seen).lower()]
+    return (
+        f"NCCL failed on process {jax.process_index()} of {jax.process_count()} "
+        f"({' '.join(told[-1].split())[:1000]}); NCCL_DEBUG=INFO in the environment makes it say "
+        "more, and the same command continues from the last checkpoint"
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _words(error: BaseException) -> str:
+    """What the runtime says in an error of several processes, in small letters; else ""."""
+    # A process that never found the others has no device to ask; its own error says so.
+    if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
+        return ""
+    # Errors of the runtime begin with a status; anything else may use the same words.
+    runtime = (
+        str(seen)
+        for seen in _chain(error)
+        if isinstance(seen, TimeoutError | jax.errors.JaxRuntimeError)
+        or (isinstance(seen, RuntimeError) and re.match(r"[A-Z_]+: ", str(seen)))
+    )
+    return "\n".join(runtime).lower()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from dinov2_jax import main
 from dinov2_jax.config.checks import check_distributed
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.parallel import processes as distributed
@@ -178,8 +179,49 @@ def test_which_errors_mean_a_lost_process(monkeypatch):
         RuntimeError("the feature is unavailable on this device"),
         ConfigError("config.heartbeat is unavailable"),
         FileNotFoundError("/barrier"),
+        RuntimeError("no barrier islands in /data/coordination, heartbeat missing"),
     ):
         assert distributed.lost_process(other) == ""
+    for lost in (
+        TimeoutError("Barrier timed out"),
+        RuntimeError("INTERNAL: NCCL operation failed: remote process exited or network error"),
+        RuntimeError("DEADLINE_EXCEEDED: no NCCL clique id"),
+        RuntimeError("UNAVAILABLE: failed to connect to all addresses"),
+    ):
+        assert "lost another process of the run" in distributed.lost_process(lost)
+        assert distributed.nccl_failure(lost) == ""
+
+
+NCCL = (
+    "INTERNAL: NCCL operation ncclGroupEnd() failed: unhandled system error (run with "
+    "NCCL_DEBUG=INFO for details).\nLast NCCL warning(error) log entry (may be unrelated) "
+    "'Call to bind failed: Cannot assign requested address'"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NCCL,
+        "INTERNAL: NCCL operation ncclCommInitRank failed: unhandled cuda error: out of memory",
+        "INTERNAL: NCCL operation ncclAllReduce failed: invalid usage",
+        "INTERNAL: NCCL operation failed: 'socketStartConnect: Connection refused'",
+    ],
+)
+def test_an_error_of_nccl_keeps_its_words_and_is_no_lost_process(text, monkeypatch, capsys):
+    assert distributed.nccl_failure(RuntimeError(text)) == ""  # alone: the traceback says it
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    wrapped = ValueError("could not save")
+    wrapped.__cause__ = RuntimeError(text)
+    ended = []
+    monkeypatch.setattr(distributed.os, "_exit", ended.append)
+    with pytest.raises(ValueError), distributed.end_when_lost():
+        raise wrapped
+    assert ended == [1]
+    told = capsys.readouterr().err
+    sentence = told[told.index("error: NCCL failed on process 0 of 1") :]
+    assert " ".join(text.split()) in sentence and "lost" not in sentence
+    assert "Traceback" in told and main.explain(wrapped) == 1
 
 
 def test_a_lost_process_ends_this_one_with_traceback_and_sentence(monkeypatch, capsys):
@@ -187,7 +229,7 @@ def test_a_lost_process_ends_this_one_with_traceback_and_sentence(monkeypatch, c
     ended = []
     monkeypatch.setattr(distributed.os, "_exit", ended.append)
     with pytest.raises(RuntimeError), distributed.end_when_lost():
-        raise RuntimeError("INTERNAL: NCCL operation failed: unhandled system error")
+        raise RuntimeError("INTERNAL: NCCL operation failed: remote process exited")
     assert ended == [distributed.LOST]
     told = capsys.readouterr().err
     assert "Traceback" in told and "lost another process of the run" in told
