@@ -282,11 +282,14 @@ def _words(error: BaseException) -> str:
     # A process that never found the others has no device to ask; its own error says so.
     if isinstance(error, ConfigError) or not jax.distributed.is_initialized():
         return ""
-    # Errors of the runtime begin with a status; anything else may use the same words.
-    runtime = (
-        str(seen)
-        for seen in _chain(error)
-        if isinstance(seen, TimeoutError | jax.errors.JaxRuntimeError)
-        or (isinstance(seen, RuntimeError) and re.match(r"[A-Z_]+: ", str(seen)))
-    )
-    return "\n".join(runtime).lower()
+    return "\n".join(str(seen) for seen in _chain(error) if _of_runtime(seen)).lower()
+
+
+def _of_runtime(error: BaseException) -> bool:
+    """Whether JAX's runtime raised it: the words of a loss mean nothing in other errors."""
+    if isinstance(error, TimeoutError | jax.errors.JaxRuntimeError):
+        return True
+    if not re.match(r"[A-Z_]+: ", str(error)):  # a status
+        return False
+    # A collective may end as a ValueError, and so may a file that cannot be written.
+    return isinstance(error, RuntimeError) or bool(re.search("gloo|nccl", str(error).lower()))

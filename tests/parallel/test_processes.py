@@ -1,7 +1,11 @@
 """How processes are found, what is refused, who loads what; one process notices nothing of it."""
 
 import itertools
+import os
 import signal
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -179,11 +183,13 @@ def test_which_errors_mean_a_lost_process(monkeypatch):
         RuntimeError("the feature is unavailable on this device"),
         ConfigError("config.heartbeat is unavailable"),
         FileNotFoundError("/barrier"),
+        ValueError('UNAVAILABLE: Error writing "zarr" driver: connection reset'),
         RuntimeError("no barrier islands in /data/coordination, heartbeat missing"),
     ):
         assert distributed.lost_process(other) == ""
     for lost in (
         TimeoutError("Barrier timed out"),
+        ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:62638"),
         RuntimeError("INTERNAL: NCCL operation failed: remote process exited or network error"),
         RuntimeError("DEADLINE_EXCEEDED: no NCCL clique id"),
         RuntimeError("UNAVAILABLE: failed to connect to all addresses"),
@@ -233,3 +239,34 @@ def test_a_lost_process_ends_this_one_with_traceback_and_sentence(monkeypatch, c
     assert ended == [distributed.LOST]
     told = capsys.readouterr().err
     assert "Traceback" in told and "lost another process of the run" in told
+
+
+LOOP = """
+import os, sys
+import numpy as np
+from dinov2_jax.parallel import processes
+from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.placement import gather
+address, me = sys.argv[1], int(sys.argv[2])
+processes.start({"coordinator": address, "processes": 2, "process_id": me, "heartbeat_s": 30})
+mesh = make_mesh()
+with processes.end_when_lost():
+    for step in range(100):
+        if me == 1 and step == 3:
+            os.kill(os.getpid(), 9)
+        np.asarray(gather(np.array([step], np.int32), mesh))
+"""
+
+
+def test_the_death_of_a_process_is_told_by_the_other_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    how = {"env": environment, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", LOOP, address]
+    both = [subprocess.Popen([*command, str(me)], **how) for me in (0, 1)]
+    told = [process.communicate(timeout=100)[1] for process in both]
+    assert [process.returncode for process in both] == [distributed.LOST, -signal.SIGKILL], told
+    assert "Traceback" in told[0]
+    assert "error: process 0 of 2 lost another process of the run" in told[0]
