@@ -9,7 +9,7 @@ import inspect
 import sys
 import textwrap
 
-NAMES = ("fuzz",)
+NAMES = ("fuzz", "kill", "faults", "long")
 
 
 def explain() -> str:
