@@ -174,23 +174,25 @@ def _read_val_labels(
         raise SourceError(
             f"{path} gives labels, but the order of classes is unknown; put {_SYNSETS[0]} beside it"
         )
-    if path.endswith(".csv") or len(lines[0].split()) > 1:
+    if "," in lines[0] or len(lines[0].split()) > 1:
         return _labels_by_name(path, pictures, wnids), wnids
     check_length(path, lines, pictures)
     return files.class_numbers(lines, wnids, path), wnids
 
 
 def _labels_by_name(path: str, pictures: Sequence[str], wnids: list[str]) -> list[int]:
-    """Class numbers of the pictures, from a list with a name and a class a line."""
-    if path.endswith(".csv"):
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [(row[0], row[1].split()[0]) for row in list(csv.reader(file))[1:] if row]
-        numbers = files.class_numbers([wnid for _, wnid in rows], wnids, path)
-    else:
-        rows = files.read_rows(path, 2)
-        numbers = [files.as_number(label, path) for _, label in rows]
-    stems = [os.path.splitext(name)[0] for name, _ in rows]
-    by_name = dict(zip(stems, numbers, strict=True))
+    """Class numbers of the pictures, from a list of names with ids or numbers of classes."""
+    rows, known = _named_rows(path), {wnid: number for number, wnid in enumerate(wnids)}
+    known |= {str(number): number for number in range(len(wnids))}
+    if rows[0][1] not in known:
+        rows = rows[1:]  # a heading
+    unknown = next((label for _, label in rows if label not in known), None)
+    if unknown is not None:
+        raise SourceError(
+            f"{path} has the class {unknown!r}, which is neither one of the {len(wnids)} WordNet "
+            f"ids nor a number below {len(wnids)}; take the list of this release"
+        )
+    by_name = {stem: known[label] for stem, label in rows}
     lost = [name for name in pictures if os.path.splitext(name)[0] not in by_name]
     if lost:
         raise SourceError(
@@ -199,6 +201,20 @@ def _labels_by_name(path: str, pictures: Sequence[str], wnids: list[str]) -> lis
         )
     check_length(path, by_name, pictures)
     return [by_name[os.path.splitext(name)[0]] for name in pictures]
+
+
+def _named_rows(path: str) -> list[tuple[str, str]]:
+    """(name without folders and ending, class) of every line; the class is a number or an id."""
+    rows = [
+        next(csv.reader([line])) if "," in line else line.split() for line in files.read_lines(path)
+    ]
+    for number, row in enumerate(rows, start=1):
+        if len(row) < 2 or not row[1].strip():
+            raise SourceError(
+                f"{path}: line {number} is {' '.join(row)!r}, but needs a name and a class; "
+                "download it again"
+            )
+    return [(os.path.splitext(os.path.basename(row[0]))[0], row[1].split()[0]) for row in rows]
 
 
 def check_length(path: str, labels: Sized, pictures: Sized) -> None:

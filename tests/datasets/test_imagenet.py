@@ -388,3 +388,23 @@ def test_doubled_class_folders(root: Path) -> None:
         os.rename(root / "train/x", root / "train" / wnid / wnid)
     source = imagenet(str(root), "train")
     assert [red(source, row) for row in range(len(source))] == [0, 1, 10, 11, 20, 21, 30, 31]
+
+
+@pytest.mark.parametrize("sign", [" ", ",", "\t"])
+@pytest.mark.parametrize("heading", ["", "image{}label\n"])
+@pytest.mark.parametrize("before", ["", "val/"])
+@pytest.mark.parametrize("ids", [True, False])
+def test_lists_of_names_with_ids_or_numbers(
+    root: Path, tmp_path: Path, sign: str, heading: str, before: str, ids: bool
+) -> None:
+    labels = [wnid if ids else str(WNIDS.index(wnid)) for wnid in VAL]
+    rows = [f"{before}{val_name(n)}{sign}{label}" for n, label in enumerate(labels, 1)]
+    path = tmp_path / "labels.txt"
+    path.write_text(heading.format(sign) + "\n".join(rows[::-1]))
+    check_val(imagenet(str(root), "val", val_labels=str(path)))
+    path.write_text("\n".join([*rows[:-1], f"{val_name(5)}{sign}4"]))
+    with pytest.raises(SourceError, match="has the class '4', which is neither one of the 4"):
+        imagenet(str(root), "val", val_labels=str(path))
+    path.write_text("\n".join([*rows[:-1], val_name(5)]))
+    with pytest.raises(SourceError, match=r"line 5 is .*, but needs a name and a class"):
+        imagenet(str(root), "val", val_labels=str(path))
