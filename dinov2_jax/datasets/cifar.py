@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -83,11 +84,23 @@ def _open(meta: str, train: Sequence[str], test: str, title: str) -> tuple[Cifar
 
 
 def _class_names(meta: str, title: str) -> tuple[str, ...]:
-    stored = read_pickle(meta)
-    names = stored.get(b"fine_label_names") or stored.get(b"label_names")
-    if not names:
+    stored = _batch(meta)
+    names = stored.get("fine_label_names") or stored.get("label_names")
+    if not names or not isinstance(names, list):
         raise SourceError(f"{title}: {meta} holds no names of classes; unpack the archive again")
-    return tuple(name.decode() for name in names)
+    return tuple(_text(name) for name in names)
+
+
+def _batch(path: str) -> dict[str, Any]:
+    """A pickle of Python 2 or 3, which have keys of bytes or strings."""
+    stored = read_pickle(path)
+    if not isinstance(stored, dict):
+        raise SourceError(f"{path} holds no fields by name; unpack the archive again")
+    return {_text(key): value for key, value in stored.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _split(meta: str, names: Sequence[str], class_names: tuple[str, ...], title: str) -> Cifar:
@@ -117,12 +130,12 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
     return data, np.asarray(labels, np.int64)
 
 
-def _read_batch(path: str) -> tuple[np.ndarray, Sequence[int]]:
-    batch = read_pickle(path)
-    labels = batch.get(b"fine_labels", batch.get(b"labels"))
-    if labels is None:
+def _read_batch(path: str) -> tuple[np.ndarray, np.ndarray]:
+    batch = _batch(path)
+    labels = np.asarray(batch.get("fine_labels", batch.get("labels")))
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise SourceError(f"{path} holds no labels; unpack the archive again")
-    return np.asarray(batch.get(b"data", ())), labels
+    return np.asarray(batch.get("data", ())), labels
 
 
 def _read_binary(path: str) -> tuple[np.ndarray, np.ndarray]:

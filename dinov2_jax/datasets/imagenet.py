@@ -232,7 +232,7 @@ def _devkit_wnids(path: str) -> list[str]:
         raise SourceError(
             f"the devkit's ids need {path}; put meta.mat of ILSVRC2012_devkit_t12 beside the labels"
         )
-    synsets = read_mat(path)["synsets"]
+    synsets = read_mat(path, "synsets")["synsets"]
     leaves = [s for s in synsets if int(s["num_children"]) == 0]
     by_id = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in leaves}
     if sorted(by_id) != list(range(1, len(by_id) + 1)):

@@ -20,7 +20,7 @@ def inaturalist2018(root: str, split: str) -> files.Files:
     path = files.find(root, f"{split}2018.json", title=title)
     listed = files.read_json(path)
     try:
-        names = {image["id"]: image["file_name"] for image in listed["images"]}
+        names = {image["id"]: str(image["file_name"]) for image in listed["images"]}
         class_of = {entry["image_id"]: entry["category_id"] for entry in listed["annotations"]}
         numbers = [category["id"] for category in listed["categories"]]
     except (TypeError, KeyError) as error:

@@ -8,7 +8,16 @@ from PIL import Image
 
 from dinov2_jax.data.decode import BadImage, decode
 from dinov2_jax.data.sources.source import SourceError, Unlabelled, check_name
-from dinov2_jax.datasets.files import Files, find, home, pictures_in, read_json, require, seek
+from dinov2_jax.datasets.files import (
+    Files,
+    as_number,
+    find,
+    home,
+    pictures_in,
+    read_json,
+    require,
+    seek,
+)
 from dinov2_jax.datasets.stored import read_pickle
 
 REVISITED = ("roxford5k", "rparis6k")
@@ -134,12 +143,12 @@ def _met_files(root: str, name: str, key: str, required: bool = False) -> Files:
     good = (
         entries
         and isinstance(entries, list)
-        and all(isinstance(e, dict) and "path" in e for e in entries)
+        and all(isinstance(e, dict) and isinstance(e.get("path"), str) for e in entries)
     )
     if not good or (required and not all(key in entry for entry in entries)):
         fields = f"path and {key}" if required else "path"
         raise SourceError(f"{path} is no list of entries with {fields}; download it again")
-    labels = [int(entry.get(key, -1)) for entry in entries]
+    labels = [as_number(entry.get(key, -1), path) for entry in entries]
     first = entries[0]["path"].partition("/")[0]
     folder = os.path.dirname(find(root, f"images/{first}", first, title="Met"))
     return Files(folder, [entry["path"] for entry in entries], labels, title=f"Met {name}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.source import SourceError, short_message
 
 
 def _from_buffer(
@@ -55,13 +55,16 @@ def read_pickle(path: str, encoding: str = "bytes") -> Any:
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise SourceError(f"{path} is no readable pickle ({error}); download it again") from error
+        raise SourceError(
+            f"{path} is no readable pickle ({short_message(error)}); download it again"
+        ) from error
 
 
-def read_mat(path: str) -> dict[str, Any]:
+def read_mat(path: str, *names: str) -> dict[str, Any]:
     """The variables of a MATLAB file; arrays of one element become that element.
 
-    Raises ImportError without scipy, and SourceError where the file is damaged.
+    Raises ImportError without scipy, and SourceError where the file is damaged or lacks one of the
+    variables `names`.
     """
     try:
         from scipy.io import loadmat
@@ -69,7 +72,11 @@ def read_mat(path: str) -> dict[str, Any]:
         message = f"{path} is a MATLAB file, which needs scipy; pip install scipy"
         raise ImportError(message) from error
     try:
-        return loadmat(path, squeeze_me=True)
+        stored = loadmat(path, squeeze_me=True)
     except Exception as error:  # scipy has several types for a damaged file
-        message = f"{path} is no readable MATLAB file ({error}); unpack it again"
+        message = f"{path} is no readable MATLAB file ({short_message(error)}); unpack it again"
         raise SourceError(message) from error
+    lost = [name for name in names if name not in stored]
+    if lost:
+        raise SourceError(f"{path} holds no {lost[0]}; take the file of the set's own archive")
+    return stored

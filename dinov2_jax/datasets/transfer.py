@@ -246,8 +246,10 @@ def caltech101(root: str) -> Transfer:
 def flowers102(root: str) -> Transfer:
     """Flowers-102: jpg/image_00001.jpg ..., setid.mat and imagelabels.mat."""
     title = "Flowers-102"
-    labels = np.atleast_1d(read_mat(files.find(root, "imagelabels.mat", title=title))["labels"])
-    sets = read_mat(files.find(root, "setid.mat", title=title))
+    path = files.find(root, "imagelabels.mat", title=title)
+    labels = np.atleast_1d(read_mat(path, "labels")["labels"])
+    path = files.find(root, "setid.mat", title=title)
+    sets = read_mat(path, "trnid", "valid", "tstid")
     pictures = os.path.dirname(files.find(root, "jpg", title=title))
     classes = [str(number) for number in range(1, int(labels.max()) + 1)]
 

@@ -62,18 +62,17 @@ def kinetics(root: str, split: str, *, allow_missing: bool = False) -> files.Fil
 
 def _kinetics_rows(path: str) -> list[tuple[str, str]]:
     """(label, file name) of every line."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        wanted = {"label", "youtube_id", "time_start", "time_end"}
-        if not wanted <= set(reader.fieldnames or ()):
-            raise SourceError(
-                f"{path} has the columns {', '.join(reader.fieldnames or ())}, but needs "
-                f"{', '.join(sorted(wanted))}; take the official list with labels"
-            )
-        rows = []
-        for row in reader:
-            start, end = (files.as_number(row[name], path) for name in ("time_start", "time_end"))
-            rows.append((row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"))
+    reader = csv.DictReader(files.read_lines(path))
+    wanted = {"label", "youtube_id", "time_start", "time_end"}
+    if not wanted <= set(reader.fieldnames or ()):
+        raise SourceError(
+            f"{path} has the columns {', '.join(reader.fieldnames or ())}, but needs "
+            f"{', '.join(sorted(wanted))}; take the official list with labels"
+        )
+    rows = []
+    for row in reader:
+        start, end = (files.as_number(row[name], path) for name in ("time_start", "time_end"))
+        rows.append((row["label"], f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4"))
     if not rows:
         raise SourceError(f"{path} lists no video; download it again")
     return rows
@@ -105,17 +104,20 @@ def ssv2(root: str, split: str) -> files.Files:
         return files.find(root, *names, *(f"labels/{n}" for n in names), title=title)
 
     path = listed("labels")
-    numbers = {
-        name: files.as_number(number, path) for name, number in files.read_json(path).items()
-    }
+    given = files.read_json(path)
+    if not isinstance(given, dict):
+        raise SourceError(f"{path} is no list of classes with numbers; download it again")
+    numbers = {name: files.as_number(number, path) for name, number in given.items()}
     classes = sorted(numbers, key=lambda name: numbers[name])
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise SourceError(f"{path} does not number its classes from 0 on; download it again")
     path = listed(split)
     entries = files.read_json(path)
-    if not all(isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and {"id", "template"} <= e.keys() for e in entries
+    ):
         raise SourceError(f"{path} has an entry without id or template; download it again")
-    templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
+    templates = [str(entry["template"]).replace("[", "").replace("]", "") for entry in entries]
     labels = files.class_numbers(templates, classes, path)
     names = [f"{entry['id']}.webm" for entry in entries]
     folders = "20bn-something-something-v2", "videos"
