@@ -12,6 +12,7 @@ from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError, notes_of
 from dinov2_jax.features.extractor import with_progress
 from dinov2_jax.models.layers import compute_dtype
+from dinov2_jax.run.lock import locked
 from dinov2_jax.viz import figures as draw
 from dinov2_jax.viz.gallery import Figure, write_gallery
 from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
@@ -54,7 +55,8 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     notes = [*notes_of(source), *notes, *more, *others]
     folder, settings = local_path(workdir, "--workdir"), config.to_dict()
     figures += whole
-    page = write_gallery(folder, "What the model sees", facts, figures, notes, settings)
+    with locked(folder):  # two galleries in one folder would be mixed
+        page = write_gallery(folder, "What the model sees", facts, figures, notes, settings)
     print(f"{len(figures)} pictures in {time.monotonic() - started:.0f} s: {page}")
     return page
 
