@@ -9,12 +9,15 @@ User errors print one sentence and exit with status 2; DINOV2_JAX_TRACEBACK=1 sh
 """
 
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
+import logging
 import os
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -164,11 +167,13 @@ def explain(error: Exception) -> int:
 
     from dinov2_jax.parallel.processes import LOST, lost_process, nccl_failure
 
-    text = "" if "DINOV2_JAX_TRACEBACK" in os.environ else sentence(error)
-    lost, nccl = lost_process(error), nccl_failure(error)
-    if lost or nccl:  # the signs may have another cause
+    text, lost, nccl = sentence(error), lost_process(error), nccl_failure(error)
+    # The signs of a lost process or of NCCL may have another cause.
+    if lost or nccl or (text and "DINOV2_JAX_TRACEBACK" in os.environ):
         traceback.print_exception(error)
     if lost or nccl or text:
+        if isinstance(error, BrokenPipeError):  # Python would fail once more to write what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {lost or nccl or text}", file=sys.stderr)
         return LOST if lost else 1 if nccl else 2
     if not distributed.is_initialized():
@@ -194,10 +199,30 @@ def leave(status: int) -> int:
 
 
 def quiet_libraries() -> None:
-    """XLA's and TensorFlow's start-up chatter hides the one line that matters."""
+    """XLA's and TensorFlow's start-up chatter hides the one line that matters.
+
+    So do the tracebacks of the threads of a failed save; `Checkpoints` raises its first error.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+    if "DINOV2_JAX_TRACEBACK" not in os.environ:
+        logging.getLogger("absl").addFilter(_is_of_no_save)
+        logging.getLogger("asyncio").addFilter(_is_of_no_save)
+        sys.unraisablehook = _tell_unraisable
+
+
+def _is_of_no_save(record: logging.LogRecord) -> bool:
+    """Nothing here but Orbax writes errors with absl, and nothing but Orbax has asyncio's tasks."""
+    return record.levelno < logging.ERROR or not {"orbax", "asyncio"} & set(
+        Path(record.pathname).parts
+    )
+
+
+def _tell_unraisable(unraisable: Any) -> None:
+    """Tensorstore has an error for each write that a failed save no longer waits for."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.config.files import ConfigError, load_config
 from dinov2_jax.config.overrides import parse_arguments
 from dinov2_jax.errors import sentence
-from dinov2_jax.main import main, resolve_config
+from dinov2_jax.main import explain, main, resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = f"--config={ROOT / 'configs/quickstart.py'}"
@@ -196,6 +196,14 @@ def test_help_explains_every_field() -> None:
     assert len(explained) > 100 and max(map(len, explained)) <= 96
 
 
+FULL = 'RESOURCE_EXHAUSTED: Error writing local file "/a/b": No space left on device [code 28]'
+
+
+def of_library(module: str, text: str, name: str = "Error") -> Exception:
+    """An error of a type of another library."""
+    return type(name, (Exception,), {"__module__": module})(text)
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -206,6 +214,21 @@ def test_help_explains_every_field() -> None:
         (ModuleNotFoundError("No module named 'scipy'", name="scipy.io"), "dinov2_jax[eval]"),
         (ImportError("cannot import name 'f'", name="dinov2_jax.eval"), ""),
         (KeyError("a"), ""),
+        (OSError(30, "Read-only file system", "/ro/run"), "/ro/run: Read-only file system; name a"),
+        (OSError("12288 requested and 4080 written"), "not be written to its end; make room"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (BrokenPipeError(32, "Broken pipe"), "has ended"),
+        (MemoryError("Unable to allocate 9 GiB"), "Unable to allocate 9 GiB"),
+        (of_library("orbax.checkpoint", FULL), "/a/b: No space left on device; make room"),
+        (
+            of_library("tensorstore", "a read failed\nat byte 5"),
+            "tensorstore: a read failed at",
+        ),
+        (
+            of_library("jaxlib", "RESOURCE_EXHAUSTED: Out of memory", "JaxRuntimeError"),
+            "batch_size",
+        ),
+        (ValueError("No space left on device"), ""),
     ],
 )
 def test_errors_of_the_machine_are_one_sentence(error: Exception, text: str) -> None:
@@ -213,3 +236,17 @@ def test_errors_of_the_machine_are_one_sentence(error: Exception, text: str) -> 
     assert (
         text in found and bool(found) == bool(text) and "\n" not in found and "Errno" not in found
     )
+
+
+def test_every_error_that_has_a_sentence_ends_with_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (OSError(28, "No space left on device", "/a"), of_library("orbax", FULL)):
+        for shown in (False, True):
+            monkeypatch.delenv("DINOV2_JAX_TRACEBACK", raising=False)
+            if shown:
+                monkeypatch.setenv("DINOV2_JAX_TRACEBACK", "1")
+            assert explain(error) == 2
+            printed = capsys.readouterr().err
+            assert printed.endswith("then repeat the command\n")
+            assert (printed.count("\n") == 1) != shown

@@ -24,7 +24,7 @@ from dinov2_jax.config.files import diff_configs
 from dinov2_jax.data.fingerprint import printable
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.errors import UserError
-from dinov2_jax.run.files import replacing
+from dinov2_jax.run.files import naming, replacing
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone
 
@@ -82,7 +82,7 @@ class NpyWriter:
             path = self._folder / f"{name}{_PARTIAL}"
             whole = np.lib.format.open_memmap(path, "r")
             # Not through the map, where a full disk is a signal; here it is an error.
-            with open(path, "r+b") as file:
+            with naming(path), open(path, "r+b") as file:
                 file.seek(whole.offset + first_row * whole.strides[0])
                 file.write(np.ascontiguousarray(values).tobytes())
                 file.flush()

@@ -5,11 +5,14 @@ is never read. The arrays are stored by name and global shape: a run resumes on 
 devices, and an evaluation uses one.
 """
 
+import contextlib
 import datetime
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs, tuples
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, sentence
 from dinov2_jax.parallel.processes import from_main, is_main, main_first
 
 _ITEMS = ("state", "loader", "config", "provenance")
@@ -72,7 +75,8 @@ class Checkpoints:
         plain = {"loader": loader, "config": config, "provenance": provenance()}
         items = {name: ocp.args.JsonSave(values) for name, values in plain.items()}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), **items)
-        return self._manager.save(step, args=args, force=True)
+        with self._saving():
+            return self._manager.save(step, args=args, force=True)
 
     def restore(
         self, abstract_state: Any, step: int | None = None, *, config: dict[str, Any] | None = None
@@ -114,18 +118,37 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when the save in progress is on disk; raises the error of a failed save."""
-        self._manager.wait_until_finished()
+        """Returns when the save in progress is on disk; CheckpointError if it failed."""
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save in progress and ends the background threads."""
+        """Waits for the save in progress, ends the background threads; see `wait`."""
         # Orbax removes the half-written steps of a killed run in a thread that only a save waits
         # for; a command that is refused at once would end with that thread's traceback. 0.12 has no
         # public name for it.
         cleanup = getattr(self._manager, "_cleanup_tmp_directory_future", None)
         if cleanup is not None:
             cleanup.result()
-        self._manager.close()
+        with self._saving():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Tells in a sentence what Orbax says about a save, this one or that before."""
+        try:
+            yield
+        except Exception as error:  # Orbax and tensorstore have many types for a disk
+            reason = sentence(error)
+            # The parts of a save are written by threads of their own, which may outlive the error.
+            for thread in threading.enumerate():
+                if type(thread).__module__.startswith("orbax."):
+                    thread.join(timeout=60)
+            if not reason:
+                raise
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.directory}: {reason}"
+            ) from error
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:

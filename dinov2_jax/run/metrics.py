@@ -4,11 +4,12 @@ import contextlib
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from dinov2_jax.run.files import write_text
+from dinov2_jax.run.files import naming, write_text
 from dinov2_jax.run.progress import Progress
 
 log = logging.getLogger("dinov2_jax")
@@ -36,7 +37,7 @@ class Output(contextlib.AbstractContextManager):
         write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
         self._progress = Progress(total_steps, start_step=start_step)
         self._file: IO[str] = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = _event_writer(folder, first_step)
+        self._events = _open_events(folder, first_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Stores one line, if there are metrics; it is on disk when this returns."""
@@ -45,11 +46,11 @@ class Output(contextlib.AbstractContextManager):
         values = {name: _number(value) for name, value in metrics.items()}
         # JSON has no NaN or infinity; null keeps every line valid.
         finite = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if self._events is not None:
-                self._events.add_scalar(name, value, step)
+        with naming(self.folder / METRICS_FILE):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+        if self._events is not None:
+            self._events.add(step, values)
         self.message(console_line(step, self._total_steps, values))
 
     def message(self, text: str) -> None:
@@ -72,9 +73,12 @@ class Output(contextlib.AbstractContextManager):
         if self._silent:
             return
         self._progress.close()
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            with naming(self.folder / METRICS_FILE):
+                self._file.close()
+        finally:
+            if self._events is not None:
+                self._events.close()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
@@ -102,14 +106,46 @@ def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> s
     return "  ".join(parts)
 
 
-def _event_writer(workdir: Path, first_step: int) -> Any:
+class _Events:
+    """TensorBoard's file of events.
+
+    It is written at once: the thread of tensorboardX's own `SummaryWriter` ends at a full disk, and
+    the run would then wait for it for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._folder, self._event, self._scalar = folder, Event, scalar
+        with naming(folder):
+            self._file = EventsWriter(str(folder / "events"))
+            # Hides the events of steps that a killed run wrote after its last checkpoint.
+            log_start = SessionLog(status=SessionLog.START)
+            for part in ({"file_version": "brain.Event:2"}, {"session_log": log_start}):
+                self._file.write_event(Event(step=first_step, wall_time=time.time(), **part))
+            self._file.flush()
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Stores the values of a step; they are on disk when this returns."""
+        with naming(self._folder):
+            for name, value in values.items():
+                summary, now = self._scalar(name, value), time.time()
+                self._file.write_event(self._event(step=step, wall_time=now, summary=summary))
+            self._file.flush()
+
+    def close(self) -> None:
+        with naming(self._folder):
+            self._file.close()
+
+
+def _open_events(folder: Path, first_step: int) -> _Events | None:
     try:
-        import tensorboardX
+        return _Events(folder, first_step)
     except ImportError:
         log.info("no TensorBoard events: pip install tensorboardX to get them")
         return None
-    # purge_step hides the events of steps that a killed run wrote after its last checkpoint.
-    return tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
 
 
 def _number(value: Any) -> float | int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, sentence
 
 MAX_STREAK = 3
 
@@ -59,8 +59,11 @@ class NonFiniteWatch:
     def _dump(self, step: int, batch: dict[str, np.ndarray]) -> str:
         if self._dumped >= 10:
             return ""
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step_{step}{self._name}.npz"
-        np.savez(path, **batch)
         self._dumped += 1
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **batch)
+        except OSError as error:  # the run itself needs no such file
+            return f"; its batch could not be stored ({sentence(error)})"
         return f"; its batch is in {path}"

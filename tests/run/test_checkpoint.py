@@ -1,12 +1,14 @@
 """Checkpoints: atomic under kill -9, kept by policy, restored on another number of devices."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +313,42 @@ def test_closing_waits_for_the_removal_of_half_written_steps(
     monkeypatch.setattr(cleanup, slowly)
     Checkpoints(tmp_path, 2, 0).close()
     assert ended
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_one_sentence(small_disk: Path) -> None:
+    state = make_state(1, make_mesh(1), dim=256)
+    checkpoints = Checkpoints(small_disk, 2, 0)
+    with pytest.raises(CheckpointError, match=r"not be written.*No space left.*; make room"):
+        checkpoints.save(1, state, loader={}, config={})
+        checkpoints.wait()
+    with contextlib.suppress(CheckpointError):
+        checkpoints.close()
+
+
+def test_what_orbax_says_of_a_disk_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    checkpoints = Checkpoints(tmp_path, 2, 0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError(
+            'INTERNAL: Error writing local file "/x/y": Read-only file system [os_error_code=30]'
+        )
+
+    fail.__globals__["__name__"], name = "orbax.checkpoint", __name__
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    try:
+        with pytest.raises(CheckpointError, match=r"/x/y: Read-only file system; name a folder"):
+            checkpoints.wait()
+    finally:
+        fail.__globals__["__name__"] = name
+    monkeypatch.undo()
+    checkpoints.close()

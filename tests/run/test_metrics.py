@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,3 +189,24 @@ def test_output_keeps_warnings_for_the_report(
         out.warn([])
     assert out.warnings == ["warning: something"]
     assert "warning: something" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_with_the_file_and_never_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised, Output(tmp_path, 100) as out:
+        out._file = Full(out._file)
+        for step in range(100):  # tensorboardX's own queue holds ten values
+            out.write(step, {"loss": 1.0})
+    assert raised.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        self._file.close()
