@@ -234,7 +234,7 @@ def _numbers(
 
 
 def _of_timm(settings: Settings, channels: int, problems: Problems, name: str) -> Preprocessing:
-    """Of pretrained_cfg, as timm's evaluation transform takes it."""
+    """Reads pretrained_cfg as timm's evaluation transform does."""
     stored = settings.get("pretrained_cfg") or settings
     given = {key: value for key, value in stored.items() if value is not None}
     sides = given.get("input_size", (channels, 224, 224))[-2:]

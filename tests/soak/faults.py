@@ -140,7 +140,7 @@ def damaged_pictures(trial: Trial) -> None:
 
 
 def damaged_checkpoint(trial: Trial) -> None:
-    """Of a killed run's newest step, a file is removed, cut or replaced; the step before counts."""
+    """A file of a killed run's newest step is removed, cut or replaced; the step before counts."""
     for number, damage in enumerate((_remove, _cut, _replace)):
         process = trial.start()
         trial.until_step(process, 6)
