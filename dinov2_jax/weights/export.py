@@ -28,7 +28,7 @@ from dinov2_jax.weights.load import Backbone, load
 from dinov2_jax.weights.stablehlo import Programs, difference
 
 FORMATS = ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx")
-# The greatest difference of features, relative to the greatest one. Tensors and heads are equal bit for bit.
+# Largest relative difference of features. Tensors and heads are equal bit for bit.
 MAX_DIFFERENCE = 1e-5
 RULES: Rules = {
     "which": ("teacher", "student"),
