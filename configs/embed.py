@@ -24,8 +24,15 @@ def get_config() -> ml_collections.ConfigDict:
     # A released name (list_models()), .pth, Hugging Face directory, timm file, our run or bundle.
     config.weights = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
-    # Tensors that may be left over, float16, bfloat16; separated by commas, as for `load`
+    # Attention heads, if neither the file nor the width tells them; 0: they do
+    config.heads = 0
+    # Of `load`, separated by commas: tensors or modules that may be left over, mask_token, float16,
+    # bfloat16, fields of config.json or preprocessor_config.json that are not followed
     config.allow = ""
+    # How positions are resampled for other sizes; -1 and "": as the weights say, or as the original
+    # does. Weights that were fine-tuned under transformers: 0.0
+    config.interpolate_offset = -1.0
+    config.interpolate_antialias = ""  # true | false
 
     # cls [D] | registers [R, D] | mean_patch [D] | patches [P, D], separated by commas
     config.features = ("cls",)

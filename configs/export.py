@@ -19,9 +19,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = ""  # whatever dinov2_jax.load opens: a run, a file, a released name
     config.which = "teacher"  # teacher | student, of a training checkpoint
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx
-    config.heads = 0  # attention heads, if they do not follow from the width; 0: they do
-    # Tensors that may be left over, mask_token, float16, bfloat16; separated by commas
+    # Attention heads, if neither the file nor the width tells them; 0: they do
+    config.heads = 0
+    # Of `load`, separated by commas: tensors or modules that may be left over, mask_token, float16,
+    # bfloat16, fields of config.json or preprocessor_config.json that are not followed
     config.allow = ""
+    # How positions are resampled for other sizes; -1 and "": as the weights say, or as the original
+    # does. Weights that were fine-tuned under transformers: 0.0
+    config.interpolate_offset = -1.0
+    config.interpolate_antialias = ""  # true | false
 
     # The following are for stablehlo and onnx only.
     config.image_sizes = ("224x224",)  # px, height x width; one program for each

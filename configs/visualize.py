@@ -18,6 +18,15 @@ def get_config() -> ml_collections.ConfigDict:
     # A name of `list_models()` or the path of released weights, a run, a checkpoint or a bundle
     config.weights = ""
     config.which = "teacher"  # teacher | student, of a training checkpoint
+    # Attention heads, if neither the file nor the width tells them; 0: they do
+    config.heads = 0
+    # Of `load`, separated by commas: tensors or modules that may be left over, mask_token, float16,
+    # bfloat16, fields of config.json or preprocessor_config.json that are not followed
+    config.allow = ""
+    # How positions are resampled for other sizes; -1 and "": as the weights say, or as the original
+    # does. Weights that were fine-tuned under transformers: 0.0
+    config.interpolate_offset = -1.0
+    config.interpolate_antialias = ""  # true | false
     config.compute_dtype = "auto"  # auto: bfloat16 on GPU and TPU, float32 on CPU | float32 | ...
 
     # Number of pictures for PCA, matches and attention, evenly spread over the folder

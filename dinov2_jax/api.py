@@ -155,6 +155,8 @@ def load(
     architecture: str = "",
     heads: int | None = None,
     allow: Sequence[str] = (),
+    interpolate_offset: float | None = None,
+    interpolate_antialias: bool | None = None,
     dtype: Any = None,
 ) -> Backbone:
     """Loads a backbone with its weights.
@@ -166,8 +168,12 @@ def load(
       which: "teacher" or "student" of a training checkpoint.
       architecture: a name of `list_models()` that the weights must fit; "": any.
       heads: attention heads, where neither the file nor the width tells.
-      allow: names of tensors that may be left over; "mask_token" where it may be missing (only
-        pretraining needs it); "float16" or "bfloat16" for files in half precision.
+      allow: names of tensors or modules that may be left over; "mask_token" where it may be missing
+        (only pretraining needs it); "float16" or "bfloat16" for files in half precision; fields of
+        config.json or preprocessor_config.json that cannot be followed and may be passed over.
+      interpolate_offset, interpolate_antialias: how positions are resampled for other sizes, see
+        `models/positions.py`; None: as the weights say, otherwise as the original does. Weights
+        that were fine-tuned under transformers take an offset of 0.
       dtype: of the matrix products; None: float32. Parameters are float32.
 
     Returns:
@@ -190,7 +196,11 @@ def load(
       (1, 4, 64)
     """
     options = {"which": which, "architecture": architecture, "heads": heads, "allow": allow}
-    return Backbone(**vars(weights.load(name_or_path, dtype=dtype, **options)))
+    positions = {
+        "interpolate_offset": interpolate_offset,
+        "interpolate_antialias": interpolate_antialias,
+    }
+    return Backbone(**vars(weights.load(name_or_path, dtype=dtype, **options, **positions)))
 
 
 def pretrain(config: str | Path | ConfigDict, workdir: str | Path, **overrides: Any) -> Path:

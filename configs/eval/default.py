@@ -23,7 +23,15 @@ def get_config() -> ml_collections.ConfigDict:
     # Hugging Face directory, timm file or bundle.
     config.checkpoint = ""
     config.which = "teacher"  # teacher | student; of training checkpoints
-    config.allow = ""  # of `load`: tensors that may be left over, float16, bfloat16; with commas
+    # Attention heads, if neither the file nor the width tells them; 0: they do
+    config.heads = 0
+    # Of `load`, separated by commas: tensors or modules that may be left over, mask_token, float16,
+    # bfloat16, fields of config.json or preprocessor_config.json that are not followed
+    config.allow = ""
+    # How positions are resampled for other sizes; -1 and "": as the weights say, or as the original
+    # does. Weights that were fine-tuned under transformers: 0.0
+    config.interpolate_offset = -1.0
+    config.interpolate_antialias = ""  # true | false
     # knn | few_shot | logreg | transfer | linear | linear_cached | finetune | robustness |
     # retrieval | video, with commas between
     config.protocols = ("knn",)

@@ -19,11 +19,12 @@ from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.datasets.large import LARGE_SETS
 from dinov2_jax.datasets.transfer import TRANSFER_SETS
 from dinov2_jax.heads.grid import RATES
+from dinov2_jax.weights.load import RULES as READING
 
 _SIDE = Range(0, SIDE.high)  # px; 0: as the weights say
 # "" stands for what the evaluated run was trained with, or for none.
 RULES: Rules = DISTRIBUTED | {
-    "which": ("teacher", "student"),
+    **READING,
     "batch_size": BATCH,
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "resize_size": _SIDE,

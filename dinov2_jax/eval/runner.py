@@ -32,7 +32,7 @@ from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import from_main, is_main
 from dinov2_jax.run.lock import locked
 from dinov2_jax.weights.bundle import architecture_fields
-from dinov2_jax.weights.load import Backbone, load
+from dinov2_jax.weights.load import Backbone, load_configured
 
 PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "knn": knn.open,
@@ -122,9 +122,7 @@ def load_backbone(config: ConfigDict) -> Backbone:
         raise ConfigError(
             "no checkpoint given; add --config.checkpoint=<run, bundle, released name or file>"
         )
-    allow = tuple(filter(None, config.allow.split(",")))
-    dtype = compute_dtype(config.compute_dtype)
-    return load(config.checkpoint, which=config.which, allow=allow, dtype=dtype)
+    return load_configured(config, config.checkpoint, compute_dtype(config.compute_dtype))
 
 
 def _resized(config: ConfigDict, backbone: Backbone) -> Backbone:

@@ -41,7 +41,7 @@ from dinov2_jax.features.store import (
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import from_main, is_main, main_first, require_same
 from dinov2_jax.run.lock import locked
-from dinov2_jax.weights.load import Backbone, load
+from dinov2_jax.weights.load import Backbone, load_configured
 
 
 def embed(config: ConfigDict, workdir: str) -> None:
@@ -61,8 +61,7 @@ def embed(config: ConfigDict, workdir: str) -> None:
             "no weights given; add --config.weights=<name, file, directory, run or bundle>"
         )
     dtype = compute_dtype(config.compute_dtype)
-    allow = tuple(filter(None, config.allow.split(",")))
-    backbone = load(config.weights, which=config.which, allow=allow, dtype=dtype)
+    backbone = load_configured(config, config.weights, dtype)
     request = make_request(
         backbone, config.features, config.layers, config.norm, config.policy, config.size
     )

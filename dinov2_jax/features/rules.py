@@ -14,9 +14,10 @@ from dinov2_jax.config.checks import (
 )
 from dinov2_jax.data.fit import POLICIES
 from dinov2_jax.data.sources.open import KINDS
+from dinov2_jax.weights.load import RULES as READING
 
 RULES: Rules = DISTRIBUTED | {
-    "which": ("teacher", "student"),
+    **READING,
     "layers": Range(-1000, 1000),
     "policy": POLICIES,
     "size": dataclasses.replace(SIDE, empty=True),

@@ -6,7 +6,8 @@ of the command line is overruled in silence. The error message lists all differe
 that remove them.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dinov2_jax.weights.architecture import HEAD_DIM, in_channels
 from dinov2_jax.weights.load import Backbone, load
 
 _SIZES = ("dim", "depth", "heads")
+_POSITIONS = ("interpolate_offset", "interpolate_antialias")
 # Further fields that must agree; the others, such as drop path, may differ.
 _FIELDS = (
     "patch_size", "ffn", "registers", "interpolate_offset", "interpolate_antialias", "qkv_bias",
@@ -52,7 +54,8 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     # Not every width tells the number of heads; then the configured number fills in.
     fallback = model.heads if model.dim % HEAD_DIM else None
     with main_first():  # it downloads weights that are given by name
-        weights = load(config.init_from, heads=fallback)
+        weights = load(config.init_from, heads=fallback, allow=config.allow.split(","))
+    weights = _with_own_positions(weights, model, config.allow.split(","))
     _require_same_model(config, model, weights)
     backbone = with_image_size(weights.params, weights.model, model.image_size)
     backbone = with_channels(backbone, model.patch_size, config.model.in_channels)
@@ -60,6 +63,14 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     given = {"backbone": backbone} | heads
     wanted = {name: run.abstract_state.student[name] for name in given}
     return jax.tree.map(_place, given, wanted), [*_origin(config, weights), *notes]
+
+
+def _with_own_positions(
+    weights: Backbone, model: VisionTransformer, allow: Sequence[str]
+) -> Backbone:
+    """The weights, whose positions are resampled as `model` does where `allow` says so."""
+    own = {name: getattr(model, name) for name in _POSITIONS if name in allow}
+    return dataclasses.replace(weights, model=weights.model.clone(**own))
 
 
 def _origin(config: ConfigDict, weights: Backbone) -> list[str]:
@@ -120,6 +131,9 @@ def _require_same_model(config: ConfigDict, model: VisionTransformer, weights: B
         remedy = "config.model has no field for mlp_ratio, so it needs other weights"
     else:
         remedy = f"add {' '.join(_flags(config, weights.model, set(different)))}"
+    if different.keys() <= set(_POSITIONS):
+        wanted = [*filter(None, config.allow.split(",")), *different]
+        remedy += f"; to keep the configured ones: --config.allow={','.join(wanted)}"
     raise ConfigError(
         f"config.init_from {config.init_from} is of another model than config.model: {text}; "
         f"{remedy}"

@@ -3,9 +3,9 @@
 from dinov2_jax.config.checks import BATCH, COUNT, COUNT_OR_NONE, SIDE, Range, Rules
 from dinov2_jax.data.sources.open import KINDS
 from dinov2_jax.viz.pca import SIDES
+from dinov2_jax.weights.load import RULES as READING
 
-RULES: Rules = {
-    "which": ("teacher", "student"),
+RULES: Rules = READING | {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "pictures": COUNT,
     "image_px": SIDE,

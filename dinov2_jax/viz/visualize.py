@@ -18,7 +18,7 @@ from dinov2_jax.viz.gallery import Figure, write_gallery
 from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
 from dinov2_jax.viz.pca import pca_pictures
 from dinov2_jax.weights.architecture import in_channels
-from dinov2_jax.weights.load import Backbone, load
+from dinov2_jax.weights.load import Backbone, load_configured
 
 
 def visualize(config: ConfigDict, workdir: str) -> Path:
@@ -38,7 +38,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     """
     started = time.monotonic()
     _check(config, workdir)
-    backbone = load(config.weights, which=config.which, dtype=compute_dtype(config.compute_dtype))
+    backbone = load_configured(config, config.weights, compute_dtype(config.compute_dtype))
     _check_model(config, backbone)
     data = config.data
     source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)

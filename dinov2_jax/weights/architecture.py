@@ -36,7 +36,8 @@ def vision_transformer(tensors: Flat, heads: int | None, dtype: Any) -> VisionTr
     side = math.isqrt(rows - 1)
     if side * side != rows - 1:
         raise WeightsError(
-            f"pos_embed has {rows} rows, which is no square of patches and a cls token"
+            f"pos_embed has {rows} rows, which is no square of patches and a cls token; resample "
+            "it to a square where the weights come from"
         )
     numbers = set(re.findall(r"^blocks\.(\d+)\.", "\n".join(tensors), re.MULTILINE))
     depth = max(map(int, numbers), default=-1) + 1
@@ -89,7 +90,7 @@ def _heads(dim: int) -> int:
     if dim not in known and dim % HEAD_DIM:
         raise WeightsError(
             f"the number of attention heads does not follow from a width of {dim}, which is no "
-            f"multiple of {HEAD_DIM}; give it: load(..., heads=...)"
+            f"multiple of {HEAD_DIM}; give it: --config.heads=N, or in Python load(..., heads=N)"
         )
     return known.get(dim, dim // HEAD_DIM)
 

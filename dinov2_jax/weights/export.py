@@ -24,16 +24,15 @@ from dinov2_jax.weights.convert import to_reference
 from dinov2_jax.weights.files import EXPORTED, WeightsError
 from dinov2_jax.weights.heads import linear_heads, write_heads
 from dinov2_jax.weights.layouts import from_reference_names
-from dinov2_jax.weights.load import Backbone, load
+from dinov2_jax.weights.load import RULES as READING
+from dinov2_jax.weights.load import UNTOLD, Backbone, load, load_configured
 from dinov2_jax.weights.stablehlo import Programs, difference
 
 FORMATS = ("reference", "pth", "huggingface", "timm", "bundle", "stablehlo", "onnx")
 # Largest relative difference of features. Tensors and heads are equal bit for bit.
 MAX_DIFFERENCE = 1e-5
-RULES: Rules = {
-    "which": ("teacher", "student"),
+RULES: Rules = READING | {
     "format": ("", *FORMATS),
-    "heads": Range(0, 2**16),
     "batch_sizes": Range(0, BATCH.high),
 }
 
@@ -48,8 +47,7 @@ def run(config: ConfigDict, workdir: str) -> Path:
     for field, example in (("checkpoint", "runs/quickstart"), ("format", "huggingface")):
         if not config[field]:
             raise ConfigError(f"no {field} given; add --config.{field}={example}")
-    heads, allow = config.heads or None, config.allow.split(",")
-    backbone = load(config.checkpoint, which=config.which, heads=heads, allow=allow)
+    backbone = load_configured(config, config.checkpoint)
     print("\n".join(backbone.report))
     sizes = [_size(text, backbone.model.patch_size) for text in config.image_sizes]
     programs = Programs(sizes, config.batch_sizes, config.bake_positions)
@@ -151,7 +149,9 @@ def _write_weights(backbone: Backbone, form: str, folder: Path) -> Path:
 
 def _exported(backbone: Backbone) -> dict[str, str]:
     """What the tensors do not tell; `load` reads it again."""
-    return {EXPORTED: json.dumps({"preprocessing": dataclasses.asdict(backbone.preprocessing)})}
+    model = {name: getattr(backbone.model, name) for name in UNTOLD}
+    about = {"preprocessing": dataclasses.asdict(backbone.preprocessing), "model": model}
+    return {EXPORTED: json.dumps(about)}
 
 
 def _write_pth(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> None:

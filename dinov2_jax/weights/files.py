@@ -7,6 +7,7 @@ optional extra) and is read with `weights_only`, which refuses pickles that woul
 import contextlib
 import dataclasses
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ from dinov2_jax.errors import UserError
 # What our exports know beyond tensors, as JSON: a key of safetensors metadata, and of the JSON file
 # beside a .pth.
 EXPORTED = "dinov2_jax"
+_UNPACK = "unpack it, and give the file in it"
+# By their first bytes: files that are met under the name of weights, and what to do.
+_OTHER_KINDS = {
+    b"\x1f\x8b": ("a gzip archive", _UNPACK),
+    b"BZh": ("a bzip2 archive", _UNPACK),
+    b"\xfd7zXZ": ("an xz archive", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
+    b"7z\xbc\xaf": ("a 7z archive", _UNPACK),
+    b"Rar!": ("a rar archive", _UNPACK),
+    b"\x89HDF": ("an HDF5 file of Keras", "export it from there as safetensors"),
+    b"\x93NUMPY": ("a single array of numpy", "give a .pth or .safetensors with all tensors"),
+    b"GGUF": ("a GGUF file", "give the weights that it was made from"),
+    b"\x89PNG": ("a picture", "give the weights"),
+    b"\xff\xd8\xff": ("a picture", "give the weights"),
+}
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 # Index and single file of a Hugging Face directory; the safe format comes first.
 _MODEL_FILES = (
@@ -114,7 +130,9 @@ def _read_directory(folder: Path, which: str) -> Tensors:
             tensors |= _read_file(folder / name, which).tensors
         return Tensors(tensors, read_settings(folder / "config.json"), folder, folder)
     wanted = " or ".join(single for _, single in _MODEL_FILES)
-    raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files")
+    files = sorted(x.name for x in folder.iterdir() if x.suffix in (".safetensors", *PICKLES))
+    other = f"; give one of its files: {', '.join(files[:5])}" if files else ""
+    raise WeightsError(f"{folder} holds no {wanted}, nor an index of several such files{other}")
 
 
 def _files_of_index(path: Path) -> list[str]:
@@ -151,7 +169,7 @@ def permission(allow: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    _refuse_pages(path)
+    _refuse_others(path, of_torch=False)
     try:
         # numpy knows no bf16; jax's arrays do.
         with safe_open(path, framework="numpy") as file:
@@ -174,19 +192,60 @@ def _read_bf16(path: Path, names: list[str]) -> dict[str, np.ndarray]:
         return {name: np.asarray(file.get_tensor(name)) for name in names}
 
 
-def _refuse_pages(path: Path) -> None:
-    """Refuses a login or error page that a download saved under the file's name."""
+def _refuse_others(path: Path, of_torch: bool) -> None:
+    """Refuses a file whose first bytes are of another kind than its name says.
+
+    Raises:
+      WeightsError: naming the kind, and what to do.
+    """
     with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        start = file.read(512)
+    text = start.lstrip().lower()
+    # The length of its header comes first, which may begin as anything.
+    tensors = len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+    pickled = not tensors and (start.startswith((b"PK\x03\x04", b"\x80")) or b"ustar" in start)
+    if not start:
+        raise WeightsError(
+            f"{path} is damaged or no safetensors file: it is empty; download it again"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
         raise WeightsError(
             f"{path} is a web page, not weights: the download failed; its text says why; download "
             "it again"
         )
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a pointer of Git LFS, not the weights; fetch them: git lfs pull, in its "
+            "folder"
+        )
+    for magic, (kind, remedy) in _OTHER_KINDS.items():
+        if start.startswith(magic) and not tensors:
+            raise WeightsError(f"{path} is {kind}, not weights; {remedy}")
+    if pickled and not of_torch:
+        raise WeightsError(f"{path} is a file of torch.save; name it .pth")
+    if tensors and of_torch:
+        raise WeightsError(f"{path} is a safetensors file; name it .safetensors")
+    if not tensors and not pickled and _is_text(start):
+        shown = " ".join(start.decode(errors="replace").split())[:60]
+        raise WeightsError(f"{path} is text, not weights (it says {shown!r}); download it again")
+    if of_torch and not pickled:
+        raise WeightsError(
+            f"{path} is no file that torch.save wrote (it begins with {start[:8]!r}); download it "
+            "again, or give it the ending of its kind"
+        )
+
+
+def _torch_wrote(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _is_text(start: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
 
 
 def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
-    _refuse_pages(path)
+    _refuse_others(path, of_torch=True)
     try:
         import torch
     except ImportError as error:
@@ -196,6 +255,14 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly any type on broken files
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a TorchScript program; save the state dict of the module in it"
+            ) from error
+        if zipfile.is_zipfile(path) and not _torch_wrote(path):
+            raise WeightsError(
+                f"{path} is a zip archive, not weights; unpack it, and give the file in it"
+            ) from error
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise WeightsError(
                 f"{path} is a pickle that holds more than tensors, so reading it could run code: "
@@ -205,24 +272,16 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path} is damaged or truncated ({reason}); download it again"
         ) from error
-    return {name: _to_numpy(x) for name, x in _state_dict_of(stored, path, which).items()}
+    from dinov2_jax.weights.wrappers import find_state_dict
 
-
-def _state_dict_of(stored: Any, path: Path, which: str) -> dict[str, Any]:
-    """Finds the state dict inside what a training program wrapped around it."""
-    for wrapper in (which, "model", "state_dict"):
-        if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
-            stored = stored[wrapper]
-    tensors = {}
-    if isinstance(stored, dict):
-        tensors = {name: value for name, value in stored.items() if hasattr(value, "detach")}
-    if not tensors:
+    found = find_state_dict(stored, which)[0] if isinstance(stored, dict) else {}
+    if not found:
         held = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored)
         raise WeightsError(
             f"{path} holds no tensors by name (it holds: {held}); expected a state dict, alone or "
-            f"under {which!r}, 'model' or 'state_dict'"
+            f"inside another one, as {which!r}, 'model' or 'state_dict'"
         )
-    return tensors
+    return {name: _to_numpy(x) for name, x in found.items()}
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -68,7 +68,10 @@ def read_head(path: str | Path, dim: int | None = None) -> Head:
             "dinov2_*_linear_head.pth or a bundle with a classifier"
         )
     with blamed_on(path):
-        return _from_tensors(read_tensors(path), dim)
+        head = _from_tensors(read_tensors(path), dim)
+    if not all(np.isfinite(head[name]).all() for name in ("weight", "bias")):
+        raise WeightsError(f"{path} holds NaN or infinity; train or download it again")
+    return head
 
 
 def _from_tensors(stored: Tensors, dim: int | None) -> Head:

@@ -1,6 +1,7 @@
 """The released models: their names, architectures and files."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from dinov2_jax.weights.files import WeightsError
@@ -41,9 +42,23 @@ RELEASED = {
 
 
 def released_name(name: str) -> str:
-    """The name in RELEASED of a released model or of its Hugging Face repository, else ""."""
-    repositories = {released.huggingface: key for key, released in RELEASED.items()}
-    return name if name in RELEASED else repositories.get(name, "")
+    """The name in RELEASED of a released model, by any of the names that libraries give it.
+
+    Known are our own (and torch.hub's), Hugging Face's "facebook/dinov2-base", and timm's
+    "vit_base_patch14_dinov2.lvd142m", also as "timm/..." or "hf_hub:timm/...". "" for others.
+    """
+    name = re.sub(r"^(hf[-_]hub:)?(timm/)?|^facebookresearch/dinov2:", "", name.strip().rstrip("/"))
+    return known_names().get(name.removesuffix(".lvd142m"), "")
+
+
+def known_names() -> dict[str, str]:
+    """The names in RELEASED by themselves, and by those of Hugging Face and timm."""
+    names = {key: key for key in RELEASED}
+    names |= {released.huggingface: key for key, released in RELEASED.items()}
+    for key, released in RELEASED.items():
+        size = released.huggingface.rsplit("-", 1)[1]
+        names[f"vit_{size}_patch14_{'reg4_' if released.registers else ''}dinov2"] = key
+    return names
 
 
 def find(name: str) -> Path:

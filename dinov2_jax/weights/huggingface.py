@@ -77,6 +77,9 @@ def model_config(backbone: Backbone, head: Head | None = None) -> dict[str, Any]
         "layerscale_value": 1.0 if model.layerscale is None else model.layerscale,
         "layer_norm_eps": 1e-6,
         "hidden_act": "gelu",
+        # Not known to transformers, which resamples with neither; read again by `load`.
+        "interpolate_offset": model.interpolate_offset,
+        "interpolate_antialias": model.interpolate_antialias,
         "dtype": "float32",
         "torch_dtype": "float32",  # the name before transformers 5
     }

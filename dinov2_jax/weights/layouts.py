@@ -68,10 +68,13 @@ def layout_of(names: set[str]) -> str:
         return "huggingface"
     if {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= names:
         return "reference" if "mask_token" in names else "timm"
-    held = ", ".join(sorted(names)[:4])
+    needed = ("cls_token", "pos_embed", "patch_embed.proj.weight")
+    missing = [name for name in needed if not any(held.endswith(name) for held in names)]
+    held = ", ".join(sorted(names)[:6])
     raise WeightsError(
-        f"these are not the tensors of a DINOv2 backbone (they start with {held}); expected the "
-        "names of the released files, of Hugging Face Dinov2 or of timm's vit_*_dinov2"
+        f"these are not the tensors of a DINOv2 backbone: {', '.join(missing)} missing, held are "
+        f"{held}, ...; expected the names of the released files, of Hugging Face Dinov2 or of "
+        "timm's vit_*_dinov2, after any prefix"
     )
 
 
@@ -131,7 +134,7 @@ def _to_huggingface(tensors: Flat) -> dict[str, np.ndarray]:
 
 def _from_timm(tensors: Flat) -> tuple[dict[str, np.ndarray], list[str]]:
     out = {name: np.asarray(value) for name, value in tensors.items()}
-    notes = ["timm's files have no mask_token: zeros, its initial value"]
+    notes = ["no mask_token is stored, as timm and DINOv1 do: zeros, its initial value"]
     dim = out["cls_token"].shape[-1]
     out["mask_token"] = np.zeros((1, dim), out["cls_token"].dtype)
     if "reg_token" in out:

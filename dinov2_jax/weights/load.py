@@ -5,7 +5,7 @@ A tensor that is missing, left over or of another shape is an error, unless `all
 
 import dataclasses
 import json
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
+from dinov2_jax.config.checks import Range, Rules
 from dinov2_jax.config.files import local_path, nearest, tuples
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer, from_config
@@ -31,16 +33,22 @@ from dinov2_jax.weights.files import (
     read_tensors,
 )
 from dinov2_jax.weights.heads import read_heads, released_head
-from dinov2_jax.weights.hub import RELEASED, find, released_name
-from dinov2_jax.weights.layouts import layout_of, rename, to_reference_names
-from dinov2_jax.weights.settings import check_config, heads_of, stored_preprocessing
-
-# Prefixes of the modules that training programs wrap around a model.
-_WRAPPERS = ((r"\b(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),)
-
+from dinov2_jax.weights.hub import RELEASED, find, known_names, released_name
+from dinov2_jax.weights.layouts import Flat, layout_of, to_reference_names
+from dinov2_jax.weights.settings import check_config, stored_preprocessing, untold_fields
+from dinov2_jax.weights.wrappers import split
 
 # Modules of a backbone, of which no more than single tensors may be left over.
 _PARTS = ("blocks", "norm", "patch_embed")
+# Fields of the model that no tensor tells; our exports keep them.
+UNTOLD = ("heads", "interpolate_offset", "interpolate_antialias")
+# Of the fields with which tasks read weights, see `load_configured`.
+RULES: Rules = {
+    "which": ("teacher", "student"),
+    "heads": Range(0, 2**16),
+    "interpolate_offset": Range(-1, 0.99),
+    "interpolate_antialias": ("", "true", "false"),
+}
 # Kinds of numbers that `allow` may name; they become float32.
 _PRECISIONS = ("float16", "bfloat16", "float64")
 
@@ -79,9 +87,12 @@ def load(
     architecture: str = "",
     heads: int | None = None,
     allow: Sequence[str] = (),
+    interpolate_offset: float | None = None,
+    interpolate_antialias: bool | None = None,
     dtype: Any = None,
 ) -> Backbone:
     """Loads a backbone: see `dinov2_jax.load`, which has the same arguments and errors."""
+    allow = (allow,) if isinstance(allow, str) else tuple(filter(None, allow))
     path = local_path(name_or_path, "weights")
     dtype = jnp.float32 if dtype is None else dtype
     released = released_name(str(name_or_path))
@@ -93,16 +104,71 @@ def load(
     elif any((path / name).is_dir() for name in ("checkpoints", "state")):
         found = _from_run(path, which, dtype)
     else:
-        if not path.exists() and path.suffix == "" and "/" not in str(name_or_path):
+        if not path.exists() and path.suffix == "" and _is_a_name(str(name_or_path)):
             raise WeightsError(
                 f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}; did you "
-                f"mean {nearest(str(name_or_path), list(RELEASED))!r}?"
+                f"mean {nearest(str(name_or_path), list(known_names()))!r}?"
             )
         with blamed_on(path):
-            found = _from_tensors(read_tensors(path, which), heads, tuple(allow), dtype)
+            found = _from_tensors(read_tensors(path, which), which, heads, allow, dtype)
     if architecture:
         _require_architecture(found, architecture)
-    return found
+    _require_finite(found)
+    return _interpolating(found, interpolate_offset, interpolate_antialias)
+
+
+def _is_a_name(text: str) -> bool:
+    """Whether this looks like a model's name, alone or after "facebook/" or "timm/"."""
+    owner, _, name = text.rpartition("/")
+    return bool(name) and owner in ("", "facebook", "timm", "hf_hub:timm", "hf-hub:timm")
+
+
+def load_configured(config: ConfigDict, name_or_path: str, dtype: Any = None) -> Backbone:
+    """Loads weights as the fields `which`, `heads`, `allow` and `interpolate_*` of a task say."""
+    return load(
+        name_or_path,
+        which=config.which,
+        heads=config.heads or None,
+        allow=config.allow.split(","),
+        interpolate_offset=None if config.interpolate_offset < 0 else config.interpolate_offset,
+        interpolate_antialias={"true": True, "false": False}.get(config.interpolate_antialias),
+        dtype=dtype,
+    )
+
+
+def _interpolating(found: Backbone, offset: float | None, antialias: bool | None) -> Backbone:
+    """The backbone, which resamples positions in the way that is asked for; None: as it does."""
+    if offset is None and antialias is None:
+        return found
+    model = found.model
+    if antialias is None:
+        antialias = model.interpolate_antialias and not offset
+    if offset is None:
+        offset = 0.0 if antialias else model.interpolate_offset
+    if antialias and offset:
+        raise WeightsError(
+            f"interpolate_offset {offset} is not defined together with interpolate_antialias; set "
+            "one of them"
+        )
+    if not (math.isfinite(offset) and 0 <= offset < 1):
+        raise WeightsError(f"interpolate_offset is {offset}, but must be from 0 to below 1")
+    model = model.clone(interpolate_offset=float(offset), interpolate_antialias=bool(antialias))
+    note = f"as told, positions are resampled with offset {offset} and antialias {antialias}"
+    return dataclasses.replace(found, model=model, report=(*found.report, note))
+
+
+def _require_finite(found: Backbone) -> None:
+    arrays = flatten_dict({"backbone": found.params, **found.heads}, sep="/")
+    broken = [
+        name
+        for name, x in arrays.items()
+        if isinstance(x, np.ndarray | jnp.ndarray) and not np.isfinite(x).all()
+    ]
+    if broken:
+        raise WeightsError(
+            f"{found.source} holds NaN or infinity in {len(broken)} tensors: {_some(broken)}; "
+            "download it again, or take weights from before the training diverged"
+        )
 
 
 def _from_run(path: Path, which: str, dtype: Any) -> Backbone:
@@ -127,15 +193,17 @@ def _from_bundle(path: Path, dtype: Any) -> Backbone:
 
 
 def _from_tensors(
-    stored: Tensors, heads: int | None, allow: tuple[str, ...], dtype: Any
+    stored: Tensors, which: str, heads: int | None, allow: tuple[str, ...], dtype: Any
 ) -> Backbone:
     source = str(stored.path)
-    parts = _split_modules({rename(name, _WRAPPERS): x for name, x in stored.tensors.items()})
-    layout = layout_of(set(parts["backbone"]))
-    backbone, notes = to_reference_names(parts.pop("backbone"), layout)
-    known = _without_left_over(backbone, allow, source)
-    known, more = _full_precision(known, allow, source)
-    model = vision_transformer(known, heads_of(stored.settings) or heads, dtype)
+    parts = split(stored.tensors, which, allow)
+    layout = layout_of(set(parts.backbone))
+    backbone, notes = to_reference_names(parts.backbone, layout)
+    notes = [*parts.notes, *notes]
+    known, more = _without_left_over(backbone, parts.left_over, allow, source)
+    known, widened = _full_precision(known, allow, source)
+    told = untold_fields(stored.settings)
+    model = vision_transformer(known, told.pop("heads", None) or heads, dtype).clone(**told)
     if "mask_token" in allow:
         known.setdefault("mask_token", np.zeros((1, model.dim), np.float32))
     try:
@@ -145,12 +213,12 @@ def _from_tensors(
     report = _account(model, params, source, f"{layout} layout")
     exported = json.loads(stored.settings.get(EXPORTED, "{}"))
     own_heads: dict[str, Any] = read_heads(stored.path.parent) if exported else {}
-    if "classifier" in parts:
-        classifier = parts.pop("classifier")
+    if "classifier" in parts.heads:
+        classifier = parts.heads.pop("classifier")
         own_heads["classifier"] = released_head(classifier, model.dim, source, stored.settings)
-    own_heads |= {name: from_reference(head) for name, head in parts.items()}
+    own_heads |= {name: from_reference(head) for name, head in parts.heads.items()}
     channels = in_channels(params, model.patch_size)
-    notes += [*more, *check_config(stored.settings, model, channels, allow, source)]
+    notes += [*more, *widened, *check_config(stored.settings, model, channels, allow, source)]
     if exported:
         expected = Preprocessing(**tuples(exported["preprocessing"]))
     else:
@@ -159,27 +227,19 @@ def _from_tensors(
     return Backbone(model, params, expected, own_heads, source, layout, (*report, *notes))
 
 
-def _split_modules(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Splits a training checkpoint or a classifier: {"backbone": ..., "dino_head": ...}."""
-    parts: dict[str, dict[str, np.ndarray]] = {"backbone": {}}
-    for name, value in tensors.items():
-        found = re.match(r"(backbone|dino_head|ibot_head|classifier)\.(.+)", name)
-        module, rest = (found[1], found[2]) if found else ("backbone", name)
-        parts.setdefault(module, {})[rest] = value
-    return parts
-
-
 def _without_left_over(
-    tensors: Mapping[str, np.ndarray], allow: tuple[str, ...], source: str
-) -> dict[str, np.ndarray]:
-    unknown = unknown_names(tensors)
+    tensors: Flat, outside: Flat, allow: tuple[str, ...], source: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors with a place in a backbone, and a note on the others."""
+    unknown = [*unknown_names(tensors), *outside]
     left_over = [name for name in unknown if not is_allowed(name, allow)]
     if left_over:
         raise WeightsError(
             f"{source} holds {len(left_over)} tensors that have no place in a DINOv2 backbone: "
             f"{_some(left_over)}; if they are not needed: {permission(allow, _modules(left_over))}"
         )
-    return {name: x for name, x in tensors.items() if name not in unknown}
+    notes = [f"left over, as allowed: {_some(unknown)}"] if unknown else []
+    return {name: x for name, x in tensors.items() if name not in unknown}, notes
 
 
 def _full_precision(
@@ -217,9 +277,11 @@ def _account(model: VisionTransformer, params: Any, source: str, kind: str) -> t
     }
     for problem, names in problems.items():
         if names:
+            only_mask = problem == "lacks" and names == ["mask_token"]
+            remedy = f"; only pretraining needs it: {permission((), names)}" if only_mask else ""
             raise WeightsError(
                 f"{source}, taken as a ViT of width {model.dim} and depth {model.depth}, {problem} "
-                f"{len(names)} of {len(want)} tensors: {_some(names)}"
+                f"{len(names)} of {len(want)} tensors: {_some(names)}{remedy}"
             )
     weights = sum(x.size for x in have.values())
     return (f"{len(want)} of {len(want)} tensors, {weights:,} weights from {source} ({kind})",)

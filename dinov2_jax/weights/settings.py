@@ -4,6 +4,7 @@ Whatever changes features is followed. What cannot be followed is refused, unles
 field (or the file); the report then says so.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,14 @@ from typing import Any
 
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.weights.files import WeightsError, blamed_on, is_allowed, permission, read_settings
+from dinov2_jax.weights.files import (
+    EXPORTED,
+    WeightsError,
+    blamed_on,
+    is_allowed,
+    permission,
+    read_settings,
+)
 
 Settings = Mapping[str, Any]
 Problems = dict[str, str]  # by field, what it asks for that is not possible here
@@ -55,10 +63,16 @@ def backbone_config(settings: Settings) -> Settings:
     return nested[0] if nested and "hidden_size" not in settings else settings
 
 
-def heads_of(settings: Settings) -> int | None:
-    """The number of attention heads that config.json says, if it does."""
-    arguments = settings.get("model_args") or {}
-    return backbone_config(settings).get("num_attention_heads") or arguments.get("num_heads")
+def untold_fields(settings: Settings) -> dict[str, Any]:
+    """What the settings say of the model that no tensor tells: heads, resampling of positions."""
+    exported = json.loads(settings.get(EXPORTED, "{}")).get("model", {})
+    config, arguments = backbone_config(settings), settings.get("model_args") or {}
+    heads = config.get("num_attention_heads") or arguments.get("num_heads")
+    found = {"heads": int(heads)} if heads else {}
+    for name, kind in (("interpolate_offset", float), ("interpolate_antialias", bool)):
+        if name in config:
+            found[name] = kind(config[name])
+    return found | exported
 
 
 def check_config(

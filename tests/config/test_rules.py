@@ -99,3 +99,12 @@ def test_no_tuple_may_be_empty_unless_that_is_its_default(recipe: str) -> None:
 )
 def test_ranges_say_what_is_accepted(rule: Range, value: Any, problem: str) -> None:
     assert rule.problem(value) == problem
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_that_reads_weights_has_the_fields_that_errors_name(recipe: str) -> None:
+    config = load_config(recipe)
+    wanted = {"allow"}
+    if config.task not in ("train", "plan"):
+        wanted |= {"which", "heads", "interpolate_offset", "interpolate_antialias"}
+    assert wanted <= leaves(config).keys()

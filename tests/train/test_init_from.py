@@ -20,8 +20,10 @@ from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.run.checkpoint import read_config
 from dinov2_jax.train.init_from import initial_params
 from dinov2_jax.train.setup import make_run
+from dinov2_jax.weights.adapt import with_image_size
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.convert import to_reference
+from dinov2_jax.weights.files import WeightsError
 from tests.train.test_resume import ROOT, command, environment
 from tests.train.test_resume import run as run_command
 from tests.train.tiny import random_batch, tiny_config
@@ -248,6 +250,44 @@ def test_released_weights_into_the_default_name_all_that_differs(monkeypatch, tm
         "--config.model.registers=4 --config.model.interpolate_offset=0.0 "
         "--config.model.interpolate_antialias=true"
     )
+
+
+@pytest.fixture(scope="module")
+def half_precision(tmp_path_factory) -> Path:
+    """A file as others store it: in float16, behind a prefix, with a classifier."""
+    model = VisionTransformer(**(TINY | {"image_size": RUN_PX}))
+    tensors = to_reference(random_params(model), model.patch_size)
+    stored = {f"model.{name}": x.astype(np.float16) for name, x in tensors.items()}
+    stored |= {"head.weight": np.zeros((5, 48), np.float16), "head.bias": np.zeros(5, np.float16)}
+    path = tmp_path_factory.mktemp("half") / "x.safetensors"
+    save_file({name: np.ascontiguousarray(x) for name, x in stored.items()}, path)
+    return path
+
+
+def test_the_remedies_work_from_the_command_line(half_precision):
+    """Each error names a flag; with all flags that were named, the run starts."""
+    allow = ""
+    for _ in range(3):
+        config = config_of(half_precision, allow=allow)
+        try:
+            state, notes = start(config)[2:]
+            break
+        except WeightsError as error:
+            allow = str(error).split("--config.allow=")[1].split(", or in Python")[0]
+    assert allow == "head,float16"
+    assert state.step == 0
+    assert any("widened to float32" in note for note in notes)
+
+
+def test_other_resampling_of_positions_may_be_kept(bundles):
+    changes = {"model.interpolate_offset": 0.0}
+    with pytest.raises(ConfigError, match=r"keep the configured.* --config\.allow=interpolate_off"):
+        start(config_of(bundles["plain"], **changes))
+    config = config_of(bundles["plain"], allow="interpolate_offset", **changes)
+    params = start(config)[2].student
+    model, stored = dinov2_jax.load(bundles["plain"], interpolate_offset=0.0)
+    want = with_image_size(stored, model, RUN_PX)["pos_embed"]
+    np.testing.assert_array_equal(params["backbone"]["pos_embed"], want)
 
 
 def test_gray_pictures_with_weights_of_colour(bundles):

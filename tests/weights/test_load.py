@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 import dinov2_jax
 from dinov2_jax.main import main
 from dinov2_jax.weights.bundle import write_bundle
+from dinov2_jax.weights.export import export
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.layouts import from_reference_names
 from tests.weights.tiny import features, noise, reference_tensors, tiny_backbone
@@ -111,6 +113,16 @@ def test_bundle_and_run_of_ours(tmp_path):
         dinov2_jax.load(tmp_path / "b")
 
 
+# What is met under the name of weights.
+OTHERS = {
+    "git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "gzip": b"\x1f\x8b\x08" + bytes(100),
+    "json": b'{"error": "Entry not found"}',
+    "xml": b"<Error><Code>AccessDenied</Code></Error>",
+    "torch": b"PK\x03\x04" + bytes(100),
+}
+
+
 def broken_file(kind: str, folder: Path) -> Path:
     tensors = reference_tensors(tiny_backbone())
     if kind == "missing":
@@ -127,8 +139,16 @@ def broken_file(kind: str, folder: Path) -> Path:
         tensors = {name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}
     elif kind == "another network":
         tensors = {"conv1.weight": np.ones((3, 3), np.float32)}
+    elif kind == "nan":
+        tensors["norm.bias"] = tensors["norm.bias"] * np.float32("nan")
+    elif kind == "infinity":
+        tensors["blocks.1.attn.proj.weight"][0, 0] = np.inf
+    elif kind == "quantised":
+        tensors["norm.bias"] = tensors["norm.bias"].astype(np.int8)
     path = saved(tensors, folder)
-    if kind == "truncated":
+    if kind in OTHERS:
+        path.write_bytes(OTHERS[kind])
+    elif kind == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     elif kind == "page":
         path.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
@@ -142,13 +162,21 @@ def broken_file(kind: str, folder: Path) -> Path:
     [
         ("truncated", "is damaged or no safetensors file"),
         ("page", "is a web page, not weights: the download failed"),
-        ("empty", "is damaged or no safetensors file"),
+        ("empty", "is empty; download it again"),
         ("missing", r"'mlp/fc1/bias' is missing in some of the 2 blocks"),
         ("missing everywhere", r"lacks 1 of \d+ tensors: norm/bias"),
         ("extra", r"1 tensors that have no place in a DINOv2 backbone: fc_norm\.weight"),
         ("shape", r"differs in 1 of \d+ tensors: norm/scale \(23,\) instead of \(24,\)"),
         ("float16", r"holds float16 and not float32.*allow=\['float16'\]"),
         ("bfloat16", r"holds bfloat16 and not float32.*allow=\['bfloat16'\]"),
+        ("nan", r"holds NaN or infinity in 1 tensors: backbone/norm/bias; download it again"),
+        ("infinity", r"holds NaN or infinity in 1 tensors: backbone/blocks/attn/proj/kernel"),
+        ("quantised", r"holds int8 instead of float32, as quantised weights do"),
+        ("git lfs", r"is a pointer of Git LFS, not the weights; fetch them: git lfs pull"),
+        ("gzip", r"is a gzip archive, not weights; unpack it"),
+        ("json", r"is text, not weights \(it says .*Entry not found"),
+        ("xml", "is a web page, not weights"),
+        ("torch", r"is a file of torch\.save; name it \.pth"),
         ("another network", "not the tensors of a DINOv2 backbone"),
     ],
 )
@@ -176,6 +204,101 @@ def test_half_precision_when_it_is_asked_for(kind, tmp_path):
 def test_what_may_be_left_over_or_missing_is_named(tmp_path):
     loaded = dinov2_jax.load(broken_file("extra", tmp_path), heads=3, allow=["fc_norm.weight"])
     assert same(loaded, tiny_backbone())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (OTHERS["git lfs"], "is a pointer of Git LFS"),
+        (OTHERS["gzip"], "is a gzip archive"),
+        (OTHERS["json"], "is text, not weights"),
+        (b"PK\x05\x06" + bytes(18), "is no file that torch.save wrote"),
+        (b"PK\x03\x04" + bytes(100), "is damaged or truncated|is a zip archive"),
+        (b"BZh9" + bytes(50), "is a bzip2 archive"),
+        (b"\x89HDF\r\n" + bytes(50), "is an HDF5 file"),
+        (b"\x93NUMPY" + bytes(50), "is a single array of numpy"),
+        (b"\x00\x01\x02\x03" * 20, r"no file that torch\.save wrote \(it begins with b'\\x00"),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.pth", "pytorch_model.bin", "x.ckpt"])
+def test_what_is_no_pickle_is_called_what_it_is(content, text, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=text) as error:
+        dinov2_jax.load(tmp_path / name)
+    assert "run code" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_zip_and_torchscript(tmp_path):
+    torch = pytest.importorskip("torch")
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("weights/a.bin", "x")
+    with pytest.raises(WeightsError, match="is a zip archive, not weights; unpack it"):
+        dinov2_jax.load(tmp_path / "a.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match="is a TorchScript program; save the state dict"):
+        dinov2_jax.load(tmp_path / "b.pth")
+    (tmp_path / "c.pth").write_bytes(saved({"a": np.ones(3)}, tmp_path).read_bytes())
+    with pytest.raises(WeightsError, match=r"is a safetensors file; name it \.safetensors"):
+        dinov2_jax.load(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("where", ["a bundle", "a head"])
+def test_nan_is_refused_wherever_it_is(where, tmp_path):
+    source = tiny_backbone()
+    head = {"weight": np.full((2, 48), np.nan, np.float32), "bias": np.zeros(2, np.float32)}
+    heads = {"classifier": head | {"metadata": {"blocks": 1, "avgpool": True}}}
+    if where == "a bundle":
+        heads, source.params["norm"]["bias"][0] = {}, np.nan
+    given = source.model, source.params, source.preprocessing, "here"
+    write_bundle(tmp_path / "b", *given, heads)
+    with pytest.raises(WeightsError, match=r"holds NaN or infinity"):
+        dinov2_jax.load(tmp_path / "b")
+
+
+def test_dinov1_is_not_said_to_be_of_timm(tmp_path):
+    tensors = reference_tensors(tiny_backbone())
+    tensors = {k: x for k, x in tensors.items() if ".ls" not in k and k != "mask_token"}
+    loaded = dinov2_jax.load(saved(tensors, tmp_path), heads=3)
+    assert "no mask_token is stored, as timm and DINOv1 do" in loaded.report[1]
+
+
+@pytest.mark.parametrize(
+    ("registers", "asked", "want"),
+    [
+        (0, {}, (0.1, False)),
+        (0, {"interpolate_offset": 0.0}, (0.0, False)),
+        (0, {"interpolate_antialias": True}, (0.0, True)),
+        (4, {}, (0.0, True)),
+        (4, {"interpolate_offset": 0.1}, (0.1, False)),
+        (4, {"interpolate_offset": 0.0}, (0.0, True)),
+        (4, {"interpolate_antialias": False}, (0.0, False)),
+    ],
+)
+def test_positions_are_resampled_as_told(registers, asked, want, tmp_path):
+    path = saved(reference_tensors(tiny_backbone(registers)), tmp_path)
+    loaded = dinov2_jax.load(path, heads=3, **asked)
+    assert (loaded.model.interpolate_offset, loaded.model.interpolate_antialias) == want
+
+
+@pytest.mark.parametrize("form", ["reference", "huggingface", "bundle"])
+def test_exports_keep_heads_and_resampling(form, tmp_path):
+    path = saved(reference_tensors(tiny_backbone()), tmp_path)
+    loaded = dinov2_jax.load(path, heads=3, interpolate_offset=0.0)
+    folder = export(loaded, form, tmp_path / "out")
+    inside = {"reference": "backbone.safetensors", "bundle": "bundle"}.get(form, "")
+    assert dinov2_jax.load(folder / inside).model == loaded.model
+
+
+@pytest.mark.parametrize("asked", [{"interpolate_offset": 2.0}, {"interpolate_offset": np.nan}])
+def test_an_offset_out_of_range(asked, tmp_path):
+    path = saved(reference_tensors(tiny_backbone()), tmp_path)
+    with pytest.raises(WeightsError, match=r"interpolate_offset is .* from 0 to below 1"):
+        dinov2_jax.load(path, heads=3, **asked)
+    with pytest.raises(WeightsError, match="not defined together"):
+        both = {"interpolate_offset": 0.1, "interpolate_antialias": True}
+        dinov2_jax.load(path, heads=3, **both)
 
 
 def test_wrong_architecture(tmp_path):

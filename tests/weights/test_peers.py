@@ -46,6 +46,16 @@ def test_transformers_in_and_out(size, registers, tmp_path):
     assert type(again) is type(theirs)
 
 
+def test_without_offset_positions_are_those_of_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    theirs = peers.transformers_model("large", 0, image_px=126)
+    theirs.save_pretrained(tmp_path)
+    loaded = dinov2_jax.load(tmp_path, interpolate_offset=0.0)
+    for images in peers.random_images((224, 224), (126, 84)):
+        want = peers.transformers_features(theirs, images)
+        np.testing.assert_allclose(tokens(loaded, images), want, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("registers", [0, 4])
 def test_classifier_of_transformers(registers, tmp_path):
     transformers = pytest.importorskip("transformers")
