@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dinov2_jax.errors import UserError
+from dinov2_jax.weights.nesting import find_state_dicts
 
 # What our exports know beyond tensors, as JSON: a key of safetensors metadata, and of the JSON file
 # beside a .pth.
@@ -205,9 +206,7 @@ def _refuse_others(path: Path, of_torch: bool) -> None:
     tensors = len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
     pickled = not tensors and (start.startswith((b"PK\x03\x04", b"\x80")) or b"ustar" in start)
     if not start:
-        raise WeightsError(
-            f"{path} is damaged or no safetensors file: it is empty; download it again"
-        )
+        raise WeightsError(f"{path} is empty; download it again")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
         raise WeightsError(
             f"{path} is a web page, not weights: the download failed; its text says why; download "
@@ -272,16 +271,19 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path} is damaged or truncated ({reason}); download it again"
         ) from error
-    from dinov2_jax.weights.wrappers import find_state_dict
-
-    found = find_state_dict(stored, which)[0] if isinstance(stored, dict) else {}
+    found = find_state_dicts(stored, which) if isinstance(stored, dict) else {}
     if not found:
         held = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored)
         raise WeightsError(
             f"{path} holds no tensors by name (it holds: {held}); expected a state dict, alone or "
             f"inside another one, as {which!r}, 'model' or 'state_dict'"
         )
-    return {name: _to_numpy(x) for name, x in found.items()}
+    if len(found) > 1:
+        raise WeightsError(
+            f"{path} holds {len(found)} backbones: {', '.join(found)}; save the wanted one alone"
+        )
+    (tensors,) = found.values()
+    return {name: _to_numpy(x) for name, x in tensors.items()}
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

@@ -6,12 +6,12 @@ own. What comes before is found, whatever it is called: "module.", "model.backbo
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dinov2_jax.weights.files import WeightsError, is_allowed, permission
+from dinov2_jax.weights.nesting import CLS_TOKEN, of_side
 
 Flat = Mapping[str, np.ndarray]
 
@@ -19,13 +19,9 @@ Flat = Mapping[str, np.ndarray]
 _INNER = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-_CLS_TOKEN = re.compile(r"(?P<prefix>(?:.*?\.)??)(?:embeddings\.)?cls_token")
 # Names of the backbone's own module; its heads lie beside it.
 _OWN = re.compile(r"(?:^|(?<=\.))(?:backbone|dinov2|dinov2_with_registers)\.$")
 _HEADS = ("dino_head", "ibot_head", "classifier")
-# Words for the averaged one of two models, and for the other one.
-_AVERAGED = {"teacher", "ema", "momentum", "averaged"}
-_TRAINED = {"student", "online"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +50,7 @@ def split(tensors: Flat, which: str, allow: Sequence[str]) -> Parts:
             "LoRA factors are stored beside the weights that they change; merge them where they "
             "come from (peft: model.merge_and_unload()), and save again"
         )
-    prefixes = [found["prefix"] for name in tensors if (found := _CLS_TOKEN.fullmatch(name))]
+    prefixes = [found["prefix"] for name in tensors if (found := CLS_TOKEN.fullmatch(name))]
     prefix = _choose(prefixes, which, allow)
     root = _OWN.sub("", prefix)
     others = [other for other in prefixes if other != prefix]
@@ -77,7 +73,7 @@ def split(tensors: Flat, which: str, allow: Sequence[str]) -> Parts:
 def _choose(prefixes: Sequence[str], which: str, allow: Sequence[str]) -> str:
     """The prefix of the wanted backbone; "" if there is none at all."""
     wanted = [prefix for prefix in prefixes if not is_allowed(prefix.rstrip("."), allow)]
-    wanted = _of_side(wanted or list(prefixes), which)
+    wanted = of_side(wanted or list(prefixes), which)
     if len(wanted) > 1:
         names = [prefix.rstrip(".") or "(without prefix)" for prefix in wanted]
         raise WeightsError(
@@ -85,48 +81,3 @@ def _choose(prefixes: Sequence[str], which: str, allow: Sequence[str]) -> str:
             f"wanted, such as {permission(allow, names[1:])}"
         )
     return wanted[0] if wanted else ""
-
-
-def _of_side(places: list[str], which: str) -> list[str]:
-    """Those of the teacher or student, by the words in their names; all if none can be told."""
-    own, other = (_AVERAGED, _TRAINED) if which == "teacher" else (_TRAINED, _AVERAGED)
-    words = {place: set(re.split(r"[._]", place.lower())) for place in places}
-    named = [place for place in places if words[place] & own]
-    return named or [place for place in places if not words[place] & other] or places
-
-
-def find_state_dict(stored: Mapping[Any, Any], which: str) -> tuple[dict[str, Any], str]:
-    """Finds the state dict in what a training program saved: a dict of dicts of tensors.
-
-    Returns:
-      Its tensors by name, and its place, such as "checkpoint.teacher"; {} if there is none.
-
-    Raises:
-      WeightsError: several backbones, of which none is of the wanted side.
-    """
-    places = dict(_dicts_of_tensors(stored))
-    whole = [place for place, x in places.items() if any(map(_CLS_TOKEN.fullmatch, x))]
-    wanted = _of_side(whole, which) if whole else _usual(list(places), which)
-    if len(wanted) > 1:
-        raise WeightsError(
-            f"it holds {len(wanted)} backbones: {', '.join(wanted)}; save the wanted one alone"
-        )
-    return (places[wanted[0]], wanted[0]) if wanted else ({}, "")
-
-
-def _usual(places: list[str], which: str) -> list[str]:
-    """The place to look at where no cls token tells: a part of several files, or a head."""
-    for known in ("", which, "model", "state_dict", "model_state_dict"):
-        if known in places:
-            return [known]
-    return places[:1]
-
-
-def _dicts_of_tensors(stored: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    if not isinstance(stored, Mapping) or place.count(".") > 4:
-        return
-    tensors = {str(name): x for name, x in stored.items() if hasattr(x, "detach")}
-    if tensors:
-        yield place, tensors
-    for name, inner in stored.items():
-        yield from _dicts_of_tensors(inner, f"{place}.{name}" if place else str(name))
