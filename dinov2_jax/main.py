@@ -9,6 +9,7 @@ User errors print one sentence and exit with status 2; DINOV2_JAX_TRACEBACK=1 sh
 """
 
 # Loader workers are spawned and import this module again: nothing heavy at module level, no JAX.
+import io
 import logging
 import os
 import sys
@@ -206,6 +207,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "2")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "DINOV2_JAX_TRACEBACK" not in os.environ:
         logging.getLogger("absl").addFilter(_is_of_no_save)
         logging.getLogger("asyncio").addFilter(_is_of_no_save)

@@ -229,6 +229,7 @@ def of_library(module: str, text: str, name: str = "Error") -> Exception:
             "batch_size",
         ),
         (ValueError("No space left on device"), ""),
+        (ConfigError("no picture \udcff\n<b>,\t.png"), "no picture \\udcff\\n<b>,\\t.png"),
     ],
 )
 def test_errors_of_the_machine_are_one_sentence(error: Exception, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.errors import printable
 
 # The names of a source never change, and hashing millions of them takes seconds.
 _NAMES: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()
@@ -32,12 +33,6 @@ def _hash_names(source: Source) -> str:
     for row in range(len(source)):
         digest.update(printable(source.name(row)).encode() + b"\n")
     return digest.hexdigest()
-
-
-def printable(name: str) -> str:
-    """A name on one line and in UTF-8: file names may hold tabs, line ends and any bytes."""
-    name = name.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -21,9 +21,8 @@ import numpy as np
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs
-from dinov2_jax.data.fingerprint import printable
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, printable
 from dinov2_jax.run.files import naming, replacing
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.data.decode import DecodeSpec, why_unreadable
-from dinov2_jax.data.fingerprint import names_fingerprint, printable
+from dinov2_jax.data.fingerprint import names_fingerprint
 from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, printable
 from dinov2_jax.run.files import write_text
 
 # From so many bad pictures on, their share among those seen says something about the rest.

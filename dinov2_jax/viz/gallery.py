@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinov2_jax.run.files import write_bytes
+from dinov2_jax.run.files import write_bytes, write_text
 from dinov2_jax.viz.page import document, folded, note_list, picture, section, settings_table
 from dinov2_jax.viz.sheet import png_bytes
 
@@ -62,7 +62,7 @@ def write_gallery(
         parts.append(section(heading, f'<div class="plates">{shown}</div>', lead))
     parts.append(folded("Configuration", settings_table(settings or {})))
     page = folder / PAGE_FILE
-    write_bytes(page, document(title, parts).encode())
+    write_text(page, document(title, parts))
     return page
 
 

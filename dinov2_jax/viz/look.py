@@ -16,6 +16,7 @@ from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.source import Source, SourceError
 from dinov2_jax.data.stream import Picture as StreamedPicture
 from dinov2_jax.data.stream import stream_pictures
+from dinov2_jax.errors import printable
 from dinov2_jax.features.extractor import Extractor, with_progress
 from dinov2_jax.features.request import Request, central_square
 from dinov2_jax.models.attention_maps import attention_maps
@@ -73,10 +74,10 @@ def read_pictures(
         try:
             image = load_record(source, record, DecodeSpec(max_pixels, min_side_px=side_px))
         except BadImage as error:
-            notes.append(f"warning: {source.name(record)} is left out: {error}")
+            notes.append(f"warning: {printable(source.name(record))} is left out: {error}")
             continue
         pixels = fit_to_patches(image, side_px, patch_px)
-        pictures.append(Picture(source.name(record), record, pixels))
+        pictures.append(Picture(printable(source.name(record)), record, pixels))
     return pictures, notes
 
 

@@ -71,6 +71,7 @@ def choose(source: Source, count: int, names: str = "") -> list[int]:
         return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
     known = {source.name(record): record for record in range(len(source))}
     wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [names] if names in known else wanted  # a name may hold commas
     for name in wanted:
         if name not in known:
             raise ConfigError(

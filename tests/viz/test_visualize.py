@@ -1,6 +1,7 @@
 """Task "visualize" from the command line to the page, on tiny random weights."""
 
 import base64
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,26 @@ def test_a_view_is_the_model_s_own_output(model: tuple, folder: Path) -> None:
     assert view.attention.shape == (3, 4, 8) and (view.attention.sum(axis=(1, 2)) < 1).all()
     (early,) = look(backbone, pictures, block=0)
     assert np.abs(early.patches - view.patches).max() > 0.01
+
+
+ODD = (b"latin\xff.png", b"a\nb.png", b"a\tb.png", b"<b>.png", b"a,b.png", b"a&'\".png")
+
+
+def test_pictures_with_odd_names_are_drawn_and_named(
+    weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd, out = tmp_path / "odd", tmp_path / "out"
+    odd.mkdir()
+    for name in ODD:
+        (odd / os.fsdecode(name)).write_bytes((folder / "0.png").read_bytes())
+    (odd / os.fsdecode(b"\xfe<i>\n.png")).write_bytes(b"no picture")
+    assert main(command(weights, odd, out, "--config.pictures=7")) == 0
+    page = (out / "pictures.html").read_text(encoding="utf-8")
+    assert "<b>" not in page and "<i>" not in page and "\\udcfe&lt;i&gt;\\n.png is left out" in page
+    named = command(weights, odd, out, "--config.names=a,b.png", "--config.folder_pictures=0")
+    assert main(named) == 0
+    assert "a,b.png: 3 heads" in (out / "pictures.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(command(weights, odd, out, "--config.names=\udcfe\n.png")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.encode("utf-8")
