@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from dinov2_jax import __version__
 from dinov2_jax.config.checks import BATCH, Range, Rules
 from dinov2_jax.config.files import ConfigError, local_path
+from dinov2_jax.errors import UserError, sentence
 from dinov2_jax.run.files import write_json
 from dinov2_jax.weights import huggingface, onnx, stablehlo
 from dinov2_jax.weights.bundle import new_folder, write_bundle
@@ -51,7 +52,13 @@ def run(config: ConfigDict, workdir: str) -> Path:
     print("\n".join(backbone.report))
     sizes = [_size(text, backbone.model.patch_size) for text in config.image_sizes]
     programs = Programs(sizes, config.batch_sizes, config.bake_positions)
-    folder = export(backbone, config.format, workdir or "exports", programs)
+    try:
+        folder = export(backbone, config.format, workdir or "exports", programs)
+    except Exception as error:  # the libraries of the formats have many types for a full disk
+        reason = sentence(error)
+        if isinstance(error, UserError) or not reason:
+            raise
+        raise WeightsError(f"cannot export to {workdir or 'exports'}: {reason}") from error
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for name, size in report["files_bytes"].items():
         print(f"{size / 2**20:10.2f} MiB  {folder / name}")

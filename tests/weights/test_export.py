@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import dinov2_jax
+from dinov2_jax.config.files import load_config
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.heads.linear import from_stored
 from dinov2_jax.weights import export as exports
-from dinov2_jax.weights.export import Programs, export
+from dinov2_jax.weights.export import Programs, export, run
 from dinov2_jax.weights.files import WeightsError, read_tensors
 from dinov2_jax.weights.huggingface import model_config
 from tests.weights.tiny import features, noise, reference_tensors, tiny_backbone
@@ -181,6 +183,7 @@ def test_what_transformers_cannot_describe():
 
 RUN = """
 import sys
+from types import SimpleNamespace
 import jax, jax.numpy as jnp
 import numpy as np
 weights = dict(jnp.load("weights.npz"))
@@ -260,3 +263,16 @@ def test_onnx_needs_its_extra_and_fixed_batches(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="unknown format 'tflite'"):
         export(tiny_backbone(), "tflite", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_folder(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    config = load_config("export")
+    config.checkpoint, config.format = "x", "reference"
+    given = SimpleNamespace(report=[], model=SimpleNamespace(patch_size=8))
+    monkeypatch.setattr("dinov2_jax.weights.export.load", lambda *_, **__: given)
+    monkeypatch.setattr("dinov2_jax.weights.export.export", fail)
+    with pytest.raises(WeightsError, match=f"export to {tmp_path}: No space left.*make room"):
+        run(config, str(tmp_path))
