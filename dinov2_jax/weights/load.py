@@ -3,6 +3,7 @@
 A tensor that is missing, left over or of another shape is an error, unless `allow` names it.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -109,12 +110,23 @@ def load(
                 f"{name_or_path!r} is neither a path nor one of {', '.join(RELEASED)}; did you "
                 f"mean {nearest(str(name_or_path), list(known_names()))!r}?"
             )
-        with blamed_on(path):
+        with blamed_on(path), _named(path):
             found = _from_tensors(read_tensors(path, which), which, heads, allow, dtype)
     if architecture:
         _require_architecture(found, architecture)
     _require_finite(found)
     return _interpolating(found, interpolate_offset, interpolate_antialias)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the path before what is wrong with the weights, where the message lacks it."""
+    try:
+        yield
+    except WeightsError as error:
+        if str(path) in str(error):
+            raise
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def _is_a_name(text: str) -> bool:

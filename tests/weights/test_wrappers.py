@@ -106,7 +106,10 @@ def test_unmerged_lora_says_how_to_merge(tmp_path):
 @pytest.mark.parametrize("lost", ["pos_embed", "cls_token", "patch_embed.proj.weight"])
 def test_what_is_missing_and_what_is_held_are_named(lost, tmp_path):
     tensors = {f"model.{name}": x for name, x in TENSORS.items() if name != lost}
-    with pytest.raises(WeightsError, match=rf"{lost}.* missing, held are .*blocks\.0\.attn"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"^{tmp_path}/x\.safetensors: .*{lost}.* missing, held are .*blocks\.0\.attn",
+    ):
         dinov2_jax.load(saved(tensors, tmp_path), heads=3)
 
 
