@@ -272,7 +272,7 @@ def test_a_full_disk_is_told_with_the_folder(monkeypatch, tmp_path):
     config = load_config("export")
     config.checkpoint, config.format = "x", "reference"
     given = SimpleNamespace(report=[], model=SimpleNamespace(patch_size=8))
-    monkeypatch.setattr("dinov2_jax.weights.export.load", lambda *_, **__: given)
-    monkeypatch.setattr("dinov2_jax.weights.export.export", fail)
+    monkeypatch.setattr(exports, "load_configured", lambda *_, **__: given)
+    monkeypatch.setattr(exports, "export", fail)
     with pytest.raises(WeightsError, match=f"export to {tmp_path}: No space left.*make room"):
         run(config, str(tmp_path))
