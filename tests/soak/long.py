@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -35,25 +36,28 @@ def main(steps: int = 10_000, workers: int = 1) -> int:
     not grow, and nothing may be left in /dev/shm. Options: the steps and the loader processes.
     Takes 10 minutes on two free cores.
     """
-    before = _shared_files()
     with tempfile.TemporaryDirectory() as folder:
         pictures, workdir = runs.write_pictures(Path(folder) / "pictures"), Path(folder) / "run"
         changes = TINY | {"total_steps": steps, "data.workers": workers}
         process = runs.start(runs.training(pictures, **changes), workdir)
-        table = _watch(process, workdir, steps)
+        table, shared = _watch(process, workdir, steps)
         status = process.wait(timeout=runs.LIMIT_S)
         if status:
             print(runs.said(workdir)[-3000:])
-    left = sorted(_shared_files() - before)
-    bad = status != 0 or bool(left) or not _is_flat(table)
+    left = sorted(name for name in shared if Path("/dev/shm", name).exists())
+    flat = _is_flat(table)
+    bad = status != 0 or bool(left) or not flat
     print(f"left in /dev/shm: {', '.join(left) or 'nothing'}; {'FAILED' if bad else 'passed'}")
     return int(bad)
 
 
-def _watch(process: subprocess.Popen[str], workdir: Path, steps: int) -> dict[int, Held]:
-    """One row at each multiple of EVERY: the median of three looks a few steps apart."""
+def _watch(
+    process: subprocess.Popen[str], workdir: Path, steps: int
+) -> tuple[dict[int, Held], set[str]]:
+    """A row at each multiple of EVERY, the median of three looks; names of shared memory seen."""
     print("   step  resident MB  handles  shared  threads  steps/s", flush=True)
     table: dict[int, Held] = {}
+    shared: set[str] = set()
     begin, last = time.monotonic(), 0
     for wanted in range(EVERY, steps + 1, EVERY):
         looks = []
@@ -61,6 +65,7 @@ def _watch(process: subprocess.Popen[str], workdir: Path, steps: int) -> dict[in
             runs.wait_for(lambda at=at: _step(workdir) >= at, process)
             if process.poll() is None:
                 looks.append(_held(process.pid))
+                shared |= _shared_by(process.pid)
         if not looks:
             break
         table[wanted] = row = sorted(looks)[len(looks) // 2]
@@ -68,7 +73,7 @@ def _watch(process: subprocess.Popen[str], workdir: Path, steps: int) -> dict[in
         begin, last = time.monotonic(), wanted
         print(f"{wanted:7}{row.resident_mb:13.1f}{row.handles:9}{row.shared:8}{row.threads:9}"
               f"{rate:9.1f}", flush=True)  # fmt: skip
-    return table
+    return table, shared
 
 
 def _is_flat(table: dict[int, Held]) -> bool:
@@ -115,5 +120,7 @@ def _held_by(pid: int) -> Held:
     return Held(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, handles, shared, threads)
 
 
-def _shared_files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
+def _shared_by(pid: int) -> set[str]:
+    """Names in /dev/shm that a job maps; other programs have files there too."""
+    maps = [Path(f"/proc/{each}/maps").read_text() for each in (pid, *_children(pid))]
+    return set(re.findall(r"/dev/shm/(\S+)$", "\n".join(maps), re.MULTILINE))
