@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     # too if they have the configured shape. config.model must describe the weights.
     # Reference student.pretrained_weights
     config.init_from = ""
-    # Of config.init_from, separated by commas: tensors or modules that may be left over,
+    # For config.init_from, separated by commas: tensors or modules that may be left over,
     # mask_token, float16, bfloat16, fields of config.json or preprocessor_config.json that are not
     # followed, interpolate_offset or interpolate_antialias to keep those of config.model. Ours
     config.allow = ""

@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.format = ""  # reference | pth | huggingface | timm | bundle | stablehlo | onnx
     # Attention heads, if neither the file nor the width tells them; 0: they do
     config.heads = 0
-    # Of `load`, separated by commas: tensors or modules that may be left over, mask_token, float16,
-    # bfloat16, fields of config.json or preprocessor_config.json that are not followed
+    # For `load`, with commas between: tensors or modules that may be left over, mask_token,
+    # float16, bfloat16, fields of config.json or preprocessor_config.json that are not followed
     config.allow = ""
     # How positions are resampled for other sizes; -1 and "": as the weights say, or as the original
     # does. Weights that were fine-tuned under transformers: 0.0

@@ -331,7 +331,8 @@ def _write_split(split: str, given: Any, folder: Path) -> dict[str, str]:
         )
     folder.mkdir(exist_ok=True)
     listed, classes = folder / f"{split}.txt", folder / f"{split}-classes.txt"
-    listed.write_text("".join(f"{path}\n" for path in _paths(pictures, folder / split)))
+    # As bytes: a name may be no UTF-8.
+    listed.write_bytes(b"".join(os.fsencode(f"{p}\n") for p in _paths(pictures, folder / split)))
     classes.write_text("".join(f"{label}\n" for label in labels))
     return {f"data.{split}_path": os.fspath(listed), f"data.{split}_labels": os.fspath(classes)}
 

@@ -43,7 +43,7 @@ from dinov2_jax.weights.wrappers import split
 _PARTS = ("blocks", "norm", "patch_embed")
 # Fields of the model that no tensor tells; our exports keep them.
 UNTOLD = ("heads", "interpolate_offset", "interpolate_antialias")
-# Of the fields with which tasks read weights, see `load_configured`.
+# Ranges of the fields with which tasks read weights, see `load_configured`.
 RULES: Rules = {
     "which": ("teacher", "student"),
     "heads": Range(0, 2**16),
@@ -149,7 +149,7 @@ def load_configured(config: ConfigDict, name_or_path: str, dtype: Any = None) ->
 
 
 def _interpolating(found: Backbone, offset: float | None, antialias: bool | None) -> Backbone:
-    """The backbone, which resamples positions in the way that is asked for; None: as it does."""
+    """The backbone with another way to resample positions; None keeps its own."""
     if offset is None and antialias is None:
         return found
     model = found.model

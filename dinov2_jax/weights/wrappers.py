@@ -54,7 +54,7 @@ def split(tensors: Flat, which: str, allow: Sequence[str]) -> Parts:
     prefix = _choose(prefixes, which, allow)
     root = _OWN.sub("", prefix)
     others = [other for other in prefixes if other != prefix]
-    # Of another model, its heads are passed over too.
+    # The heads of another model are passed over, too.
     others += [_OWN.sub("", other) for other in others if _OWN.sub("", other) not in ("", root)]
     parts = Parts({}, {}, {}, [f"the backbone of {prefix.rstrip('.')!r}"] if others else [])
     for name, x in tensors.items():
