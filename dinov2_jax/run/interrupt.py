@@ -20,7 +20,7 @@ _SIGNALS = tuple(
 class StopRequest:
     """While entered, the first of these signals sets `number`; a second SIGINT interrupts.
 
-    A signal is acknowledged at once on stderr. One that is ignored stays so, as under nohup.
+    A signal is acknowledged at once on stderr. SIGHUP that is ignored stays so, as under nohup.
 
     Outside the main thread, where handlers cannot be set, it does nothing. `alone`: this is the
     run's only process and may stop without agreement.
@@ -57,7 +57,8 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         try:
             for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
+                under_nohup = signal.getsignal(number) == signal.SIG_IGN
+                if not (under_nohup and signal.Signals(number).name == "SIGHUP"):
                     self._previous[number] = signal.signal(number, self._handle)
         except ValueError:
             self._previous.clear()
