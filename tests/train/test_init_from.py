@@ -207,7 +207,7 @@ def test_another_model_is_refused_with_the_flags_that_help(bundles, kind, change
     with pytest.raises(ConfigError, match=message) as caught:
         initial_params(config, run)
     assert "\n" not in str(caught.value)
-    flags = str(caught.value).split("add ")[1].split()
+    flags = str(caught.value).split("add ")[1].split(";")[0].split()
     values = dict(flag.removeprefix("--config.").split("=") for flag in flags)
     for name, text in values.items():
         old = config.get_ref(name).get() if "." not in name else config["model"][name.split(".")[1]]
