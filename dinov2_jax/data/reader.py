@@ -95,11 +95,11 @@ def _check_shared_memory(workers: int, element_bytes: int, held: int) -> None:
     """Raises LoaderError if /dev/shm has less room than workers may take: they die by SIGBUS."""
     if not workers or not os.path.isdir(_SHARED_MEMORY):
         return
-    # Each worker has one element in its queue and one at hand.
-    needed, free = (2 * workers + held) * element_bytes, shutil.disk_usage(_SHARED_MEMORY).free
+    # Each worker reads two elements ahead, has one in its queue and one that waits for the queue.
+    needed, free = (4 * workers + held) * element_bytes, shutil.disk_usage(_SHARED_MEMORY).free
     if needed <= free:
         return
-    fit = max(0, (free // max(1, element_bytes) - held) // 2)
+    fit = max(0, (free // max(1, element_bytes) - held) // 4)
     raise LoaderError(
         f"{workers} loader processes need {_megabytes(needed)} MB of shared memory, but "
         f"{_SHARED_MEMORY} has {_megabytes(free)} MB free; give the container more (docker run "

@@ -39,7 +39,7 @@ class StopRequest:
         if not self.number:
             # Not print, which may be in the middle of a line that this handler interrupts.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: the run saves and ends after this step\n".encode())
+            os.write(2, f"\n{name}: the run saves, then ends\n".encode())
         self.number = number
         if self._alone:
             self.agree([number])

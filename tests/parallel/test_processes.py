@@ -151,7 +151,7 @@ def test_every_signal_that_asks_to_end_is_told_at_once(name, capfd):
     with StopRequest() as stop:
         signal.raise_signal(number)
         assert stop.asked() and stop.signal_name == name
-        assert f"{name}: the run saves and ends after this step" in capfd.readouterr().err
+        assert f"{name}: the run saves, then ends" in capfd.readouterr().err
         if name != "SIGINT":  # a second one of these is no reason to hurry
             signal.raise_signal(number)
         assert capfd.readouterr().err == ""

@@ -94,7 +94,7 @@ def test_a_signal_while_the_probe_reads_is_obeyed_at_once(
     train(config_of(pictures, **changes), str(tmp_path))
     assert read == [False] and saved_steps(tmp_path) == [] and metrics(tmp_path) == []
     printed = "".join(capfd.readouterr())
-    assert "SIGTERM: the run saves and ends after this step" in printed
+    assert "SIGTERM: the run saves, then ends" in printed
     assert "ended before the first step" in printed
 
 
