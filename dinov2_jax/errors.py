@@ -96,6 +96,16 @@ def sentence(error: BaseException) -> str:
     return _of_system(error) or _of_memory(error) or _of_library(error)
 
 
+def of_machine(error: BaseException) -> str:
+    """What the disk, the network or the memory said; "" if the error is about the file itself.
+
+    Such an error may be gone at the next try, so it is no reason to give a file up.
+    """
+    said = _of_memory(error) or _of_system(error)
+    about_the_file = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return "" if any(os.strerror(number) in said for number in about_the_file) else said
+
+
 def _of_system(error: BaseException) -> str:
     """What the operating system said, through whichever library: place, reason, remedy."""
     text = str(error)

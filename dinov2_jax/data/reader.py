@@ -20,6 +20,12 @@ from dinov2_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 _SHARED_MEMORY = "/dev/shm"
+# What asks a run to end. The main process answers them (run/interrupt.py), its workers do not.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    if hasattr(signal, name)
+)
 
 
 class LoaderError(UserError):
@@ -139,11 +145,11 @@ def _wait_for_freed_memory() -> None:
 def _start_worker(worker: int, workers: int) -> None:
     """Lets the main process alone decide when to stop: it saves first, and needs batches to do so.
 
-    Ctrl-C and a scheduler's SIGTERM reach every process of a job. If the main process is killed,
-    its workers end too.
+    Ctrl-C, a lost terminal and a scheduler's signals reach every process of a job. If the main
+    process is killed, its workers end too.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

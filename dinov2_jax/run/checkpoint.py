@@ -22,8 +22,9 @@ import orbax.checkpoint as ocp
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs, tuples
-from dinov2_jax.errors import UserError, sentence
-from dinov2_jax.parallel.processes import from_main, is_main, main_first
+from dinov2_jax.data.sources.source import short_message
+from dinov2_jax.errors import UserError, of_machine, one_line, sentence
+from dinov2_jax.parallel.processes import from_main, is_main
 
 _ITEMS = ("state", "loader", "config", "provenance")
 _STEP_MARKER = "_CHECKPOINT_METADATA"
@@ -37,21 +38,24 @@ class CheckpointError(UserError):
 class Checkpoints:
     """Asynchronous, atomic checkpoints of one run.
 
-    The `keep_last` newest steps stay; multiples of `keep_every_steps` stay for good (0: none). A
-    step that is damaged is renamed to <step>.damaged when it is met, and the one before counts.
+    The `keep_last` newest steps stay; multiples of `keep_every_steps` stay for good (0: none).
+    Steps behind the newest whole one are damaged: they are renamed to <step>.damaged, so that the
+    whole one counts.
 
     Attributes:
       notes: a sentence on each damaged step.
+
+    Raises:
+      CheckpointError: all steps are damaged, or the disk does not let them be read; nothing is
+        renamed then.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
         self.directory = Path(workdir).resolve() / "checkpoints"
-        self.notes: list[str] = []
-        with main_first():
-            for step_dir in _step_dirs(self.directory) if is_main() else ():
-                if reason := _damage(step_dir):
-                    self._set_aside(step_dir, reason)
-        self.notes = from_main(self.notes)
+        # Process 0 decides, and all raise the same error.
+        self.notes, problem = from_main(_put_in_order(self.directory) if is_main() else ())
+        if problem:
+            raise CheckpointError(problem)
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(max(1, keep_last))]
         if keep_every_steps > 0:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every_steps))
@@ -87,35 +91,36 @@ class Checkpoints:
         Raises CheckpointError where there is no such step, or its arrays differ from that tree; if
         the current `config` is given, the message names the fields that differ.
         """
-        newest = self.latest_step() if step is None else step
-        if newest is None or newest not in self._manager.all_steps():
-            stored = f"stored: {', '.join(map(str, self._manager.all_steps())) or 'none'}"
-            stored = "; ".join([stored, *self.notes])
-            raise CheckpointError(f"no checkpoint of step {newest} in {self.directory} ({stored})")
-        step_dir = self.directory / str(newest)
-        _require_same_arrays(step_dir, abstract_state, config)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        try:
-            state = self._manager.restore(newest, args=args)["state"]
-        except Exception as error:  # tensorstore and Orbax have many types for a damaged file
-            if step is not None or jax.process_count() > 1:
-                raise CheckpointError(
-                    f"the checkpoint {step_dir} is damaged ({_first_line(error)}); remove this "
-                    "folder, and the same command continues from the step before"
-                ) from error
-            self._set_aside(step_dir, _first_line(error))
-            self._manager.reload()
-            return self.restore(abstract_state, config=config)
-        return state, _read_json(step_dir, "loader"), tuples(_read_json(step_dir, "config"))
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps or step not in (None, *steps):
+            stored = "; ".join(
+                [f"stored: {', '.join(map(str, steps[::-1])) or 'none'}", *self.notes]
+            )
+            raise CheckpointError(f"no checkpoint of step {step} in {self.directory} ({stored})")
+        damaged: dict[Path, str] = {}
+        for chosen in steps if step is None else [step]:
+            step_dir = self.directory / str(chosen)
+            try:
+                state = self._read(step_dir, abstract_state, config)
+            except _DamageError as error:
+                if step is not None or jax.process_count() > 1:  # which cannot agree here
+                    raise CheckpointError(
+                        f"the checkpoint {step_dir} is damaged ({error}); remove this folder, and "
+                        "the same command continues from the step before"
+                    ) from error
+                damaged[step_dir] = str(error)
+                continue
+            if damaged:
+                self.notes += _set_aside(damaged)
+                self._manager.reload()
+            return state, _read_json(step_dir, "loader"), tuples(_read_json(step_dir, "config"))
+        raise CheckpointError(_all_damaged(self.directory, damaged))
 
-    def _set_aside(self, step_dir: Path, reason: str) -> None:
-        aside = step_dir.with_name(f"{step_dir.name}.damaged")
-        shutil.rmtree(aside, ignore_errors=True)
-        step_dir.rename(aside)
-        self.notes.append(
-            f"checkpoint {step_dir.name} is damaged ({reason}); it is now {aside}, and the step "
-            "before it counts"
-        )
+    def _read(self, step_dir: Path, abstract_state: Any, config: dict[str, Any] | None) -> Any:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        with _reading(step_dir):
+            _require_same_arrays(step_dir, abstract_state, config)
+            return self._manager.restore(int(step_dir.name), args=args)["state"]
 
     def wait(self) -> None:
         """Returns when the save in progress is on disk; CheckpointError if it failed."""
@@ -212,32 +217,87 @@ def _find_step(path: Path) -> Path:
             raise CheckpointError(f"{path} is damaged ({reason}); use another step of the run")
         return path
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    for step_dir in sorted(_step_dirs(root), key=lambda p: int(p.name), reverse=True):
+    for step_dir in _step_dirs(root):
         if not _damage(step_dir):
             return step_dir
     raise CheckpointError(f"no whole checkpoint in {root}; has the run saved one yet?")
 
 
 def _step_dirs(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    """The folders of all steps, the newest first."""
+    found = [path for path in root.iterdir() if path.name.isdigit()] if root.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+class _DamageError(Exception):
+    """A step whose files are not what was written; the text says why."""
+
+
+@contextlib.contextmanager
+def _reading(step_dir: Path) -> Iterator[None]:
+    """Tells damage from a disk, network or memory that fails now, for which no step is given up."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax passes on what its JSON parser and tensorstore raise
+        if said := of_machine(error):
+            raise CheckpointError(f"the checkpoint {step_dir} cannot be read: {said}") from error
+        raise _DamageError(one_line(short_message(error))) from error
 
 
 def _damage(step_dir: Path) -> str:
-    """Why a step cannot be read; "" if it can, as far as one sees without reading its arrays."""
+    """Why a step is damaged; "" if it is whole, as far as one sees without reading its arrays.
+
+    Raises CheckpointError where the disk does not let it be read.
+    """
     missing = [name for name in (_STEP_MARKER, *_ITEMS) if not (step_dir / name).exists()]
     if missing:
         return f"it has no {missing[0]}"
     try:
-        for item in _ITEMS[1:]:
-            _read_json(step_dir, item)
-        _stored_tree(step_dir / "state")
-    except Exception as error:  # Orbax passes on what its JSON parser and tensorstore raise
-        return _first_line(error)
+        with _reading(step_dir):
+            for item in _ITEMS[1:]:
+                _read_json(step_dir, item)
+            _stored_tree(step_dir / "state")
+    except _DamageError as error:
+        return str(error)
     return ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _put_in_order(directory: Path) -> tuple[list[str], str]:
+    """Notes on the damaged steps behind the newest whole one; what is wrong if there is none."""
+    damaged: dict[Path, str] = {}
+    try:
+        for step_dir in _step_dirs(directory):
+            reason = _damage(step_dir)
+            if not reason:
+                return _set_aside(damaged), ""
+            damaged[step_dir] = reason
+    except CheckpointError as error:
+        return [], str(error)
+    return [], _all_damaged(directory, damaged) if damaged else ""
+
+
+def _all_damaged(directory: Path, damaged: dict[Path, str]) -> str:
+    reasons = "; ".join(f"{step_dir.name}: {reason}" for step_dir, reason in damaged.items())
+    return (
+        f"no whole checkpoint is left in {directory} ({reasons}); bring one back from a copy, or "
+        "start a new run in another --workdir"
+    )
+
+
+def _set_aside(damaged: dict[Path, str]) -> list[str]:
+    """Renames damaged steps; returns a sentence on each."""
+    notes = []
+    for step_dir, reason in damaged.items():
+        aside = step_dir.with_name(f"{step_dir.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        step_dir.rename(aside)
+        notes.append(
+            f"checkpoint {step_dir.name} is damaged ({reason}); it is now {aside}, and the step "
+            "before it counts"
+        )
+    return notes
 
 
 def _read_json(step_dir: Path, item: str) -> dict[str, Any]:

@@ -10,11 +10,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
-    if hasattr(signal, name)
-)
+from dinov2_jax.data.reader import STOP_SIGNALS
 
 
 class StopRequest:
@@ -56,7 +52,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         try:
-            for number in _SIGNALS:
+            for number in STOP_SIGNALS:
                 under_nohup = signal.getsignal(number) == signal.SIG_IGN
                 if not (under_nohup and signal.Signals(number).name == "SIGHUP"):
                     self._previous[number] = signal.signal(number, self._handle)

@@ -56,11 +56,6 @@ def start_state(
       ConfigError, WeightsError: `config.init_from` cannot be used.
       CheckpointError: the checkpoint cannot be read, or belongs to other pictures.
     """
-    if checkpoints.latest_step() is None and checkpoints.notes:
-        raise CheckpointError(
-            f"no whole checkpoint is left: {'; '.join(checkpoints.notes)}; another --workdir "
-            "starts a new run"
-        )
     if checkpoints.latest_step() is None:
         bad.load({})
         given, origin = initial_params(config, run)

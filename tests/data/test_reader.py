@@ -22,7 +22,7 @@ from dinov2_jax.data.loader import (
     MaskSpec,
     TrainLoader,
 )
-from dinov2_jax.data.reader import LoaderError, LostWorkerError
+from dinov2_jax.data.reader import STOP_SIGNALS, LoaderError, LostWorkerError
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.stream import stream_pictures
 
@@ -121,4 +121,21 @@ def test_workers_that_are_killed_again_and_again_end_the_run(tmp_path: Path) -> 
     assert [int(next(loader)["x"][0]) for _ in range(3)] == [0, 2, 4]
     with pytest.raises(LostWorkerError, match=r"fewer than 1 --config\.data\.workers"):
         next(loader)
+    loader.close()
+
+
+class Signalled(grain.transforms.Map):
+    """Gets every signal that asks a run to end, as all processes of a job do."""
+
+    def map(self, element: int) -> dict[str, np.ndarray]:
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        return {"x": np.full(2, element)}
+
+
+def test_workers_leave_signals_to_the_main_process() -> None:
+    """It saves first, and takes the batches that are on their way."""
+    loader = BatchLoader(grain.MapDataset.range(8).map(Signalled()), 2, [0, 1], 0, 1, 16)
+    assert [int(next(loader)["x"][0]) for _ in range(4)] == [0, 2, 4, 6]
+    assert loader.take_warnings() == []
     loader.close()

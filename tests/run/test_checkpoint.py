@@ -21,6 +21,7 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov2_jax.run import checkpoint
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints, read_config, restore_params
 
 CONFIG = {"model": {"dim": 4, "mask_ratio": (0.1, 0.5)}, "seed": 0}
@@ -223,6 +224,63 @@ def test_damage_that_only_reading_shows(unreadable: Checkpoints) -> None:
     unreadable.close()
 
 
+class JaxRuntimeError(RuntimeError):
+    """Has the name by which a device's lack of memory is known."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"), MemoryError(), PermissionError(13, "Permission denied"),
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_disk_or_memory_that_fails_gives_no_step_up(unreadable, monkeypatch, error) -> None:
+    """They may work at the next try."""
+
+    def fail(step: int, args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(unreadable._manager, "restore", fail)
+    mesh = make_mesh(8)
+    with pytest.raises(CheckpointError, match=r"checkpoints/6 cannot be read: .*; "):
+        unreadable.restore(abstract(make_state(0, mesh), mesh))
+    assert sorted(path.name for path in unreadable.directory.iterdir()) == ["3", "6"]
+    unreadable.close()
+
+
+def test_a_disk_that_fails_at_the_start_gives_no_step_up(tmp_path: Path, monkeypatch) -> None:
+    save(tmp_path, [3, 6])
+
+    def fail(step_dir: Path, item: str) -> Any:
+        raise OSError(5, "Input/output error", str(step_dir))
+
+    monkeypatch.setattr(checkpoint, "_read_json", fail)
+    for use in (lambda: Checkpoints(tmp_path, 10, 0), lambda: read_config(tmp_path)):
+        with pytest.raises(CheckpointError, match=r"cannot be read: .*Input/output error; "):
+            use()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_if_all_steps_are_damaged_none_is_renamed(tmp_path: Path, unreadable, monkeypatch) -> None:
+    """Then it is more likely a version or a disk than the steps."""
+
+    def fail(step: int, args: Any) -> Any:
+        raise ValueError("DATA_LOSS: Error reading chunk")
+
+    monkeypatch.setattr(unreadable._manager, "restore", fail)
+    mesh = make_mesh(8)
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint is left .*6: .*; 3: DATA_LOSS"):
+        unreadable.restore(abstract(make_state(0, mesh), mesh))
+    unreadable.close()
+    for step in ("3", "6"):
+        damage("config", tmp_path / "checkpoints" / step)
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint is left .*another --workdir"):
+        Checkpoints(tmp_path, 10, 0)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+
+
 def test_a_step_that_is_named_is_not_replaced_by_another(unreadable: Checkpoints) -> None:
     mesh = make_mesh(8)
     with pytest.raises(CheckpointError, match=r"6 is damaged \(DATA_LOSS: .*remove this folder"):
@@ -325,6 +383,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+# tensorstore reports some failed writes only after Orbax's event loop has ended.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_one_sentence(small_disk: Path) -> None:
     state = make_state(1, make_mesh(1), dim=256)
     checkpoints = Checkpoints(small_disk, 2, 0)

@@ -63,12 +63,19 @@ def test_damaged_lines_are_left_out(tmp_path: Path) -> None:
 class Gone(io.StringIO):
     """A reader that has closed its end, such as `| head`."""
 
+    lines = 0
+
     def write(self, text: str) -> int:
+        self.lines += 1
         raise BrokenPipeError
 
 
 def test_a_reader_that_has_gone_does_not_end_the_run() -> None:
-    Progress(10, stream=Gone()).write("a line")
+    stream = Gone()
+    progress = Progress(10, stream=stream)
+    for _ in range(2):
+        progress.write("a line")
+    assert stream.lines == 2  # each was tried, and none ended the run
 
 
 def test_a_new_run_in_an_old_folder_starts_afresh(tmp_path: Path) -> None:

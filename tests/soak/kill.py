@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.eval.test_runner import write_pictures as write_classes
 from tests.soak import runs
 
 STEPS = 40
@@ -26,7 +27,7 @@ def main(kills: int = 20, others: int = 5, seed: int = 14) -> int:
         root, rng = Path(folder), random.Random(seed)
         pictures = runs.write_pictures(root / "pictures")
         many = runs.write_pictures(root / "many", 400)
-        classes = runs.write_classes(root / "classes")
+        classes = write_classes(root / "classes")
         arguments = runs.training(pictures, total_steps=STEPS)
         failed = trial("train", arguments, runs.state_of, root, kills, rng)
         weights = root / "train" / "straight"

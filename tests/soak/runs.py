@@ -31,17 +31,6 @@ def write_pictures(folder: Path, count: int = 20, first: int = 0) -> Path:
     return folder
 
 
-def write_classes(folder: Path, count: int = 60) -> Path:
-    """Three classes whose colours overlap, 16 px."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        home = folder / "abc"[number % 3]
-        home.mkdir(parents=True, exist_ok=True)
-        colour = 15 * (number % 3) + rng.integers(0, 150, (4, 4, 3))
-        Image.fromarray(colour.astype(np.uint8)).resize((16, 16)).save(home / f"{number}.png")
-    return folder
-
-
 def training(pictures: Path, **changes: Any) -> list[str]:
     """Arguments of a training run that saves every step."""
     values = OVERRIDES | {"data.path": pictures, "checkpoint.every_steps": 1} | changes
