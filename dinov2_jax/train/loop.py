@@ -1,6 +1,7 @@
 """The training loop, read top to bottom: pictures -> batches -> steps -> checkpoints -> report."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.config.files import local_path, to_dict
 from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.source import notes_of
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import one_line, sentence
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import local_groups, put_batch
 from dinov2_jax.parallel.processes import Exchange, end_when_lost, is_main, own_name, require_same
@@ -24,7 +25,7 @@ from dinov2_jax.run.lock import locked
 from dinov2_jax.run.metrics import Output
 from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.checks import check_training
-from dinov2_jax.train.nonfinite import NonFiniteWatch
+from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_crop_sheet
 from dinov2_jax.train.setup import Run, make_run, return_free_memory
@@ -39,6 +40,14 @@ class _Open(NamedTuple):
     bad: BadRecords
     out: Output
     stop: StopRequest
+
+
+class _Whole(NamedTuple):
+    """A step whose state and place in the data are whole."""
+
+    step: int
+    state: Any
+    position: dict[str, int]
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -76,14 +85,25 @@ def _train(config: ConfigDict, folder: Path, notes: list[str]) -> None:
         loader = stack.enter_context(loading(config, source, seen, share))
         stack.enter_context(end_when_lost())
         opened = _Open(loader, checkpoints, bad, out, stop)
-        state = _take_steps(config, run, opened, state, start)
+        whole = _Whole(start, state, loader.state())
+        try:
+            for whole in _take_steps(config, run, opened, state, start):  # noqa: B007
+                pass
+        except NonFiniteLoss:
+            raise  # the advice is to continue from the last checkpoint
+        except Exception:
+            if whole.step > start:
+                _rescue(config, opened, whole)
+            raise
     if stop.signal_name is None:
         with jax.set_mesh(mesh):
-            report(folder, config, run, state.teacher, source, [*notes, *out.warnings])
+            report(folder, config, run, whole.state.teacher, source, [*notes, *out.warnings])
 
 
-def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: int) -> Any:
-    """Steps `start` + 1 to `total_steps`; returns the last state."""
+def _take_steps(
+    config: ConfigDict, run: Run, opened: _Open, state: Any, start: int
+) -> Iterator[_Whole]:
+    """Steps `start` + 1 to `total_steps`; yields after each what a failure must not lose."""
     mesh, (loader, _, bad, out, stop) = jax.sharding.get_mesh(), opened
     probe, which_probe = make_probe(config, run.objective.teacher.backbone, out.folder)
     out.message(which_probe)
@@ -98,19 +118,16 @@ def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: 
         if stop.signal_name and step == 1:
             out.message(f"{stop.signal_name}: ended before the first step; nothing is to be saved")
             break
-        position = loader.state()
-        try:
-            with meter:
-                batch = next(loader)
-            records = {name: batch.pop(name) for name in ("record", "bad_records")}
-            exchange.send(**records, signal=np.array([stop.number]))
-        except (UserError, OSError):
-            _rescue(config, opened, step - 1, state, position)
-            raise
+        with meter:
+            batch = next(loader)
+        records = {name: batch.pop(name) for name in ("record", "bad_records")}
+        exchange.send(**records, signal=np.array([stop.number]))
         out.warn(loader.take_warnings())
         if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
         state, metrics = run.step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
+        whole = _Whole(step, state, loader.state())
+        yield whole
         meter.step()
         out.warn(nonfinite.add(step, batch, metrics))
         if step % config.log_every_steps == 0 or last:
@@ -128,28 +145,36 @@ def _take_steps(config: ConfigDict, run: Run, opened: _Open, state: Any, start: 
         if save_due or stop.signal_name:
             exchange.flush()
             out.warn(nonfinite.check())
-            _save(config, opened, step, state, loader.state())
+            _save(config, opened, whole)
             meter.restart()
         # After the save: reading all pictures of the probe may take longer than a scheduler waits.
         if probe and probe_due and not stop.signal_name:
             out.write(step, probe(state.teacher, stop.asked))
             meter.restart()
             if stop.signal_name:
-                _save(config, opened, step, state, loader.state())
+                _save(config, opened, whole)
         if stop.signal_name:
             saved = f"{stop.signal_name}: saved step {step}; the same command continues from there"
             out.message(saved)
             break
-    return state
 
 
-def _save(config: ConfigDict, opened: _Open, step: int, state: Any, position: Any) -> None:
-    loader = position | opened.bad.state()
-    opened.checkpoints.save(step, state, loader=loader, config=to_dict(config))
+def _save(config: ConfigDict, opened: _Open, whole: _Whole) -> None:
+    loader = whole.position | opened.bad.state()
+    opened.checkpoints.save(whole.step, whole.state, loader=loader, config=to_dict(config))
 
 
-def _rescue(config: ConfigDict, opened: _Open, step: int, state: Any, position: Any) -> None:
-    """Saves what is whole when no batch can be had; several processes cannot agree on it then."""
-    if step and jax.process_count() == 1:
-        _save(config, opened, step, state, position)
-        opened.out.message(f"saved step {step}; once mended, the same command continues from there")
+def _rescue(config: ConfigDict, opened: _Open, whole: _Whole) -> None:
+    """Saves what is whole after a failure; several processes cannot agree on it then."""
+    if jax.process_count() > 1:
+        return
+    try:
+        _save(config, opened, whole)
+        opened.checkpoints.wait()
+    except Exception as error:  # the failure itself counts: it is raised after this
+        reason = sentence(error) or one_line(str(error))
+        opened.out.message(f"step {whole.step} could not be saved: {reason}")
+    else:
+        opened.out.message(
+            f"saved step {whole.step}; once mended, the same command continues from there"
+        )

@@ -13,6 +13,7 @@ from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.reader import LostWorkerError
 from dinov2_jax.run.lock import LOCK_FILE, LockedError, locked
 from dinov2_jax.train.loop import train
+from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
 from dinov2_jax.train.probe import Probe
 from tests.train.test_resume import OVERRIDES, metrics, pictures, saved_steps  # noqa: F401
 
@@ -68,6 +69,49 @@ def test_pictures_lost_at_the_first_step_leave_nothing_to_save(
 ):
     at_batch(monkeypatch, 1, lose_the_pictures)
     with pytest.raises(LostWorkerError):
+        train(config_of(pictures), str(tmp_path))
+    assert saved_steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("a library's")])
+def test_a_probe_that_fails_costs_no_step(
+    pictures,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+    error,
+):
+    """It reads pictures, too, and may do so between two checkpoints."""
+    calls = []
+
+    def probe(self: Probe, teacher: Any, stopped) -> dict[str, float]:
+        calls.append(0)
+        if len(calls) > 1:  # not at step 0
+            raise error
+        return {}
+
+    monkeypatch.setattr(Probe, "__call__", probe)
+    monkeypatch.setattr(
+        "dinov2_jax.train.loop.make_probe", lambda *_: (Probe.__new__(Probe), "a probe")
+    )
+    with pytest.raises(type(error)):
+        train(config_of(pictures, **{"eval.every_steps": 2}), str(tmp_path))
+    assert saved_steps(tmp_path) == [2]
+    assert "saved step 2; once mended" in "".join(capsys.readouterr())
+
+
+def test_three_steps_without_a_finite_loss_are_not_kept(
+    pictures,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    """The advice is to continue from the last checkpoint."""
+
+    def stop(*_: Any) -> list[str]:
+        raise NonFiniteLoss("three steps")
+
+    monkeypatch.setattr(NonFiniteWatch, "add", stop)
+    with pytest.raises(NonFiniteLoss):
         train(config_of(pictures), str(tmp_path))
     assert saved_steps(tmp_path) == []
 
