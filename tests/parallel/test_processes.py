@@ -147,15 +147,18 @@ def test_a_signal_counts_at_once_or_when_all_have_heard():
 def test_every_signal_that_asks_to_end_is_told_at_once(name, capfd):
     """SLURM's --signal, submitit and Lightning send SIGUSR1 or 2, a lost terminal SIGHUP."""
     number = getattr(signal, name)
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        signal.raise_signal(number)
-        assert stop.asked() and stop.signal_name == name
-        assert f"{name}: the run saves, then ends" in capfd.readouterr().err
-        if name != "SIGINT":  # a second one of these is no reason to hurry
+    before = signal.signal(number, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
+        with StopRequest() as stop:
             signal.raise_signal(number)
-        assert capfd.readouterr().err == ""
-    assert signal.getsignal(number) == before
+            assert stop.asked() and stop.signal_name == name
+            assert f"{name}: the run saves, then ends" in capfd.readouterr().err
+            if name != "SIGINT":  # a second one of these is no reason to hurry
+                signal.raise_signal(number)
+            assert capfd.readouterr().err == ""
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_nohup_is_respected(monkeypatch):
