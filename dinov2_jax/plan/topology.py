@@ -4,18 +4,20 @@ A description comes from the compiler's own library (libtpu, the CUDA plugin), w
 driver or network.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from dinov2_jax.config.files import ConfigError
+from dinov2_jax.ops.attention import refusal
 
 GIB = 2**30
 
@@ -61,6 +63,7 @@ def chip_of(device_kind: str) -> Chip | None:
 
 EXAMPLES = "v5e:4x4, v5p:4x4x8, v6e:4x4 (chips along each axis), h100:8 or h200:4x8 (machines x 8)"
 
+CUDNN = 91_000  # the version of _HOPPER
 # A compiler's target in XLA's text format: limits of the architecture (CUDA's programming guide,
 # compute capability 9.0) and the few sizes in which H100 and H200 differ.
 _HOPPER = """
@@ -165,3 +168,27 @@ def _gpu_devices(chip: Chip, shape: tuple[int, ...]) -> Sequence[Any]:
     )
     options = {"target_config": compiler, "topology": f"1x{hosts}x{gpus}"}
     return topologies.get_topology_desc("", platform="cuda", **options).devices
+
+
+@contextlib.contextmanager
+def cudnn_of_target() -> Iterator[None]:
+    """JAX believes that cuDNN and a GPU like the described ones are here, where they are not.
+
+    Otherwise a program for them would be traced with another attention than it will run with.
+    """
+    if jax.default_backend() == "gpu":
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    answers = {"check_cudnn_version": CUDNN, "check_compute_capability": True}
+    asked = {name: getattr(cudnn, name) for name in answers}
+    refusal.cache_clear()  # what was refused on this machine
+    try:
+        for name, answer in answers.items():
+            setattr(cudnn, name, lambda *_, answer=answer: answer)
+        yield
+    finally:
+        for name, function in asked.items():
+            setattr(cudnn, name, function)
+        refusal.cache_clear()

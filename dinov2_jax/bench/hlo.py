@@ -1,0 +1,262 @@
+"""Bytes that the kernels of a compiled program move, read from its text.
+
+A kernel is an instruction that the device runs: a fusion, a call of a library, a copy, a sort.
+Instructions inside a fusion stay in registers, and bitcasts, tuples and parameters move nothing. A
+kernel reads its operands and writes its result. Three cases read or write less:
+
+- Of an operand that a fusion only slices or gathers from, what is sliced or gathered.
+- Of an operand that is updated in place (dynamic-update-slice, scatter), the update alone.
+- Work space of a library (s8[], u8[]) is neither read nor written.
+
+A loop counts as often as it runs. Each kernel reads from memory even if the one before left its
+result in the L2 cache: this is a model of traffic, not a measurement.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r"\s*([\w\-]+)\(")
+_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+
+# They move nothing: names for parts of memory, and the second halves of asynchronous pairs.
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier",
+    "partition-id", "replica-id", "domain", "add-dependency", "iota",
+}  # fmt: skip
+_WORK_SPACE = ("s8", "u8")
+_SLICES = ("slice", "dynamic-slice", "gather")
+
+
+class Instruction(NamedTuple):
+    """One line of a program."""
+
+    name: str
+    type: str
+    opcode: str
+    arguments: str  # the text in its brackets
+    rest: str  # attributes
+    root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        return re.findall(r"%([\w.\-]+)", self.arguments)
+
+    @property
+    def bytes(self) -> int:
+        """Of its result, of a tuple in all."""
+        return sum(size for _, size in arrays(self.type))
+
+    @property
+    def target(self) -> str:
+        """The library function of a custom call, else ""."""
+        found = _TARGET.search(self.rest)
+        return found[1] if found else ""
+
+    @property
+    def op_name(self) -> str:
+        """The scope in which JAX traced it, such as jit(f)/jvp(Model)/norm/add."""
+        found = _OP_NAME.search(self.rest)
+        return found[1] if found else ""
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs."""
+        return _CALLED.findall(self.rest)
+
+
+Computation = Mapping[str, Instruction]
+
+
+class Program(NamedTuple):
+    """Computations by name, the one that is run, and the source of each stack frame."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+    sources: Mapping[int, tuple[str, str]]  # frame -> (file, function)
+
+    def source(self, instruction: Instruction) -> tuple[str, str]:
+        """File and function that traced an instruction; ("", "") if unknown."""
+        found = _FRAME.search(instruction.rest)
+        return self.sources.get(int(found[1]), ("", "")) if found else ("", "")
+
+
+class Kernel(NamedTuple):
+    """An instruction that the device runs, how often, and the bytes of each run."""
+
+    instruction: Instruction
+    times: int
+    read: int
+    written: int
+
+    @property
+    def bytes(self) -> int:
+        return self.times * (self.read + self.written)
+
+
+def arrays(text: str) -> list[tuple[str, int]]:
+    """Dtype and bytes of each array of a type: f32[8,128] -> [("f32", 4096)]."""
+    return [(dtype, _size(dtype, shape)) for dtype, shape in _ARRAY.findall(text)]
+
+
+def _size(dtype: str, shape: str) -> int:
+    if dtype == "token":
+        return 0
+    bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or ["0"])[0])
+    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8
+
+
+def read_program(text: str) -> Program:
+    """Reads `compiled.as_text()`."""
+    found: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = header[2]
+            found[current] = {}
+            entry = current if header[1] else entry
+        elif current and (instruction := _read_line(line)):
+            found[current][instruction.name] = instruction
+    return Program(found, entry, _read_sources(text))
+
+
+def _read_line(line: str) -> Instruction | None:
+    assigned = _ASSIGNMENT.match(line)
+    if not assigned:
+        return None
+    start = assigned.end()
+    type_end = _closing(line, start) if line[start] == "(" else line.find(" ", start)
+    opcode = _OPCODE.match(line, type_end)
+    if not opcode:
+        return None
+    end = _closing(line, opcode.end() - 1)
+    arguments, kind = line[opcode.end() : end - 1], line[start:type_end]
+    return Instruction(assigned[2], kind, opcode[1], arguments, line[end:], bool(assigned[1]))
+
+
+def _closing(line: str, start: int) -> int:
+    """The position after the bracket that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[position], 0)
+        if depth == 0:
+            return position + 1
+    return len(line)
+
+
+def _read_sources(text: str) -> dict[int, tuple[str, str]]:
+    """Frame -> (file, function) from the tables at the top of the text."""
+    tables: dict[str, dict[int, str]] = {}
+    current: dict[int, str] = {}
+    for line in text.splitlines():
+        if _HEADER.match(line):
+            break
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            current = tables[line] = {}
+        elif found := re.match(r'(\d+) "?(.*?)"?$', line):
+            current[int(found[1])] = found[2]
+    locations = tables.get("FileLocations", {})
+    sources = {}
+    for frame, row in tables.get("StackFrames", {}).items():
+        place = locations.get(_number(row, "file_location_id"), "")
+        file = tables["FileNames"].get(_number(place, "file_name_id"), "")
+        sources[frame] = file, tables["FunctionNames"].get(_number(place, "function_name_id"), "")
+    return sources
+
+
+def _number(text: str, name: str) -> int:
+    found = re.search(rf"{name}=(\d+)", text)
+    return int(found[1]) if found else -1
+
+
+def kernels(program: Program, computation: str = "", times: int = 1) -> Iterator[Kernel]:
+    """All kernels that a run of the program starts, those of loops once with their trips."""
+    instructions = program.computations[computation or program.entry]
+    for instruction in instructions.values():
+        opcode = instruction.opcode
+        if opcode == "while":
+            trips = _TRIPS.search(instruction.rest)
+            body = re.search(r"body=%?([\w.\-]+)", instruction.rest)
+            assert body
+            yield from kernels(program, body[1], times * (int(trips[1]) if trips else 1))
+        elif opcode in ("call", "conditional", "async-start"):
+            for called in instruction.called + _branches(instruction):
+                yield from kernels(program, called, times)
+        elif opcode not in _FREE and not opcode.endswith("-done"):
+            yield _kernel(program, instructions, instruction, times)
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    found = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+    return [name.strip(" %") for name in found[1].split(",")] if found else []
+
+
+def _kernel(program: Program, around: Computation, instruction: Instruction, times: int) -> Kernel:
+    sizes = [around[name].bytes for name in instruction.operands]
+    if instruction.opcode == "fusion":
+        inside = program.computations[instruction.called[0]]
+        return Kernel(instruction, times, *_fusion_bytes(inside, sizes))
+    if instruction.opcode == "custom-call":
+        written = sum(n for dtype, n in arrays(instruction.type) if dtype not in _WORK_SPACE)
+        return Kernel(instruction, times, sum(sizes), written)
+    if instruction.opcode in _SLICES:
+        return Kernel(instruction, times, instruction.bytes, instruction.bytes)
+    if instruction.opcode == "dynamic-update-slice":
+        return Kernel(instruction, times, sizes[1], sizes[1])
+    return Kernel(instruction, times, sum(sizes), instruction.bytes)
+
+
+def _fusion_bytes(inside: Computation, sizes: list[int]) -> tuple[int, int]:
+    """Bytes that a fusion reads and writes; sizes: of its operands."""
+    root = next(i for i in inside.values() if i.root)
+    results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    # The share of its result that each instruction has to compute.
+    share = dict.fromkeys(inside, 0.0)
+    written = 0
+    for result in results:
+        share[result.name] = 1.0
+        written += _written(inside, result)
+    for instruction in reversed(inside.values()):
+        for position, name in enumerate(instruction.operands):
+            if name in share:
+                part = _part_read(inside, instruction, position) * share[instruction.name]
+                share[name] = min(1.0, share[name] + part)
+    parameters = [i for i in inside.values() if i.opcode == "parameter"]
+    read = sum(share[i.name] * sizes[int(i.arguments)] for i in parameters)
+    return round(read), written
+
+
+def _written(inside: Computation, result: Instruction) -> int:
+    """Bytes that a result of a fusion writes: an update in place writes just the update."""
+    while result.opcode == "bitcast" and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    if result.opcode == "parameter":
+        return 0
+    updates = {"dynamic-update-slice": 1, "scatter": 2}
+    if result.opcode in updates:
+        return inside[result.operands[updates[result.opcode]]].bytes
+    return result.bytes
+
+
+def _part_read(inside: Computation, instruction: Instruction, position: int) -> float:
+    """The share of an operand that an instruction needs to compute its whole result."""
+    size = inside[instruction.operands[position]].bytes
+    if position == 0 and instruction.opcode in _SLICES:
+        elements = instruction.bytes
+    elif position == 0 and instruction.opcode == "dynamic-update-slice":
+        elements = 0
+    elif position == 0 and instruction.opcode == "scatter":  # it adds to what is there
+        elements = inside[instruction.operands[2]].bytes
+    else:
+        return 1.0
+    return min(1.0, elements / size) if size else 0.0
