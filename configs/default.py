@@ -107,12 +107,14 @@ def _model() -> ml_collections.ConfigDict:
     # Added to the grid size when positions are resampled; register models use 0.0. Reference
     model.interpolate_offset = 0.1
     model.interpolate_antialias = False  # register models use True. Reference
-    # True: compile one block and scan it; False: unroll, slower to compile. Same parameters. Ours
-    model.scan_blocks = True
+    # scan: compile one block and run it in a loop | unroll: compile each block; a scan stores and
+    # moves twice the activations on a GPU, but compiles faster | auto: unroll on GPU, else scan.
+    # The parameters are the same. Ours
+    model.blocks = "auto"
     # What the backward pass recomputes to save memory. none | pointwise: norms, GELU and softmax,
     # but no matrix products | blocks: everything but each block's input; takes about a quarter more
-    # time. Ours
-    model.remat = "none"
+    # time | auto: pointwise under a scan, otherwise none. Ours
+    model.remat = "auto"
     # auto: by platform, dtype and length | xla: everywhere | looped: CPU | splash: TPU |
     # cudnn, triton: bf16 on GPU. If the choice cannot run here, xla runs instead and the log says
     # so. Ours

@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     # With 1e-5, all features start nearly equal, and k-NN at step 0 would mean nothing.
     config.model.layerscale = 1.0
     config.model.drop_path_rate = 0.0
-    config.model.scan_blocks = False  # 4 blocks compile in seconds and run faster unrolled
+    config.model.blocks = "unroll"  # 4 blocks compile in seconds and run faster unrolled
 
     config.centering = "sinkhorn_knopp"  # balances prototypes within a batch, without a warm-up
     config.dino.head_prototypes = 256  # a batch has 256 global crops

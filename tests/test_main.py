@@ -55,7 +55,7 @@ def test_unknown_field_names_the_nearest(
         ("--config.batch_size", "a whole number (int)"),
         ("--config.optimizer.base_lr=fast", "a number (float)"),
         ("--config.optimizer.base_lr=nan", "a number (float)"),
-        ("--config.model.scan_blocks=maybe", "true or false"),
+        ("--config.model.qkv_bias=maybe", "true or false"),
         ("--config.crops.global_scale=0.3", "a tuple of 2 numbers"),
         ("--config.crops.global_scale=(0.3,1,2)", "a tuple of 2 numbers"),
         ("--config.crops.global_scale=(a,b)", "a tuple of 2 numbers"),
@@ -87,14 +87,14 @@ def test_overrides_in_both_forms_and_any_order() -> None:
     config = resolve(
         "--config.seed", "7", "--config.mesh.data", "-1", QUICKSTART,
         "--config.crops.global_scale=(0.25,1)", "--config.optimizer.base_lr=1",
-        "--config.model.scan_blocks", "false", "--config.model.remat=blocks",
+        "--config.model.proj_bias", "false", "--config.model.remat=blocks",
         "--config.model.qkv_bias",
         "--config.data.path", "/my pictures", "--config.total_steps=1_000",
     )  # fmt: skip
     assert (config.seed, config.mesh.data, config.total_steps) == (7, -1, 1000)
     assert config.crops.global_scale == (0.25, 1)
     assert config.optimizer.base_lr == 1.0 and isinstance(config.optimizer.base_lr, float)
-    assert (config.model.scan_blocks, config.model.qkv_bias) == (False, True)
+    assert (config.model.proj_bias, config.model.qkv_bias) == (False, True)
     assert config.model.remat == "blocks"
     assert config.data.path == "/my pictures"
     assert config.is_locked

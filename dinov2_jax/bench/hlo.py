@@ -53,7 +53,7 @@ class Instruction(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of its result, of a tuple in all."""
+        """Size of the result; a tuple counts whole."""
         return sum(size for _, size in arrays(self.type))
 
     @property

@@ -37,7 +37,7 @@ FLAGS = {
     "prototypes": (0, "K; 0: the recipe's"),
     "centering": ("", "centering or sinkhorn_knopp; '': the recipe's"),
     "remat": ("", "ours: model.remat; '': the recipe's"),
-    "unroll": (False, "ours: unroll the blocks"),
+    "blocks": ("", "ours: model.blocks; '': the recipe's"),
 }
 # A step in the middle of a run. The check moves the teacher far enough that errors show.
 HYPER = {
@@ -71,7 +71,8 @@ def recipe(args: Any) -> dict[str, Any]:
         config.model.remat = args.remat
     if args.centering:
         config.centering = args.centering
-    config.model.scan_blocks = not args.unroll
+    if args.blocks:
+        config.model.blocks = args.blocks
     return to_dict(config)
 
 

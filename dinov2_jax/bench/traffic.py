@@ -72,7 +72,8 @@ def cause_of(program: Program, kernel: Kernel) -> str:
     """Why a kernel is there, one of RULES or "other"."""
     instruction = kernel.instruction
     file = program.source(instruction)[0]
-    text = " ".join((instruction.target, instruction.name, file, instruction.op_name))
+    words = instruction.target, instruction.opcode, instruction.name, file, instruction.op_name
+    text = " ".join(words)
     return next((cause for cause, parts in RULES if any(part in text for part in parts)), "other")
 
 

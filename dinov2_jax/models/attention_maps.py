@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dinov2_jax.models.layers import layer_norm, linear
+from dinov2_jax.models.layers import LayerNorm, linear
 from dinov2_jax.models.vit import VisionTransformer
 
 
@@ -80,7 +80,7 @@ def attention_rows(
         )
     before, layer = _split_at(params, block % model.depth, apart=not model.scan_blocks)
     x = model.clone(depth=block % model.depth).apply({"params": before}, images)["prenorm"]
-    normed = layer_norm(model.dtype, "norm1").apply({"params": layer["norm1"]}, x)
+    normed = LayerNorm(model.dtype, name="norm1").apply({"params": layer["norm1"]}, x)
     project = linear(3 * model.dim, model.qkv_bias, model.dtype, "qkv")
     qkv = project.apply({"params": layer["attn"]["qkv"]}, normed)
     q, k, _ = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, model.heads, -1), 2, 0)

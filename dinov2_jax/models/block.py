@@ -10,14 +10,10 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.layers import Attention, FeedForward, LayerScale, layer_norm, pack, unpack
-from dinov2_jax.ops.stochastic_depth import (
-    gather,
-    kept_crops,
-    sample_kept,
-    scale_and_scatter,
-    split_keys,
-)
+from dinov2_jax.models.layers import Affine, Attention, FeedForward, LayerNorm, LayerScale
+from dinov2_jax.models.packing import CropSet, kept_rows, kept_sets, pack, row_scales, unpack
+from dinov2_jax.ops.layout import row_major
+from dinov2_jax.ops.stochastic_depth import add_rows, split_keys, take_rows
 from dinov2_jax.parallel.constraints import constrain_batch
 
 # What the forward pass stores of each block for the backward pass, besides the block's input
@@ -32,13 +28,18 @@ REMAT = {
     "blocks": _policies.nothing_saveable,
 }
 
-# A residual branch: packed tokens [G, T, D] and the crop sets they came from -> [G, T, D].
-Branch = Callable[[Array, Sequence[Array]], Array]
+# A residual branch: packed tokens [G, T, D] and their crop sets -> [G, T, D].
+Branch = Callable[[Array, Sequence[CropSet]], Array]
 
 
 def add_residual(
-    crops: Sequence[Array], branch: Branch, gamma: Array | float, keys: Array | None, rate: float
-) -> list[Array]:
+    x: Array,
+    sets: Sequence[CropSet],
+    branch: Branch,
+    gamma: Array | float,
+    keys: Array | None,
+    rate: float,
+) -> Array:
     """x + gamma * branch(x); each group skips the branch for a share `rate` of its crops.
 
     In every crop set exactly k = max(int(b * (1 - rate)), 1) of a group's b crops keep the branch.
@@ -46,27 +47,21 @@ def add_residual(
     Source: FB dinov2/layers/block.py, list path; paper section 5.
 
     Args:
-      crops: crop sets [G, b, N, D].
+      x: packed tokens [G, T, D] of the crop sets `sets`.
       gamma: LayerScale [D], or 1.0.
       keys: [G], randomness of this branch; None computes every crop (evaluation, teacher).
     """
     if keys is None or rate == 0.0:
-        out = unpack(branch(pack(crops), crops), crops)
-        return [x + (gamma * o).astype(x.dtype) for x, o in zip(crops, out, strict=True)]
-    indices = [
-        sample_kept(set_keys, x.shape[1], kept_crops(x.shape[1], rate))
-        for x, set_keys in zip(crops, split_keys(keys, len(crops)), strict=True)
-    ]
-    kept = [gather(x, index) for x, index in zip(crops, indices, strict=True)]
-    out = unpack(branch(pack(kept), kept), kept)
-    return [
-        scale_and_scatter(x, index, gamma, o)
-        for x, index, o in zip(crops, indices, out, strict=True)
-    ]
+        return x + (gamma * branch(x, sets)).astype(x.dtype)
+    rows = kept_rows(keys, sets, rate, x.shape[1])
+    kept, x = take_rows(x, rows)
+    out = branch(row_major(kept), kept_sets(sets, rate))
+    gamma = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), x.shape[-1:])
+    return add_rows(x, rows, row_scales(sets, rate, rows.shape[-1]), gamma, out)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on a list of crop sets."""
+    """Pre-norm transformer block on packed crop sets."""
 
     heads: int
     ffn: str = "mlp"
@@ -83,21 +78,35 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, crops: Sequence[Array], keys: Array | None = None, drop_rate: float = 0.0
-    ) -> list[Array]:
-        """Crop sets [G, b, N, D] -> the same shapes; `keys` [G] turn stochastic depth on."""
-        dim = crops[0].shape[-1]
+        self, x: Array, sets: Sequence[CropSet], keys: Array | None = None, drop_rate: float = 0.0
+    ) -> Array:
+        """Packed tokens [G, T, D] -> the same shape; `keys` [G] turn stochastic depth on."""
         attn_keys, ffn_keys = (None, None) if keys is None else split_keys(keys, 2)
-        norm1, norm2 = layer_norm(self.dtype, "norm1"), layer_norm(self.dtype, "norm2")
+        norm1, norm2 = (LayerNorm(self.dtype, name=name) for name in ("norm1", "norm2"))
         attn = Attention(
             self.heads, self.qkv_bias, self.proj_bias, self.dtype, self.attention, name="attn"
         )
         ffn = FeedForward(self.ffn, self.mlp_ratio, self.ffn_bias, self.dtype, name="mlp")
-        gamma1, gamma2 = self._gamma(dim, "ls1"), self._gamma(dim, "ls2")
-        crops = add_residual(
-            crops, lambda x, like: attn(norm1(x), like), gamma1, attn_keys, drop_rate
-        )
-        return add_residual(crops, lambda x, like: ffn(norm2(x)), gamma2, ffn_keys, drop_rate)
+        gamma1, gamma2 = (self._gamma(x.shape[-1], name) for name in ("ls1", "ls2"))
+
+        def attend(x: Array, sets: Sequence[CropSet]) -> Array:
+            normed, affine = _before(norm1, x, keys)
+            return attn(normed, sets, affine)
+
+        def transform(x: Array, sets: Sequence[CropSet]) -> Array:
+            return ffn(*_before(norm2, x, keys))
+
+        x = add_residual(x, sets, attend, gamma1, attn_keys, drop_rate)
+        return add_residual(x, sets, transform, gamma2, ffn_keys, drop_rate)
+
+
+def _before(norm: LayerNorm, x: Array, keys: Array | None) -> tuple[Array, Affine | None]:
+    """What a branch's first layer takes: in training the scale and bias go into its weights.
+
+    The backward pass then keeps one array and not two. Elsewhere the weights are not computed anew
+    for every batch.
+    """
+    return (norm(x), None) if keys is None else norm.apart(x)
 
 
 def run_blocks(
@@ -125,38 +134,38 @@ def run_blocks(
     depth, apart = len(rates), isinstance(params, tuple)
     scan = scan and not apart and (keys is None or bool(np.all(rates == rates[0])))
     block_keys = None if keys is None else split_keys(keys, depth)
+    sets = [(x.shape[1], x.shape[2]) for x in crops]
 
-    def step(crops: list[Array], params: Any, keys: Array | None, rate: float) -> list[Array]:
-        crops = [constrain_batch(x) for x in crops]
-        crops = block.apply({"params": params}, crops, keys, rate)
-        return [constrain_batch(x) for x in crops]
+    def step(x: Array, params: Any, keys: Array | None, rate: float) -> Array:
+        x = block.apply({"params": params}, constrain_batch(x), sets, keys, rate)
+        return constrain_batch(x)
 
     if remat != "none":
         step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=not scan, policy=REMAT[remat])
+    x, kept = pack(crops), []
     if scan:
-        return _scan(step, crops, (params, block_keys), rates, keep)
-    kept = {}
-    for i in range(depth):
-        layer = params[i] if apart else jax.tree.map(lambda p, i=i: p[i], params)
-        crops = step(crops, layer, None if keys is None else block_keys[i], float(rates[i]))
-        kept[i] = crops
-    return crops, [kept[i] for i in keep]
+        x, kept = _scan(step, x, (params, block_keys), rates, keep)
+    else:
+        for i in range(depth):
+            layer = params[i] if apart else jax.tree.map(lambda p, i=i: p[i], params)
+            x = step(x, layer, None if keys is None else block_keys[i], float(rates[i]))
+            kept += [x] * (i in keep)
+    return unpack(x, sets), [unpack(y, sets) for y in kept]
 
 
 def _scan(
-    step: Callable[..., Any], crops: list[Array], layers: Any, rates: Any, keep: Sequence[int]
-) -> tuple[list[Array], list[list[Array]]]:
+    step: Callable[..., Any], x: Array, layers: Any, rates: Any, keep: Sequence[int]
+) -> tuple[Array, list[Array]]:
     """lax.scan of `step` over the leading axis of `layers`, storing only the blocks in `keep`."""
     # A block writes to the slot of the next kept block, which overwrites it; the blocks after the
     # last kept one write to a slot that nobody reads.
     slots = np.searchsorted(np.asarray(keep, int), np.arange(len(rates)))
-    shape = (int(slots.max()) + 1,)
-    kept = [jnp.zeros(shape + x.shape, x.dtype) for x in crops] if keep else []
+    kept = jnp.zeros((int(slots.max()) + 1, *x.shape), x.dtype) if keep else None
 
     def body(carry: Any, layer: Any) -> tuple[Any, None]:
-        (crops, kept), (weights, slot) = carry, layer
-        crops = step(crops, *weights, float(rates[0]))
-        return (crops, [k.at[slot].set(x) for k, x in zip(kept, crops, strict=False)]), None
+        (x, kept), (weights, slot) = carry, layer
+        x = step(x, *weights, float(rates[0]))
+        return (x, None if kept is None else kept.at[slot].set(x)), None
 
-    (crops, kept), _ = jax.lax.scan(body, (crops, kept), (layers, jnp.asarray(slots)))
-    return crops, [[x[i] for x in kept] for i in range(len(keep))]
+    (x, kept), _ = jax.lax.scan(body, (x, kept), (layers, jnp.asarray(slots)))
+    return x, [] if kept is None else list(kept[: len(keep)])

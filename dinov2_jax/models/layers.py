@@ -15,8 +15,14 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from dinov2_jax.models.packing import CropSet, pack, unpack
 from dinov2_jax.ops.attention import attention
 from dinov2_jax.ops.gelu import gelu
+from dinov2_jax.ops.layer_norm import normalize
+from dinov2_jax.ops.layout import row_major
+
+EPSILON = 1e-6  # of every LayerNorm; the reference's
+Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
 
 
 def compute_dtype(name: str) -> Any:
@@ -32,31 +38,55 @@ def swiglu_hidden_dim(dim: int, mlp_ratio: float = 4.0) -> int:
     return (int(int(dim * mlp_ratio) * 2 / 3) + 7) // 8 * 8
 
 
-def layer_norm(dtype: DTypeLike, name: str) -> nn.LayerNorm:
-    """LayerNorm with the reference's epsilon; statistics in fp32, two-pass variance."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+class LayerNorm(nn.Module):
+    """LayerNorm with the reference's epsilon and fp32 statistics."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale, bias = self.affine(x.shape[-1])
+        return (normalize(x, EPSILON, jnp.float32) * scale + bias).astype(self.dtype)
+
+    def apart(self, x: Array) -> tuple[Array, Affine]:
+        """The normalised x, and scale and bias for the linear layer that follows."""
+        return row_major(normalize(x, EPSILON, self.dtype)), self.affine(x.shape[-1])
+
+    @nn.compact
+    def affine(self, dim: int) -> Affine:
+        scale = self.param("scale", nn.initializers.ones, (dim,))
+        return scale, self.param("bias", nn.initializers.zeros, (dim,))
 
 
-def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> nn.Dense:
+class Linear(nn.Module):
     """A linear layer with the backbone's initialisation."""
-    init = nn.initializers.normal(0.02)
-    return nn.Dense(features, use_bias=use_bias, kernel_init=init, dtype=dtype, name=name)
+
+    features: int
+    use_bias: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, affine: Affine | None = None) -> Array:
+        """[..., D] -> [..., features]; `affine` is what the LayerNorm before left undone.
+
+        (x scale + bias) W equals x (scale W) + bias W, and the weights are smaller than x.
+        """
+        init = nn.initializers.normal(0.02)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias: Array | float = 0.0
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if affine is not None:
+            scale, shift = affine
+            bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
+            kernel = scale[:, None] * kernel
+        out = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return row_major(out + jnp.asarray(bias, self.dtype))
 
 
-def pack(crops: Sequence[Array]) -> Array:
-    """Concatenates crop sets [G, b, N, D] along tokens: [G, T, D], without padding."""
-    return jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in crops], axis=1)
-
-
-def unpack(packed: Array, like: Sequence[Array]) -> list[Array]:
-    """Splits [G, T, D] into crop sets with the leading shapes of `like`; the inverse of `pack`."""
-    out, start = [], 0
-    for x in like:
-        groups, crops, tokens = x.shape[:3]
-        part = packed[:, start : start + crops * tokens]
-        out.append(part.reshape(groups, crops, tokens, packed.shape[-1]))
-        start += crops * tokens
-    return out
+def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> Linear:
+    """A linear layer of a block or head."""
+    return Linear(features, use_bias, dtype, name=name)
 
 
 class Attention(nn.Module):
@@ -69,12 +99,14 @@ class Attention(nn.Module):
     backend: str = "auto"  # see ops/attention.py
 
     @nn.compact
-    def __call__(self, packed: Array, like: Sequence[Array]) -> Array:
-        """[G, T, D] -> [G, T, D]; tokens attend only within their own crop (`like`)."""
+    def __call__(
+        self, packed: Array, sets: Sequence[CropSet], affine: Affine | None = None
+    ) -> Array:
+        """[G, T, D] -> [G, T, D]; tokens attend only within their own crop."""
         dim = packed.shape[-1]
-        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed)
+        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed, affine)
         outs = []
-        for crops in unpack(qkv, like):  # [G, b, N, 3D], one attention call per crop size
+        for crops in unpack(qkv, sets):  # [G, b, N, 3D], one attention call per crop size
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
             out = checkpoint_name(attention(q, k, v, self.backend), "attention")
@@ -95,13 +127,13 @@ class FeedForward(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, affine: Affine | None = None) -> Array:
         dim = x.shape[-1]
         options = self.use_bias, self.dtype
         if self.kind == "mlp":
-            hidden = gelu(linear(int(dim * self.ratio), *options, "fc1")(x))
+            hidden = row_major(gelu(linear(int(dim * self.ratio), *options, "fc1")(x, affine)))
             return linear(dim, *options, "fc2")(hidden)
-        packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x)
+        packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x, affine)
         gate, value = jnp.split(packed, 2, axis=-1)
         return linear(dim, *options, "w3")(jax.nn.silu(gate) * value)
 

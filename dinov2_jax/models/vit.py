@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.block import Block, run_blocks
-from dinov2_jax.models.layers import layer_norm
+from dinov2_jax.models.layers import LayerNorm
 from dinov2_jax.models.patches import patchify, uniform_fan_in
 from dinov2_jax.models.positions import resize_positions
 
@@ -33,6 +33,10 @@ VARIANTS = {
     "vit_large": Variant(1024, 24, 16),
     "vit_giant2": Variant(1536, 40, 24),
 }
+
+
+# config.model.blocks: how the blocks become a program.
+BLOCKS = ("auto", "scan", "unroll")
 
 
 class VisionTransformer(nn.Module):
@@ -141,11 +145,11 @@ class VisionTransformer(nn.Module):
             return given
         # The parameters do not depend on the attention backend; fused kernels refuse one token.
         block = self._block().clone(attention="xla", parent=None)
-        token = jnp.zeros((1, 1, 1, self.dim))
+        token = jnp.zeros((1, 1, self.dim))
 
         def init(key: Array) -> Any:
             keys = jax.random.split(key, self.depth)
-            return jax.vmap(lambda k: block.init(k, [token])["params"])(keys)
+            return jax.vmap(lambda k: block.init(k, token, [(1, 1)])["params"])(keys)
 
         return self.param("blocks", init)
 
@@ -189,7 +193,7 @@ class VisionTransformer(nn.Module):
             remat=self.remat,
             keep=list(intermediate),
         )
-        norm = layer_norm(jnp.float32, "norm")
+        norm = LayerNorm(name="norm")
         out = [
             self._split(x, norm(x)) | {"blocks": [(y[i], norm(y[i])) for y in kept]}
             for i, x in enumerate(tokens)
@@ -241,6 +245,25 @@ def from_config(
     options |= {name: model[name] or getattr(variant, name) for name in ("dim", "depth", "heads")}
     options |= {"image_size": image_size, "layerscale": model["layerscale"] or None, "dtype": dtype}
     options["drop_path_rate"] = model["drop_path_rate"] if drop_path else 0.0
-    # Runs from before the policies stored a bool.
-    options["remat"] = {False: "none", True: "blocks"}.get(model["remat"], model["remat"])
+    blocks, options["remat"] = blocks_and_remat(model, jax.default_backend())
+    options["scan_blocks"] = blocks == "scan"
     return VisionTransformer(**options)
+
+
+def blocks_and_remat(model: Mapping[str, Any], platform: str) -> tuple[str, str]:
+    """`config.model.blocks` and `config.model.remat` with "auto" resolved for a platform.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+    """
+    blocks, remat = model.get("blocks", "auto"), model["remat"]
+    # Older runs stored whether the blocks are scanned, and before the policies a bool.
+    if "scan_blocks" in model:
+        blocks = "scan" if model["scan_blocks"] else "unroll"
+    remat = {False: "none", True: "blocks"}.get(remat, remat)
+    if blocks == "auto":
+        # A GPU copies all that a scan stacks for the backward pass, twice the traffic of a step.
+        blocks = "unroll" if platform == "gpu" else "scan"
+    if remat == "auto":
+        remat = "pointwise" if blocks == "scan" else "none"
+    return blocks, remat

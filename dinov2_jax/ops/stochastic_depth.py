@@ -1,7 +1,8 @@
-"""Stochastic depth by subset: gather the crops that keep a branch, scatter their residuals back."""
+"""Stochastic depth by subset: take the tokens that keep a branch, add their residuals back."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -21,18 +22,77 @@ def sample_kept(keys: Array, crops: int, kept: int) -> Array:
     return jnp.argsort(draws, axis=-1)[:, :kept]
 
 
-def gather(x: Array, index: Array) -> Array:
-    """Crops index [G, k] of x [G, b, N, D] -> [G, k, N, D]; each group has its own index."""
-    return jax.vmap(lambda rows, i: rows[i])(x, index)
-
-
-def scale_and_scatter(x: Array, index: Array, gamma: Array | float, branch: Array) -> Array:
-    """Adds the residuals of the kept crops to x [G, b, N, D].
+def rows_of_crops(index: Array, tokens: int, start: int) -> Array:
+    """Rows of the tokens of crops: index [G, k] -> [G, k tokens].
 
     Args:
-      index: [G, k], the kept crops.
-      gamma: LayerScale [D], or 1.0.
-      branch: [G, k, N, D], scaled by gamma * b / k, so that its mean over crops is unchanged.
+      tokens: of a crop.
+      start: the row of the first token of crop 0.
     """
-    update = (x.shape[1] / index.shape[1] * gamma * branch).astype(x.dtype)
-    return jax.vmap(lambda rows, i, u: rows.at[i].add(u, unique_indices=True))(x, index, update)
+    rows = index[..., None] * tokens + np.arange(tokens) + start
+    return rows.reshape(*index.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def take_rows(x: Array, rows: Array) -> tuple[Array, Array]:
+    """Rows [G, t] of x [G, T, D] -> [G, t, D]; and x itself, to which the branch is added.
+
+    Both come from one function because the backward pass then adds the gradient of the rows into
+    that of x, in place. A row beyond the last one fills up: it has any value, and no gradient.
+    """
+    return _take(x, rows), x
+
+
+def _take(x: Array, rows: Array) -> Array:
+    return jax.vmap(lambda x, i: x.at[i].get(mode="clip"))(x, rows)
+
+
+def _add(x: Array, rows: Array, update: Array) -> Array:
+    def one(x: Array, i: Array, u: Array) -> Array:
+        return x.at[i].add(u, mode="drop", unique_indices=True)
+
+    return jax.vmap(one)(x, rows, update)
+
+
+def _take_forward(x: Array, rows: Array) -> tuple[tuple[Array, Array], Array]:
+    return take_rows(x, rows), rows
+
+
+def _take_backward(rows: Array, gradients: tuple[Array, Array]) -> tuple[Array, None]:
+    taken, whole = gradients
+    return _add(whole, rows, taken), None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+@jax.custom_vjp
+def add_rows(x: Array, rows: Array, scale: Array, gamma: Array, branch: Array) -> Array:
+    """Adds scale * gamma * branch to rows of x [G, T, D].
+
+    Args:
+      rows: [G, t], without repetition; a row beyond the last one is dropped.
+      scale: [t], of each row; 0 for those that are dropped.
+      gamma: LayerScale [D].
+      branch: [G, t, D].
+    """
+    return _add(x, rows, (scale[:, None] * gamma * branch).astype(x.dtype))
+
+
+def _add_forward(
+    x: Array, rows: Array, scale: Array, gamma: Array, branch: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    return add_rows(x, rows, scale, gamma, branch), (rows, scale, gamma, branch)
+
+
+def _add_backward(
+    residuals: tuple[Array, ...], dy: Array
+) -> tuple[Array, None, None, Array, Array]:
+    # By hand, so that a GPU computes both gradients in one pass over dy.
+    rows, scale, gamma, branch = residuals
+    taken = scale[:, None] * _take(dy, rows)
+    dgamma = (taken * branch.astype(taken.dtype)).sum((0, 1)).astype(gamma.dtype)
+    return dy, None, None, dgamma, (taken * gamma).astype(branch.dtype)
+
+
+add_rows.defvjp(_add_forward, _add_backward)

@@ -1,6 +1,7 @@
 """Sharding constraints that models call inside jit; without a mesh they do nothing."""
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax import Array
@@ -44,6 +45,22 @@ def constrain_scores(x: Array) -> Array:
         return x
     split = "tensor" if x.shape[-1] % tensor_shards() == 0 else None
     return jax.lax.with_sharding_constraint(x, P(*BATCH, *[None] * (x.ndim - 2), split))
+
+
+def on_each_device(function: Callable[[Array], Array], x: Array) -> Array:
+    """Applies a function that XLA cannot split to each device's groups of x [G, ...].
+
+    Elsewhere XLA would gather x on every device. Where the groups do not divide over the devices,
+    or these split more than groups, x is returned as it is.
+    """
+    shards = _shards("data", "fsdp")
+    if shards * tensor_shards() == 1:
+        return function(x)
+    if tensor_shards() > 1 or x.shape[0] % shards:
+        return x
+    return jax.shard_map(
+        function, in_specs=BATCH, out_specs=BATCH, axis_names=set(BATCH[0]), check_vma=False
+    )(x)
 
 
 def tensor_shards() -> int:

@@ -28,7 +28,7 @@ def count_flops(function: Any, *arguments: Any) -> float:
 
 
 def step_flops(config: ConfigDict) -> dict[str, float]:
-    """FLOPs an image of one training step of `config`.
+    """FLOPs an image of one training step of `config`; remat "auto" counts as "none".
 
     Returns:
       "model": forward and backward of networks and losses without recomputation, the measure of
@@ -36,7 +36,7 @@ def step_flops(config: ConfigDict) -> dict[str, float]:
     """
     plain = _step_flops(config, remat="none", block=0)
     remat, block = config.model.remat, config.prototype_block
-    again = remat != "none" or block
+    again = remat not in ("none", "auto") or block
     executed = _step_flops(config, remat=remat, block=block) if again else plain
     return {"model": plain, "executed": executed}
 

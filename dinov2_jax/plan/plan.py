@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import local_path, to_dict
+from dinov2_jax.models.vit import blocks_and_remat
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, outcome, summary, tried_line
@@ -29,9 +30,11 @@ def plan(config: ConfigDict, workdir: str = "") -> dict[str, Any]:
 
 def for_target(config: ConfigDict, target: Target) -> ConfigDict:
     """A copy in which "auto" means the target, not the machine that compiles."""
-    config = config.copy_and_resolve_references()
+    config, platform = config.copy_and_resolve_references(), target.devices[0].platform
     if config.compute_dtype == "auto":
-        config.compute_dtype = "float32" if target.devices[0].platform == "cpu" else "bfloat16"
+        config.compute_dtype = "float32" if platform == "cpu" else "bfloat16"
+    model = config.model
+    model.blocks, model.remat = blocks_and_remat(model, platform)
     return config
 
 

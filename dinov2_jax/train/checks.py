@@ -25,7 +25,7 @@ from dinov2_jax.config.checks import (
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.models.block import REMAT
-from dinov2_jax.models.vit import VARIANTS
+from dinov2_jax.models.vit import BLOCKS, VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 
 _SCALE = Range(1e-3, 1, ordered=True)
@@ -47,7 +47,8 @@ _TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
     (Range(0, 0.99), "model.drop_path_rate"),
     (SHARE, "model.interpolate_offset"),
     (BACKENDS, "model.attention"),
-    (tuple(REMAT), "model.remat"),
+    (BLOCKS, "model.blocks"),
+    (("auto", *REMAT), "model.remat"),
     (("centering", "sinkhorn_knopp"), "centering"),
     (Range(0, 1e6), "dino.loss_weight dino.koleo_loss_weight ibot.loss_weight"),
     (Range(2, 2**24), "dino.head_prototypes ibot.head_prototypes"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.heads.finetune.lora import TARGETS, Lora, init_factors, merge
+from dinov2_jax.models.layers import Linear
 from tests.features.tiny import backbone
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -44,7 +45,7 @@ def test_merged_weights_are_the_unmerged_layers():
         out = call(*args, **kwargs)
         name = context.module.name
         # One token: the shapes of the parameters are looked up.
-        if not isinstance(context.module, nn.Dense) or name not in names or out.shape[-2] == 1:
+        if not isinstance(context.module, Linear) or name not in names or out.shape[-2] == 1:
             return out
         pair, layer = factors[names[name]], calls[name]
         calls[name] += 1  # blocks are unrolled, so calls come in their order

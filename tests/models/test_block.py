@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from dinov2_jax.models.block import add_residual
+from dinov2_jax.models.packing import pack, unpack
 from dinov2_jax.models.vit import VisionTransformer, unstack_blocks
 from dinov2_jax.ops.stochastic_depth import kept_crops, sample_kept
 from dinov2_jax.parallel.mesh import BATCH, make_mesh
@@ -27,11 +28,13 @@ def test_subset_is_exact_and_scaled():
     crops = [jnp.zeros((3, 10, 4, 6)), jnp.zeros((3, 8, 2, 6))]
     gamma = jnp.arange(1.0, 7.0)
 
-    def branch(packed, like):
-        assert packed.shape == (3, 6 * 4 + 4 * 2, 6)  # int(10 * 0.6), int(8 * 0.6): only the kept
+    def branch(packed, sets):
+        # int(10 * 0.6), int(8 * 0.6): only the kept
+        assert sets == [(6, 4), (4, 2)] and packed.shape == (3, 6 * 4 + 4 * 2, 6)
         return jnp.ones_like(packed)
 
-    out = add_residual(crops, branch, gamma, group_keys(3), 0.4)
+    sets = [(10, 4), (8, 2)]
+    out = unpack(add_residual(pack(crops), sets, branch, gamma, group_keys(3), 0.4), sets)
     for x, kept in zip(out, (6, 4), strict=True):
         total = x.shape[1]
         rows = np.asarray(x).reshape(3, total, -1, 6)
@@ -54,7 +57,9 @@ def test_a_group_draws_the_same_whatever_is_beside_it():
 
 def test_every_crop_set_draws_its_own_subset():
     crops = [jnp.zeros((1, 32, 2, 4))] * 2
-    one, other = add_residual(crops, lambda x, _: x + 1, 1.0, group_keys(1), 0.5)
+    sets = [(32, 2)] * 2
+    out = add_residual(pack(crops), sets, lambda x, _: x + 1, 1.0, group_keys(1), 0.5)
+    one, other = unpack(out, sets)
     assert not np.array_equal(one.any((2, 3)), other.any((2, 3)))
 
 

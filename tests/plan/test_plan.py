@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from dinov2_jax.config.files import ConfigError
+from dinov2_jax.ops import layout
 from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
@@ -121,6 +122,17 @@ def test_no_activation_travels(changes):
     program = trials.compile_step(run, abstract_batch(config, mesh), mesh)
     collectives = read_collectives(program.as_text())
     assert collectives and stray(collectives, step_shapes(run, config)) == []
+
+
+@pytest.mark.parametrize("mesh", [{"mesh.data": 8, "mesh.fsdp": 1}, {"mesh.fsdp": 8}])
+def test_layouts_of_a_gpu_send_nothing(mesh, monkeypatch):
+    """XLA gathers what a layout is asked of, unless each device asks for its own share."""
+    monkeypatch.setattr(layout, "platform_in_use", lambda: "gpu")
+    config = plan_config(**{"batch_size": 40, "group_size": 5} | mesh)
+    mesh = make_mesh(**config.mesh)
+    run = make_run(config, mesh)
+    program = trials.compile_step(run, abstract_batch(config, mesh), mesh)
+    assert stray(read_collectives(program.as_text()), step_shapes(run, config)) == []
 
 
 def test_nothing_is_written_without_a_run_directory(monkeypatch, capsys):

@@ -14,7 +14,7 @@ CHIP = Chip("toy", "toy", 1000.0, 1e12, 1e9)
 
 def plan_config(**changes) -> ConfigDict:
     """40 images in 8 groups, FSDP over 8 devices."""
-    changes = {"task": "plan", "batch_size": 40, "group_size": 5} | changes
+    changes = {"task": "plan", "batch_size": 40, "group_size": 5, "model.remat": "none"} | changes
     return tiny_config(**{"mesh.data": 1, "mesh.fsdp": 8} | changes)
 
 

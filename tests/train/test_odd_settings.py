@@ -41,7 +41,8 @@ CHOICES = {
     "model.variant": ("vit_tiny", "vit_small"),
     "model.ffn": ("mlp", "swiglu"),
     "model.attention": ("xla", "looped", "triton"),
-    "model.remat": ("none", "pointwise", "blocks"),
+    "model.blocks": ("auto", "scan", "unroll"),
+    "model.remat": ("auto", "none", "pointwise", "blocks"),
     "centering": ("centering", "sinkhorn_knopp"),
     "optimizer.lr_scaling": ("none",),
 }
