@@ -144,6 +144,10 @@ def main(argv: Sequence[str]) -> int:
         if wants_help:
             print(explained(config, arguments.config_path))
             return 0
+        from dinov2_jax.parallel import runtime
+
+        require_task(config)
+        runtime.configure()
         run(config, arguments.workdir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -59,11 +59,12 @@ def upperbound(
 
 
 def slots_of(upper: int) -> int:
-    """The slots of a group whose draws mask at most `upper` patches; at least a padded one.
+    """The slots of a group whose draws mask at most `upper` patches; the rest is padding.
 
-    An array without elements cannot be shared between processes.
+    A multiple of 8, because a GPU copies operands with another number of rows. At least 8, because
+    an array without elements cannot be shared between processes.
     """
-    return max(1, upper)
+    return max(8, -(-upper // 8) * 8)
 
 
 def sample_masks(

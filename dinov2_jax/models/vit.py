@@ -160,6 +160,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[Array | None] | None = None,
         drop_path_keys: Array | None = None,
         intermediate: Sequence[int] = (),
+        patches_at: Array | None = None,
     ) -> Any:
         """Features of one batch of images, or of several crop sets in one packed pass.
 
@@ -169,6 +170,8 @@ class VisionTransformer(nn.Module):
           masks: for a list, bool [G, b, P] or None for each set; True becomes the mask token.
           drop_path_keys: [G], one a group; given, stochastic depth is on (student in training).
           intermediate: ascending 0-based indices of blocks to return too.
+          patches_at: for a list, [G, M] into the b P patches of the first crop set: the final norm
+            sees just these patches and the cls tokens, and the results hold nothing else.
 
         Returns:
           A dict (a list of dicts for a list of crop sets) of "cls" [..., D], "registers"
@@ -194,6 +197,10 @@ class VisionTransformer(nn.Module):
             keep=list(intermediate),
         )
         norm = LayerNorm(name="norm")
+        if patches_at is not None:
+            out = [{"cls": norm(x[:, :, 0])} for x in tokens]
+            chosen = take_patches(tokens[0][:, :, 1 + self.registers :], patches_at)
+            return [out[0] | {"patches": norm(chosen)}, *out[1:]]
         out = [
             self._split(x, norm(x)) | {"blocks": [(y[i], norm(y[i])) for y in kept]}
             for i, x in enumerate(tokens)
@@ -208,6 +215,12 @@ class VisionTransformer(nn.Module):
             "patches": normed[..., first:, :],
             "prenorm": tokens,
         }
+
+
+def take_patches(patches: Array, indices: Array) -> Array:
+    """Patches [G, b, P, D] at indices [G, M] into the b P patches of a group: [G, M, D]."""
+    flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+    return jax.vmap(lambda rows, i: rows[i])(flat, indices)
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

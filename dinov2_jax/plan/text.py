@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.search import images_that_fit
-from dinov2_jax.plan.topology import GIB, GPU_DEFAULT_USABLE, GPU_USABLE, Target
+from dinov2_jax.plan.topology import GIB, Target
 from dinov2_jax.plan.trial import Trial
 
 ROWS = {
@@ -87,10 +87,7 @@ def fit_words(target: Target, trial: Trial) -> str:
     share = trial.memory.total / usable
     if not trial.fits:
         return f"of {size(usable)}: does NOT fit, {share:.1f} times too much"
-    words = f"of {size(usable)}: fits ({share:.0%})"
-    if target.devices[0].platform == "gpu" and share * GPU_USABLE > GPU_DEFAULT_USABLE:
-        words += f"; set XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_USABLE}, JAX takes 75 % by default"
-    return words
+    return f"of {size(usable)}: fits ({share:.0%})"
 
 
 def rate_line(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> str:

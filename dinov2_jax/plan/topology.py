@@ -18,6 +18,7 @@ from jax.experimental import topologies
 
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.ops.attention import refusal
+from dinov2_jax.parallel.runtime import GPU_MEMORY_FRACTION
 
 GIB = 2**30
 
@@ -34,10 +35,7 @@ class Chip:
     largest: tuple[int, ...] = ()  # slice, sides in ascending order
 
 
-# A GPU's driver, CUDA context and NCCL take the rest. JAX itself takes 75 % unless
-# XLA_PYTHON_CLIENT_MEM_FRACTION says more.
-GPU_USABLE = 0.92
-GPU_DEFAULT_USABLE = 0.75
+GPU_USABLE = GPU_MEMORY_FRACTION  # the share of a GPU's memory that runs take
 
 # TPU: cloud.google.com/tpu/docs/v5e, v5p, v6e. Memory is what libtpu's compiler lets a program
 # have of 16, 95 and 32 GB. libtpu also describes slices larger than the largest, and ends the whole

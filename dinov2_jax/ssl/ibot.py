@@ -1,21 +1,9 @@
 """The patch-level loss: masked patches of the student against the teacher's unmasked ones."""
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jax import Array
 
 from dinov2_jax.ssl.scores import Scores, Targets
-
-
-def masked_patches(patches: Array, indices: Array) -> Array:
-    """Patch tokens [G, b, P, D] of the global crops at the masked slots: [G, M, D].
-
-    Args:
-      indices: [G, M], into the b * P patches of a group.
-    """
-    flat = rearrange(patches, "g b p d -> g (b p) d")
-    return jax.vmap(lambda rows, i: rows[i])(flat, indices)
 
 
 def ibot_loss(student: Scores, targets: Targets, weights: Array, global_crops: int) -> Array:

@@ -20,7 +20,7 @@ from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ssl.centering import update_center
 from dinov2_jax.ssl.dino import dino_global_loss, dino_local_loss, dino_terms
-from dinov2_jax.ssl.ibot import ibot_loss, masked_patches
+from dinov2_jax.ssl.ibot import ibot_loss
 from dinov2_jax.ssl.koleo import koleo_loss
 from dinov2_jax.ssl.microbatches import join_parts, take_part
 from dinov2_jax.ssl.scores import Scores, Targets, make_scores
@@ -129,8 +129,8 @@ def _teacher_features(objective: Objective, params: Params, batch: Batch) -> tup
 
     def one(crops: Array, indices: Array) -> tuple[Array, Array]:
         grouped = group_crops(crops, indices.shape[0])
-        out: Any = objective.teacher.backbone.apply(backbone, [grouped])[0]
-        return out["cls"], masked_patches(out["patches"], indices)
+        out: Any = objective.teacher.backbone.apply(backbone, [grouped], patches_at=indices)[0]
+        return out["cls"], out["patches"]
 
     inputs = batch["global_crops"], batch["mask_indices"]
     if parts == 1:
@@ -213,12 +213,14 @@ def student_loss(
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)
     out: Any = nets.backbone.apply(
-        {"params": params["backbone"]}, crops, masks=masks, drop_path_keys=keys
+        {"params": params["backbone"]},
+        crops,
+        masks=masks,
+        drop_path_keys=keys,
+        patches_at=batch["mask_indices"],
     )
     cls = jnp.concatenate([x["cls"] for x in out], axis=1)
-    patches = None
-    if targets.ibot is not None:
-        patches = masked_patches(out[0]["patches"], batch["mask_indices"])
+    patches = None if targets.ibot is None else out[0]["patches"]
     dino, ibot = nets.scores(params, cls, patches)
     global_scores, local_scores = _split_crops(dino, images // groups)
     terms = dino_terms(views)

@@ -1,6 +1,7 @@
 """The training loop, read top to bottom: pictures -> batches -> steps -> checkpoints -> report."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_crop_sheet
-from dinov2_jax.train.setup import Run, make_run, return_free_memory
+from dinov2_jax.train.setup import Run, compiled_step, make_run, return_free_memory
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
 
 
@@ -111,6 +112,9 @@ def _take_steps(
     nonfinite = NonFiniteWatch(out.folder, name=own_name())
     meter = Throughput(config.batch_size)
     exchange = Exchange(mesh, lambda x: (bad.update(x), stop.agree(x["signal"])))
+    began = time.monotonic()  # the loader's processes make the first batches meanwhile
+    take_step = compiled_step(config, run, mesh)
+    out.message(f"compiled the step in {time.monotonic() - began:.0f} s")
     if probe and start == 0:
         out.write(0, probe(state.teacher, stop.asked))
     for step in range(start + 1, config.total_steps + 1):
@@ -125,7 +129,7 @@ def _take_steps(
         out.warn(loader.take_warnings())
         if step == 1 and is_main():
             write_crop_sheet(out.folder, config, batch)
-        state, metrics = run.step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
+        state, metrics = take_step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
         whole = _Whole(step, state, loader.state())
         yield whole
         meter.step()

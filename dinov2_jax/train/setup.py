@@ -168,6 +168,13 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     )
 
 
+def compiled_step(config: ConfigDict, run: Run, mesh: Mesh) -> Callable[..., Any]:
+    """`run.step`, compiled before the first batch is there; it takes what `run.step` takes."""
+    hyper = run.schedules.at(0)
+    with jax.set_mesh(mesh):
+        return run.step.lower(run.abstract_state, abstract_batch(config, mesh), hyper).compile()
+
+
 def return_free_memory() -> None:
     """Returns freed memory to the system, if the C library can (glibc).
 

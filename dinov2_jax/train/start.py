@@ -13,6 +13,7 @@ from dinov2_jax.config.files import diff_configs, leaves, to_dict
 from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.processes import is_main, main_first, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
@@ -129,4 +130,5 @@ def describe(config: ConfigDict, pictures: int, mesh: Mesh, start: int) -> list[
     frozen = config.optimizer.freeze_backbone_steps
     if start < frozen:
         lines.append(f"only the heads train until step {frozen:,}")
+    lines += runtime.describe()
     return lines + ([f"continuing from step {start}"] if start else [])

@@ -24,7 +24,7 @@ from dinov2_jax.data.loader import (
     MaskSpec,
     TrainLoader,
 )
-from dinov2_jax.data.masking import upperbound
+from dinov2_jax.data.masking import slots_of, upperbound
 from dinov2_jax.data.reader import LoaderError
 from dinov2_jax.data.sources.folder import Folder
 from dinov2_jax.data.sources.source import Source
@@ -68,7 +68,7 @@ def assert_same(ours: list[dict], theirs: list[dict]) -> None:
 
 def test_shapes_and_types(source: Source) -> None:
     (batch,) = batches(source, 1)
-    slots = upperbound(2, 16, 0.5, (0.1, 0.5))
+    slots = slots_of(upperbound(2, 16, 0.5, (0.1, 0.5)))
     assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
         "global_crops": ((4, 2, 32, 32, 3), "uint8"),
         "local_crops": ((4, 3, 16, 16, 3), "uint8"),
@@ -297,9 +297,9 @@ def test_a_group_size_that_does_not_fit_the_place_is_refused(source: Source) -> 
 
 
 @pytest.mark.parametrize("masks", [MaskSpec(8, 0.0, (0.1, 0.5)), MaskSpec(8, 0.5, (0.0, 0.0))])
-def test_without_masks_a_group_has_one_empty_slot(source: Source, masks: MaskSpec) -> None:
+def test_without_masks_a_group_has_empty_slots(source: Source, masks: MaskSpec) -> None:
     """Also from workers, which cannot hand over an array without elements."""
     for workers in (0, 1):
         (batch,) = batches(source, 1, workers=workers, masks=masks)
         assert not batch["masks"].any()
-        assert batch["mask_weights"].shape == (2, 1) and not batch["mask_weights"].any()
+        assert batch["mask_weights"].shape == (2, 8) and not batch["mask_weights"].any()

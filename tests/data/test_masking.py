@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinov2_jax.data import masking
-from dinov2_jax.data.masking import sample_mask, sample_masks, upperbound
+from dinov2_jax.data.masking import sample_mask, sample_masks, slots_of, upperbound
 
 RATIO = (0.1, 0.5)
 
@@ -75,7 +75,8 @@ def test_a_block_is_at_most_half_the_grid() -> None:
 
 def test_group_of_masks() -> None:
     rng = np.random.default_rng(0)
-    slots = upperbound(32, 256, 0.5, RATIO)
+    slots = slots_of(upperbound(32, 256, 0.5, RATIO))
+    assert slots % 8 == 0
     used = []
     for _ in range(10):
         masks, indices, weights = sample_masks(rng, 32, (16, 16), 0.5, RATIO)
@@ -121,6 +122,6 @@ def test_small_grids_and_extreme_probabilities(grid: tuple[int, int], probabilit
     masks, indices, _ = sample_masks(rng, 4, grid, probability, RATIO)
     assert masks.sum() <= len(indices)
     most = upperbound(4, grid[0] * grid[1], probability, RATIO)
-    assert len(indices) == max(1, most)
+    assert len(indices) == slots_of(most) and most <= slots_of(most) < most + 8 + (most == 0)
     if not probability:
         assert not masks.any()

@@ -14,7 +14,7 @@ from dinov2_jax.parallel.mesh import MeshError, make_mesh
 from dinov2_jax.plan import plan
 from dinov2_jax.plan import trial as trials
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.text import fit_words, rate
+from dinov2_jax.plan.text import rate
 from dinov2_jax.plan.topology import CHIPS, GIB, Target, chip_of, open_target
 from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.setup import abstract_batch, make_run
@@ -68,7 +68,7 @@ def test_arguments_by_arithmetic():
     assert weights / 8 < memory.student < weights / 3
     # 40 images on 8 devices: 5 x (2 x 28^2 + 3 x 14^2) x 3 bytes of pixels, and masks.
     pixels = 5 * (2 * 28**2 + 3 * 14**2) * 3
-    slots = 25  # of a group of 5, reference upperbound for 10 crops of 16 patches
+    slots = 32  # of a group of 5: reference upperbound 25 for 10 crops of 16 patches, filled up
     assert memory.batch == pixels + 5 * 2 * 16 + slots * (4 + 4)
 
 
@@ -271,14 +271,3 @@ def test_rate_by_hand():
     # A mesh that leaves out half of the chips is paid for all of them.
     larger = dataclasses.replace(target, devices=2 * jax.devices())
     assert rate(config, larger, trial, flops) == found._replace(chip_hours=2 * found.chip_hours)
-
-
-def test_a_gpu_needs_more_than_jaxs_default_share():
-    class Gpu:
-        platform = "gpu"
-
-    chip = CHIPS["h100"]
-    big = toy_trial(70 * GIB, fits=True)
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in fit_words(Target("", [Gpu()], chip), big)
-    small = toy_trial(50 * GIB, fits=True)
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in fit_words(Target("", [Gpu()], chip), small)
