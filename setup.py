@@ -70,6 +70,9 @@ setup(
         "tpu": ["jax[tpu]"],
         "eval": EVAL,  # label files of Stanford Cars, Flowers-102 and ImageNet's devkit
         "faiss": ["faiss-cpu>=1.8"],  # retrieval by an index, in place of exact search
+        "gpu-plan": [
+            "jax[cuda13-local]"
+        ],  # compiles for GPUs that are elsewhere; no CUDA libraries
         "hub": HUB,  # released weights by name
         "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # exports in this format
         "parquet": PARQUET,  # features in Parquet files, config.store.format

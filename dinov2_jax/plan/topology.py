@@ -169,14 +169,29 @@ def _gpu_devices(chip: Chip, shape: tuple[int, ...]) -> Sequence[Any]:
 
 
 @contextlib.contextmanager
-def cudnn_of_target() -> Iterator[None]:
-    """JAX believes that cuDNN and a GPU like the described ones are here, where they are not.
+def for_described(platform: str) -> Iterator[None]:
+    """Traces and compiles for devices that are not here; for those that are, nothing changes.
 
-    Otherwise a program for them would be traced with another attention than it will run with.
+    Programs are not kept: without the devices JAX cannot read them again.
     """
-    if jax.default_backend() == "gpu":
+    if platform == jax.default_backend():
         yield
         return
+    kept = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    try:
+        with _cudnn() if platform == "gpu" else contextlib.nullcontext():
+            yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)
+
+
+@contextlib.contextmanager
+def _cudnn() -> Iterator[None]:
+    """JAX believes that cuDNN is here, for the GPUs of _HOPPER.
+
+    Otherwise a program would be traced with another attention than it will run with.
+    """
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     answers = {"check_cudnn_version": CUDNN, "check_compute_capability": True}

@@ -1,6 +1,5 @@
 """One setting compiled for one topology."""
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
-from dinov2_jax.plan.topology import Target, cudnn_of_target
+from dinov2_jax.plan.topology import Target, for_described
 from dinov2_jax.train.setup import Run, abstract_batch, make_run
 
 Changes = dict[str, Any]
@@ -87,9 +86,11 @@ def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
     """
     hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     # Triton finds its tiles by trying them on the GPU, which is not there; cuBLAS needs no trial.
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    options: dict[str, Any] | None = {"xla_gpu_enable_triton_gemm": False} if on_gpu else None
-    with jax.set_mesh(mesh), cudnn_of_target() if on_gpu else contextlib.nullcontext():
+    platform = mesh.devices.flat[0].platform
+    options: dict[str, Any] | None = (
+        {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else None
+    )
+    with jax.set_mesh(mesh), for_described(platform):
         lowered = run.step.lower(run.abstract_state, batch, hyper)
         return lowered.compile(compiler_options=options)
 

@@ -129,7 +129,8 @@ def check_benchmark(module, arguments, monkeypatch):
     def accept(args):
         raise Accepted
 
-    monkeypatch.setattr("dinov2_jax.bench.report.prepare", accept)
+    begins = "traffic.open_target" if module.endswith(".traffic") else "report.prepare"
+    monkeypatch.setattr(f"dinov2_jax.bench.{begins}", accept)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises((Accepted, SystemExit)) as ended:
         bench.main()
