@@ -67,7 +67,7 @@ def arguments(**changes):
         "prototypes": 128,
         "centering": "",
         "remat": "",
-        "unroll": False,
+        "blocks": "",
     }
     return argparse.Namespace(**given | changes)
 
