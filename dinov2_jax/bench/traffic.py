@@ -173,9 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(args: argparse.Namespace, overrides: list[str]) -> Report:
     config, devices = configured(args.config, overrides, args.batch)
+    check_training(config, devices)
     target = open_target(f"{args.device}:{devices}")
     config = for_target(config, target)
-    check_training(config, devices)
     print(f"compiling the step of {args.config} for {devices} x {args.device}", flush=True)
     began = time.monotonic()
     report = account(config, target)
