@@ -115,6 +115,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       UserError: an unknown task; what the task refuses.
     """
     require_task(config)
+    from dinov2_jax.parallel import runtime
+
+    runtime.configure()
     TASKS[config.task](config, workdir)
 
 
@@ -144,10 +147,6 @@ def main(argv: Sequence[str]) -> int:
         if wants_help:
             print(explained(config, arguments.config_path))
             return 0
-        from dinov2_jax.parallel import runtime
-
-        require_task(config)
-        runtime.configure()
         run(config, arguments.workdir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

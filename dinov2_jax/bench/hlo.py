@@ -4,12 +4,13 @@ A kernel is an instruction that the device runs: a fusion, a call of a library, 
 Instructions inside a fusion stay in registers, and bitcasts, tuples and parameters move nothing. A
 kernel reads its operands and writes its result. Three cases read or write less:
 
-- Of an operand that a fusion only slices or gathers from, what is sliced or gathered.
-- Of an operand that is updated in place (dynamic-update-slice, scatter), the update alone.
-- Work space of a library (s8[], u8[]) is neither read nor written.
+- A fusion that only slices or gathers from an operand reads what it slices or gathers.
+- An update in place (dynamic-update-slice, scatter) moves the update alone.
+- The work space of a library (s8[], u8[]) is neither read nor written.
 
-A loop counts as often as it runs. Each kernel reads from memory even if the one before left its
-result in the L2 cache: this is a model of traffic, not a measurement.
+A loop counts as often as it runs, and a conditional as its branch with the most bytes. Each kernel
+reads from memory even if the one before left its result in the L2 cache: this is a model of
+traffic, not a measurement.
 """
 
 import math
@@ -21,7 +22,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -36,15 +38,35 @@ _WORK_SPACE = ("s8", "u8")
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
+class Part(NamedTuple):
+    """One array of a type: f32[8,128] is Part("f32", (8, 128))."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        if self.dtype == "token":
+            return 0
+        bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or ["0"])[0])
+        return math.prod(self.shape) * bits // 8
+
+
 class Instruction(NamedTuple):
-    """One line of a program."""
+    """One line of a program. `root`: what its computation returns."""
 
     name: str
     type: str
     opcode: str
     arguments: str  # the text in its brackets
     rest: str  # attributes
-    root: bool
+    root: bool = False
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The arrays that it returns, of a tuple in their order."""
+        found = _ARRAY.findall(self.type)
+        return tuple(Part(d, tuple(int(n) for n in s.split(",") if n)) for d, s in found)
 
     @property
     def operands(self) -> list[str]:
@@ -54,7 +76,7 @@ class Instruction(NamedTuple):
     @property
     def bytes(self) -> int:
         """Size of the result; a tuple counts whole."""
-        return sum(size for _, size in arrays(self.type))
+        return sum(part.bytes for part in self.parts)
 
     @property
     def target(self) -> str:
@@ -71,7 +93,9 @@ class Instruction(NamedTuple):
     @property
     def called(self) -> list[str]:
         """The computations that it runs."""
-        return _CALLED.findall(self.rest)
+        branches = _BRANCHES.search(self.rest)
+        listed = [name.strip(" %") for name in branches[1].split(",")] if branches else []
+        return _CALLED.findall(self.rest) + listed
 
 
 Computation = Mapping[str, Instruction]
@@ -101,18 +125,6 @@ class Kernel(NamedTuple):
     @property
     def bytes(self) -> int:
         return self.times * (self.read + self.written)
-
-
-def arrays(text: str) -> list[tuple[str, int]]:
-    """Dtype and bytes of each array of a type: f32[8,128] -> [("f32", 4096)]."""
-    return [(dtype, _size(dtype, shape)) for dtype, shape in _ARRAY.findall(text)]
-
-
-def _size(dtype: str, shape: str) -> int:
-    if dtype == "token":
-        return 0
-    bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or ["0"])[0])
-    return math.prod(int(n) for n in shape.split(",") if n) * bits // 8
 
 
 def read_program(text: str) -> Program:
@@ -186,19 +198,13 @@ def kernels(program: Program, computation: str = "", times: int = 1) -> Iterator
         opcode = instruction.opcode
         if opcode == "while":
             trips = _TRIPS.search(instruction.rest)
-            body = re.search(r"body=%?([\w.\-]+)", instruction.rest)
-            assert body
-            yield from kernels(program, body[1], times * (int(trips[1]) if trips else 1))
+            (body,) = instruction.called
+            yield from kernels(program, body, times * (int(trips[1]) if trips else 1))
         elif opcode in ("call", "conditional", "async-start"):
-            for called in instruction.called + _branches(instruction):
-                yield from kernels(program, called, times)
+            branches = [list(kernels(program, name, times)) for name in instruction.called]
+            yield from max(branches, key=lambda found: sum(k.bytes for k in found), default=[])
         elif opcode not in _FREE and not opcode.endswith("-done"):
             yield _kernel(program, instructions, instruction, times)
-
-
-def _branches(instruction: Instruction) -> list[str]:
-    found = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
-    return [name.strip(" %") for name in found[1].split(",")] if found else []
 
 
 def _kernel(program: Program, around: Computation, instruction: Instruction, times: int) -> Kernel:
@@ -207,7 +213,7 @@ def _kernel(program: Program, around: Computation, instruction: Instruction, tim
         inside = program.computations[instruction.called[0]]
         return Kernel(instruction, times, *_fusion_bytes(inside, sizes))
     if instruction.opcode == "custom-call":
-        written = sum(n for dtype, n in arrays(instruction.type) if dtype not in _WORK_SPACE)
+        written = sum(x.bytes for x in instruction.parts if x.dtype not in _WORK_SPACE)
         return Kernel(instruction, times, sum(sizes), written)
     if instruction.opcode in _SLICES:
         return Kernel(instruction, times, instruction.bytes, instruction.bytes)

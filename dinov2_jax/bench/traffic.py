@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from dinov2_jax.bench.hlo import Kernel, Program, kernels, read_program
 from dinov2_jax.config.files import load_config
 from dinov2_jax.config.overrides import override, parse_arguments
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, sentence
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.memory import argument_memory
@@ -145,7 +145,7 @@ def configured(path: str, overrides: list[str], images: int) -> tuple[ConfigDict
     devices = max(mesh.data, 1) * mesh.fsdp * mesh.tensor
     if images:
         config.batch_size = images * devices // mesh.tensor
-        if images % config.group_size:
+        if images > 0 and images % config.group_size:
             print(f"group_size {config.group_size} does not divide {images}: {images} is taken")
             config.group_size = images
     return config, devices
@@ -163,11 +163,11 @@ def main(arguments: list[str] | None = None) -> int:
     args, overrides = parser.parse_known_args(arguments)
     try:
         report = _report(args, overrides)
-    except (UserError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
-    print(table(report))
-    if args.json:
-        write_json(Path(args.json), report._asdict())
+        print(table(report))
+        if args.json:
+            write_json(Path(args.json), report._asdict())
+    except (UserError, ImportError, OSError) as error:
+        raise SystemExit(f"error: {sentence(error) or error}") from error
     return 0
 
 
@@ -175,6 +175,8 @@ def _report(args: argparse.Namespace, overrides: list[str]) -> Report:
     config, devices = configured(args.config, overrides, args.batch)
     check_training(config, devices)
     target = open_target(f"{args.device}:{devices}")
+    if target.devices[0].platform != "gpu":
+        raise UserError(f"--device={args.device} is no GPU; take h100 or h200")
     config = for_target(config, target)
     print(f"compiling the step of {args.config} for {devices} x {args.device}", flush=True)
     began = time.monotonic()

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,20 @@ def local_path(path: str | os.PathLike[str], field: str = "the path") -> Path:
             "files, and name the folder"
         )
     return Path(path).expanduser()
+
+
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/dinov2_jax`, by default `~/.cache/dinov2_jax`.
+
+    A user without a home directory, as in some containers, has one in the folder for temporary
+    files.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        root = Path(given) if given else Path.home() / ".cache"
+    except RuntimeError:
+        root = Path(tempfile.gettempdir())
+    return root / "dinov2_jax"
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

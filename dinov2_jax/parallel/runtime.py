@@ -3,13 +3,15 @@
 Everything here is a default: a variable that the user has set stays as it is.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
-from collections.abc import MutableMapping
 from pathlib import Path
 
 import jax
+
+from dinov2_jax.config.files import user_cache
 
 # What a run may take of a GPU; its driver, CUDA's context and NCCL need the rest. JAX's own default
 # is 75 %.
@@ -24,20 +26,24 @@ GPU_FLAGS = (
 )
 
 
-def configure(environment: MutableMapping[str, str] = os.environ) -> None:
+def configure() -> None:
     """Sets what JAX reads before it looks for devices; must come before that.
 
     Compiled programs are kept in the user's cache, apart for each version of JAX and kind of
-    processor; JAX_ENABLE_COMPILATION_CACHE=false keeps none, JAX_COMPILATION_CACHE_DIR another
-    place. XLA looks at its flags too before it takes a program from there.
+    processor, if a folder can be made there. JAX_ENABLE_COMPILATION_CACHE=false keeps none,
+    JAX_COMPILATION_CACHE_DIR another place. JAX compares the flags of the compiler too before it
+    takes a program from there.
     """
-    environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
-    given = environment.get("XLA_FLAGS", "")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
+    given = os.environ.get("XLA_FLAGS", "")
     if _has_gpus():
         added = [flag for flag in GPU_FLAGS if flag.partition("=")[0] not in given]
-        environment["XLA_FLAGS"] = " ".join([given, *added]).strip()
-    if "JAX_COMPILATION_CACHE_DIR" not in environment:
-        jax.config.update("jax_compilation_cache_dir", str(_programs(environment)))
+        os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = user_cache() / "programs" / f"jax-{jax.__version__}-{_processor()}"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def describe() -> list[str]:
@@ -56,14 +62,8 @@ def _has_gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _programs(environment: MutableMapping[str, str]) -> Path:
-    """A folder of the user's cache. A CPU's program may hold instructions that another lacks."""
-    caches = environment.get("XDG_CACHE_HOME")
-    root = Path(caches) if caches else Path.home() / ".cache"
-    return root / "dinov2_jax" / "programs" / f"jax-{jax.__version__}-{_processor()}"
-
-
 def _processor() -> str:
+    """The kind of processor: a program for a CPU may hold instructions that another lacks."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -6,14 +6,13 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target, for_described
-from dinov2_jax.train.setup import Run, abstract_batch, make_run
+from dinov2_jax.train.setup import Run, abstract_batch, compiled_step, make_run
 
 Changes = dict[str, Any]
 
@@ -84,15 +83,13 @@ def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
     Raises:
       JaxRuntimeError: RESOURCE_EXHAUSTED when the compiler finds too little memory.
     """
-    hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     # Triton finds its tiles by trying them on the GPU, which is not there; cuBLAS needs no trial.
     platform = mesh.devices.flat[0].platform
     options: dict[str, Any] | None = (
         {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else None
     )
-    with jax.set_mesh(mesh), for_described(platform):
-        lowered = run.step.lower(run.abstract_state, batch, hyper)
-        return lowered.compile(compiler_options=options)
+    with for_described(platform):
+        return compiled_step(run, batch, mesh, options)
 
 
 def prototypes(config: ConfigDict) -> tuple[int, int]:

@@ -29,7 +29,13 @@ from dinov2_jax.train.checks import check_training
 from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_crop_sheet
-from dinov2_jax.train.setup import Run, compiled_step, make_run, return_free_memory
+from dinov2_jax.train.setup import (
+    Run,
+    abstract_batch,
+    compiled_step,
+    make_run,
+    return_free_memory,
+)
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
 
 
@@ -113,7 +119,7 @@ def _take_steps(
     meter = Throughput(config.batch_size)
     exchange = Exchange(mesh, lambda x: (bad.update(x), stop.agree(x["signal"])))
     began = time.monotonic()  # the loader's processes make the first batches meanwhile
-    take_step = compiled_step(config, run, mesh)
+    take_step = compiled_step(run, abstract_batch(config, mesh), mesh)
     out.message(f"compiled the step in {time.monotonic() - began:.0f} s")
     if probe and start == 0:
         out.write(0, probe(state.teacher, stop.asked))

@@ -168,11 +168,18 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     )
 
 
-def compiled_step(config: ConfigDict, run: Run, mesh: Mesh) -> Callable[..., Any]:
-    """`run.step`, compiled before the first batch is there; it takes what `run.step` takes."""
-    hyper = run.schedules.at(0)
+def compiled_step(
+    run: Run, batch: Any, mesh: Mesh, options: dict[str, Any] | None = None
+) -> jax.stages.Compiled:
+    """`run.step` compiled for `mesh` before there is a batch; it takes what `run.step` takes.
+
+    Args:
+      batch: from `abstract_batch`.
+      options: for XLA.
+    """
+    hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     with jax.set_mesh(mesh):
-        return run.step.lower(run.abstract_state, abstract_batch(config, mesh), hyper).compile()
+        return run.step.lower(run.abstract_state, batch, hyper).compile(compiler_options=options)
 
 
 def return_free_memory() -> None:

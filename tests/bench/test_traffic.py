@@ -107,6 +107,7 @@ def test_devices_and_batch_of_the_command_line(capsys):
     [
         (["--config.model.scan_blocks=true"], "did you mean config.model.blocks"),
         (["--device=h1000"], "did you mean h100"),
+        (["--batch=-3"], "config.batch_size is -3"),
         (["--config=nothing"], "nothing"),
         (["--batch=64", "--config.micro_batches=7"], "7"),
     ],

@@ -3,16 +3,24 @@
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import pytest
 
+from dinov2_jax.config.files import user_cache
 from dinov2_jax.parallel import runtime
 from dinov2_jax.plan.topology import GPU_USABLE
 
 
 @pytest.fixture
-def cache():
+def clean(monkeypatch, tmp_path):
+    """No variable is set but the user's cache; the settings of JAX come back."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_FLAGS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
     yield
     jax.config.update("jax_compilation_cache_dir", before)
@@ -26,29 +34,42 @@ def test_xla_knows_every_flag():
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_programs_are_kept_in_the_users_cache(tmp_path, cache):
-    environment = {"XDG_CACHE_HOME": str(tmp_path)}
-    runtime.configure(environment)
+def test_programs_are_kept_in_the_users_cache(tmp_path, clean):
+    runtime.configure()
     folder = jax.config.jax_compilation_cache_dir
     assert folder.startswith(str(tmp_path / "dinov2_jax" / "programs" / f"jax-{jax.__version__}-"))
     assert any(folder in line for line in runtime.describe())
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == str(GPU_USABLE)
 
 
-def test_what_the_user_set_stays(tmp_path, cache, monkeypatch):
+def test_where_no_folder_can_be_made_none_is_kept(tmp_path, clean, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = jax.config.jax_compilation_cache_dir
+    runtime.configure()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert user_cache().parent == Path(tempfile.gettempdir())
+
+
+def test_what_the_user_set_stays(tmp_path, clean, monkeypatch):
     monkeypatch.setattr(runtime, "_has_gpus", lambda: True)
     mine = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5",
         "XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false",
     }
-    before, environment = jax.config.jax_compilation_cache_dir, dict(mine)
-    runtime.configure(environment)
-    assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".5"
-    assert environment["XLA_FLAGS"] == " ".join([mine["XLA_FLAGS"], *runtime.GPU_FLAGS[1:]])
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    before = jax.config.jax_compilation_cache_dir
+    runtime.configure()
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".5"
+    assert os.environ["XLA_FLAGS"] == " ".join([mine["XLA_FLAGS"], *runtime.GPU_FLAGS[1:]])
     assert jax.config.jax_compilation_cache_dir == before
-
-
-def test_the_plan_counts_on_the_same_share(tmp_path, cache):
-    environment = {"XDG_CACHE_HOME": str(tmp_path)}
-    runtime.configure(environment)
-    assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == str(GPU_USABLE)

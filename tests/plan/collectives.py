@@ -12,15 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tests.plan.hlo import (
-    Instruction,
-    Part,
-    Place,
-    Program,
-    is_own_share,
-    origin,
-    read_program,
-)
+from dinov2_jax.bench.hlo import Instruction, Part, read_program
+from tests.plan.hlo import Place, Program, is_own_share, origin
 
 KINDS = (
     "all-gather",
@@ -80,8 +73,8 @@ class Collective:
 
 def read_collectives(hlo: str) -> list[Collective]:
     """All collectives that a step runs. hlo: `compiled.as_text()`."""
-    program, entry = read_program(hlo)
-    return list(_walk(Place(entry), 1, _each_once(program)))
+    program = read_program(hlo)
+    return list(_walk(Place(program.entry), 1, _each_once(program.computations)))
 
 
 # ------------------------------------------------------------------------------- reading
@@ -168,9 +161,7 @@ def _increment(loop: Instruction, counter: Instruction | None, program: Program)
 
 def _constant(instruction: Instruction) -> int | None:
     whole = instruction.type.startswith(("s32", "u32"))
-    return (
-        int(instruction.rest.split(")")[0]) if instruction.opcode == "constant" and whole else None
-    )
+    return int(instruction.arguments) if instruction.opcode == "constant" and whole else None
 
 
 def _collectives(

@@ -1,54 +1,13 @@
-"""The HLO text of a compiled program: its computations, and where a value in it comes from."""
+"""Where a value in a compiled program comes from."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-
-class Part(NamedTuple):
-    """One array of an HLO type: f32[8,128] is Part("f32", (8, 128))."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        bits = 8 if self.dtype == "pred" else int((re.search(r"\d+", self.dtype) or [0])[0])
-        return math.prod(self.shape) * bits // 8
-
-
-class Instruction(NamedTuple):
-    """One line. `rest`: operands and attributes; `root`: what its computation returns."""
-
-    name: str
-    type: str
-    opcode: str
-    rest: str
-    root: bool = False
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The arrays that it returns, of a tuple in their order."""
-        found = _ARRAY.findall(self.type)
-        return tuple(Part(d, tuple(int(n) for n in s.split(",") if n)) for d, s in found)
-
-    @property
-    def operands(self) -> list[str]:
-        """The names of what it is given."""
-        inside = self.rest[: _end_of_type("(" + self.rest, 0) - 2]
-        return re.findall(r"%([\w.\-]+)", inside)
-
-    @property
-    def called(self) -> list[str]:
-        """The computations that it runs."""
-        branches = _BRANCHES.search(self.rest)
-        listed = [name.strip(" %") for name in branches[1].split(",")] if branches else []
-        return _CALLED.findall(self.rest) + listed
-
+from dinov2_jax.bench.hlo import Computation, Instruction
 
 # Computation -> name -> instruction, in the program's order.
-Program = Mapping[str, Mapping[str, Instruction]]
+Program = Mapping[str, Computation]
 
 
 class Place(NamedTuple):
@@ -63,46 +22,6 @@ class Place(NamedTuple):
         # A branch is given one of a conditional's operands; which of them is not looked up.
         known = instruction.opcode != "conditional"
         return Place(computation, instruction.operands if known else (), self)
-
-
-# ------------------------------------------------------------------------------- reading
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_OPCODE = re.compile(r"\s*([\w\-]+)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-
-
-def read_program(hlo: str) -> tuple[Program, str]:
-    """All computations, and the name of the one that is run. hlo: `compiled.as_text()`."""
-    found: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", ""
-    for line in hlo.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            current = header[2]
-            found[current] = {}
-            entry = current if header[1] else entry
-        elif current and (assigned := _ASSIGNMENT.match(line)):
-            type_end = _end_of_type(line, assigned.end())
-            opcode = _OPCODE.match(line, type_end)
-            if opcode:
-                text = line[assigned.end() : type_end], opcode[1], line[opcode.end() :]
-                found[current][assigned[2]] = Instruction(assigned[2], *text, bool(assigned[1]))
-    return found, entry
-
-
-def _end_of_type(line: str, start: int) -> int:
-    """A tuple's type ends with its own bracket: TPU layouts such as {1,0:T(8,128)} have others."""
-    if line[start : start + 1] != "(":
-        return line.find(" ", start)
-    depth = 0
-    for position in range(start, len(line)):
-        depth += {"(": 1, ")": -1}.get(line[position], 0)
-        if depth == 0:
-            return position + 1
-    return len(line)
 
 
 # ------------------------------------------------------------------------------- tracing
@@ -136,7 +55,7 @@ def origin(value: str, place: Place, program: Program) -> tuple[Instruction, Pla
 
 
 def _number(parameter: Instruction) -> int:
-    return int(parameter.rest.split(")")[0])
+    return int(parameter.arguments)
 
 
 def is_own_share(value: str, place: Place, program: Program) -> bool:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from dinov2_jax.bench.hlo import Part
 from dinov2_jax.plan.trial import prototypes
 from dinov2_jax.train.setup import Run
 from tests.plan.collectives import Collective
-from tests.plan.hlo import Part
 
 # A reduce-scatter's shares are padded as the chip likes: a dimension may have grown by less than a
 # tile, or by a small part of itself (131,072 prototypes in 32 shares by 1,280 rows).

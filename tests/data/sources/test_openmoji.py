@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from dinov2_jax.config.files import user_cache
 from dinov2_jax.data.sources import openmoji as samples
 from dinov2_jax.data.sources.openmoji import (
     Openmoji,
@@ -107,7 +108,7 @@ def test_two_that_draw_at_once_get_one_folder(tmp_path) -> None:
 
 def test_cache_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert samples.default_cache_dir() == tmp_path / "dinov2_jax"
+    assert user_cache() == tmp_path / "dinov2_jax"
 
 
 def test_attribution_names_artists_and_licence() -> None:
