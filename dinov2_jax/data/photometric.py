@@ -152,28 +152,80 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Ar
     (torchvision's definition). So each of the four places costs one blend, one hue rotation and a
     select. With any number of planes but 3, saturation and hue change nothing.
     """
-    in_colour = planes.shape[-3] == 3
     # By operation; at the place of hue the blend is discarded.
     factors = jnp.concatenate([factors, jnp.ones_like(factors[..., :1])], axis=-1)
+    factors = jnp.take_along_axis(factors, order, axis=-1)
+    return jax.lax.platform_dependent(
+        planes, order, factors, turn, cuda=jitter_in_two_passes, default=jitter_by_places
+    )
+
+
+def jitter_by_places(
+    planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Array
+) -> jax.Array:
+    """One place after the other; ``factors`` ``[..., 4]`` are by place."""
 
     def apply_place(place: jax.Array, planes: jax.Array) -> jax.Array:
         operation = order[..., place]
-        factor = jnp.take_along_axis(factors, operation[..., None], axis=-1)[..., 0]
-        blended = _blend(planes, operation, factor)
-        if in_colour:
+        mean = jnp.where(operation == CONTRAST, luma(planes).mean((-3, -2, -1)), 0.0)
+        blended = _blend(planes, luma(planes), operation, factors[..., place], mean)
+        if planes.shape[-3] == 3:
             return jnp.where(_spread(operation == HUE), rotate_hue(planes, turn), blended)
         return jnp.where(_spread(operation < SATURATION), blended, planes)
 
-    # A loop, because XLA fuses nothing into or out of one. Unrolled, XLA computes all four places
-    # again for each tap of a blur.
+    # A loop, because XLA fuses nothing into or out of one. Unrolled, XLA's CPU backend computes all
+    # four places again for each tap of a blur.
     return jax.lax.fori_loop(0, order.shape[-1], apply_place, planes)
 
 
-def _blend(planes: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
-    """Brightness, contrast or saturation of each crop."""
-    grey = luma(planes)
-    mean_grey = jnp.where(operation == CONTRAST, grey.mean((-3, -2, -1)), 0.0)
-    target = jnp.where(_spread(operation == SATURATION), grey, _spread(mean_grey))
+def jitter_in_two_passes(
+    planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Array
+) -> jax.Array:
+    """As `jitter_by_places`, with two kernels on a GPU instead of some twelve.
+
+    All but the mean grey of contrast is computed pixel by pixel. So the first pass computes what
+    comes before contrast, for the mean, and the second pass everything. Channels stay apart, since
+    a kernel would compute all three again for each place and each channel of the next.
+    """
+    before = jnp.cumsum(order == CONTRAST, axis=-1) == 0
+    channels = [planes[..., i : i + 1, :, :] for i in range(planes.shape[-3])]
+    unknown = jnp.zeros(order.shape[:-1], jnp.float32)
+    earlier = _all_places(channels, order, jnp.where(before, factors, 1.0), turn, unknown, before)
+    mean = jax.lax.optimization_barrier(_grey(earlier).mean((-3, -2, -1)))
+    channels = _all_places(channels, order, factors, turn, mean, jnp.ones_like(before))
+    # Else a blur would compute all of it for each of its taps.
+    return jnp.concatenate(jax.lax.optimization_barrier(channels), axis=-3)
+
+
+def _all_places(
+    channels: list[jax.Array],
+    order: jax.Array,
+    factors: jax.Array,
+    turn: jax.Array,
+    mean: jax.Array,
+    active: jax.Array,
+) -> list[jax.Array]:
+    """The four places for channels ``[..., 1, H, W]``; hue only where ``active`` ``[..., 4]``."""
+    for place in range(order.shape[-1]):
+        operation, grey = order[..., place], _grey(channels)
+        target = jnp.where(operation == CONTRAST, mean, 0.0)
+        blended = [_blend(x, grey, operation, factors[..., place], target) for x in channels]
+        if len(channels) == 3:
+            value, chroma, hue = _rotated(channels, turn)
+            rotated = [_channel(value, chroma, hue, start) for start in _STARTS]
+            turned = _spread((operation == HUE) & active[..., place])
+            channels = [jnp.where(turned, *pair) for pair in zip(rotated, blended, strict=True)]
+        else:
+            kept = _spread(operation < SATURATION)
+            channels = [jnp.where(kept, *pair) for pair in zip(blended, channels, strict=True)]
+    return channels
+
+
+def _blend(
+    planes: jax.Array, grey: jax.Array, operation: jax.Array, factor: jax.Array, mean: jax.Array
+) -> jax.Array:
+    """Brightness, contrast or saturation of each crop; ``mean`` is 0 unless for contrast."""
+    target = jnp.where(_spread(operation == SATURATION), grey, _spread(mean))
     factor = _spread(factor)
     return jnp.clip(factor * planes + (1 - factor) * target, 0, 255)
 
@@ -182,8 +234,18 @@ def luma(planes: jax.Array) -> jax.Array:
     """ITU-R 601 grey ``[..., 1, H, W]`` of ``[..., 3, H, W]``; the mean of other channels."""
     if planes.shape[-3] != 3:
         return planes.mean(-3, keepdims=True)
-    red, green, blue = planes[..., 0:1, :, :], planes[..., 1:2, :, :], planes[..., 2:3, :, :]
+    return _grey([planes[..., i : i + 1, :, :] for i in range(3)])
+
+
+def _grey(channels: list[jax.Array]) -> jax.Array:
+    if len(channels) != 3:
+        return sum(channels[1:], start=channels[0]) / len(channels)
+    red, green, blue = channels
     return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+# A channel is value - chroma * clip(min(k, 4 - k), 0, 1) with k = (hue + start) mod 6.
+_STARTS = (5.0, 3.0, 1.0)
 
 
 def rotate_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
@@ -192,7 +254,14 @@ def rotate_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
     Value and saturation stay. Hue is kept in sixths of a turn times the chroma, so there is no
     division and grey pixels need no special case.
     """
-    red, green, blue = planes[..., 0:1, :, :], planes[..., 1:2, :, :], planes[..., 2:3, :, :]
+    value, chroma, hue = _rotated([planes[..., i : i + 1, :, :] for i in range(3)], turn)
+    starts = jnp.asarray(_STARTS).reshape((1,) * (planes.ndim - 3) + (3, 1, 1))
+    return _channel(value, chroma, hue, starts)
+
+
+def _rotated(channels: list[jax.Array], turn: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Value, chroma, and the new hue times the chroma, each ``[..., 1, H, W]``."""
+    red, green, blue = channels
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     # Sectors by >=, not by `value == red`: two fusions may round the same colour differently, and a
@@ -201,9 +270,12 @@ def rotate_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
     is_red = (red >= green) & (red >= blue)
     hue = jnp.where(is_red, green - blue, not_red) + 6 * _spread(turn) * chroma
     hue = jnp.where(hue < 0, hue + 6 * chroma, hue)
-    hue = jnp.where(hue >= 6 * chroma, hue - 6 * chroma, hue)
-    # A channel is value - chroma * clip(min(k, 4 - k), 0, 1) with k = (hue + 5, 3 or 1) mod 6.
-    start = jnp.asarray([5.0, 3.0, 1.0]).reshape((1,) * (planes.ndim - 3) + (3, 1, 1))
+    return value, chroma, jnp.where(hue >= 6 * chroma, hue - 6 * chroma, hue)
+
+
+def _channel(
+    value: jax.Array, chroma: jax.Array, hue: jax.Array, start: jax.Array | float
+) -> jax.Array:
     k = hue + start * chroma
     k = jnp.where(k >= 6 * chroma, k - 6 * chroma, k)
     return value - jnp.clip(jnp.minimum(k, 4 * chroma - k), 0, chroma)

@@ -3,10 +3,10 @@
 The formulas for logits that are written out; ssl/factored.py has the same for factors.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from dinov2_jax.ops.log_sum_exp import peak_and_total
 from dinov2_jax.ops.max_over_rows import max_over_rows
 
 CENTER_MOMENTUM = 0.9
@@ -15,7 +15,9 @@ SINKHORN_ITERATIONS = 3
 
 def softmax_center(logits: Array, center: Array, temp: Array | float) -> Array:
     """Teacher targets softmax((t - c) / temp), fp32; logits [..., K], center [K]."""
-    return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
+    shifted = (logits.astype(jnp.float32) - center) / temp
+    peak, total = peak_and_total(shifted)
+    return jnp.exp(shifted - peak) / total
 
 
 def update_center(center: Array, mean: Array) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from dinov2_jax.ops.log_sum_exp import log_sum_exp
 from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.ssl import centering
 from dinov2_jax.ssl.factored import STUDENT_TEMP, FactoredScores, FactoredTargets, inner_products
@@ -70,9 +71,7 @@ class DenseScores:
         # need not sum to 1: those of two crops are summed, those of padding are 0.
         logits, t = self.logits.astype(jnp.float32), targets.probabilities
         inner = jnp.einsum("...k,...k->...", t, logits, precision="highest") / temp
-        peak = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-        total = jnp.exp((logits - peak) / temp).sum(axis=-1)
-        return t.sum(axis=-1) * (jnp.log(total) + peak[..., 0] / temp) - inner
+        return t.sum(axis=-1) * log_sum_exp(logits / temp) - inner
 
 
 Scores = DenseScores | FactoredScores

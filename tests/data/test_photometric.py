@@ -64,6 +64,22 @@ def test_blends_equal_pillow(operation, factor):
     assert np.abs(ours - np.stack(pillow)).max() <= 1 + 0.5 * abs(1 - factor) + 1e-3
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_two_passes_equal_one_place_after_the_other(channels):
+    """The form for GPUs, in all 24 orders, with jitter and without."""
+    rng = np.random.default_rng(5)
+    planes = rng.integers(0, 256, (24, 1, channels, 8, 9)).astype(np.float32)
+    order = photometric.ORDERS[:, None]
+    factors = rng.uniform(0.3, 1.7, (24, 1, 4)).astype(np.float32)
+    turn = rng.uniform(-0.4, 0.4, (24, 1)).astype(np.float32)
+    for strength in (factors, np.ones_like(factors)):
+        with jax.disable_jit():
+            want = photometric.jitter_by_places(planes, order, strength, turn)
+        got = photometric.jitter_in_two_passes(planes, order, strength, turn)
+        assert np.abs(want - planes).max() > 20 or channels != 3
+        np.testing.assert_allclose(got, want, atol=2e-3)
+
+
 @pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION])
 def test_blends_equal_float64_formula(operation):
     pictures = make_pictures(3, 24, seed=1)

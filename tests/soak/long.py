@@ -13,8 +13,7 @@ from tests.soak import runs
 
 EVERY = 1000  # steps between two rows of the table
 TOLERANCE = 0.02  # of resident memory, after the first `EVERY` steps
-# Batches on their way hold some files and mappings; one lost at each save alone would be twice this.
-ON_THE_WAY = 9
+ON_THE_WAY = 9  # files and mappings of batches; one lost at each save alone would be twice this
 TINY = {
     "batch_size": 4, "model.depth": 1, "model.dim": 12, "model.drop_path_rate": 0.0,
     "crops.local_number": 1, "log_every_steps": 50,
@@ -38,8 +37,8 @@ def main(steps: int = 10_000, workers: int = 1) -> int:
     """Trains a tiny model for 10,000 steps; prints what it holds every 1,000 steps.
 
     Resident memory must stay within 2 % of that at step 1,000, open files and shared memory must
-    not grow by more than batches on their way, and nothing may be left in /dev/shm. Options: the steps and the loader processes.
-    Takes one to ten minutes on two free cores.
+    not grow by more than batches on their way, and nothing may be left in /dev/shm. Options: the
+    steps and the loader processes. Takes one to ten minutes on two free cores.
     """
     with tempfile.TemporaryDirectory() as folder:
         pictures, workdir = runs.write_pictures(Path(folder) / "pictures"), Path(folder) / "run"
