@@ -28,8 +28,8 @@ Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
 
 def compute_dtype(name: str) -> Any:
     """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
-    # DINOv2: bf16, which needs no gradient scaler; the reference uses fp16 with one. Devices sum the
-    # gradients of the backbone in this dtype here and there, those of the heads in fp32.
+    # DINOv2: bf16, which needs no gradient scaler; the reference uses fp16 with one. In both,
+    # devices sum the gradients of the backbone in this dtype, and those of the heads in fp32.
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
