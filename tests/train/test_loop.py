@@ -27,7 +27,7 @@ Events = list[tuple[str, int]]
 
 
 class Measured:
-    """A number that a step returned; `event` is called when it is asked for, or waited for."""
+    """A number that a step returned; `event` hears when its copy is ordered and waited for."""
 
     def __init__(self, value: float, event: Callable[[str], None]) -> None:
         self._value, self._event = value, event
@@ -49,7 +49,7 @@ def config_of(pictures: Path, **changes: Any) -> ConfigDict:  # noqa: F811
 
 @pytest.fixture
 def events(monkeypatch) -> Events:
-    """Of runs with fake steps, which return the number of the step as the loss."""
+    """What happens in a run with fake steps, whose loss is the number of the step."""
     happened: Events = []
 
     def happens(name: str, step: int) -> None:
