@@ -4,6 +4,7 @@ XLA adds what devices hold of a gradient where the product ends, in the dtype of
 so in fp32 whatever the program says, so the programs are read before the compiler changes that.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
 from dinov2_jax.models.head import DINOHead
@@ -44,6 +46,19 @@ def traced(block: int = 0) -> jax.stages.Traced:
     return gradient.trace(params, features, block)
 
 
+@contextlib.contextmanager
+def compiling_anew():
+    """Without kept programs, of which nothing is dumped."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it remembers whether it is in use
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def results(program: str, operation: str) -> set[tuple[str, tuple[int, ...]]]:
     """(dtype, sides in ascending order) of all results of an operation in StableHLO."""
     types = re.findall(rf"stablehlo\.{operation}\b.*-> tensor<([\dx]*)(\w+)>", program)
@@ -71,13 +86,8 @@ def test_products_for_cuda_end_in_fp32(block):
 @pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (2, 2)])
 def test_devices_exchange_fp32(sizes, block, tmp_path):
     options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd-partitioning"}
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)  # a kept program dumps nothing
-    try:
-        with jax.set_mesh(make_mesh(*sizes)):
-            traced(block).lower().compile(compiler_options=options)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+    with jax.set_mesh(make_mesh(*sizes)), compiling_anew():
+        traced(block).lower().compile(compiler_options=options)
     (partitioned,) = Path(tmp_path).glob("*.after_spmd-partitioning.*")
     program = partitioned.read_text()
     sums = re.findall(r"= (\w+)\[[\d,]*\]\S* (?:all-reduce|reduce-scatter)\(", program)
