@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from dinov2_jax.models.layers import linear
+from dinov2_jax.models.layers import Linear
 from dinov2_jax.models.patches import uniform_fan_in
 from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.parallel.constraints import constrain_batch, constrain_prototypes
@@ -70,7 +70,10 @@ class DINOHead(nn.Module):
             last = i == self.layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
             # The names are the positions in the reference's nn.Sequential: mlp.0, mlp.2, mlp.4.
-            x = constrain_batch(linear(width, True, self.dtype, f"mlp_{2 * i}")(x))
+            # Like the reference, devices sum gradients of heads in fp32, those of the backbone in
+            # the compute dtype.
+            layer = Linear(width, True, self.dtype, fp32_gradients=True, name=f"mlp_{2 * i}")
+            x = constrain_batch(layer(x))
             x = x if last else gelu(x)
         prototypes = WeightNormLinear(self.prototypes, name="last_layer")(self.bottleneck_dim)
         unit = l2_normalize(x).astype(self.dtype)

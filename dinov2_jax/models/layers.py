@@ -20,6 +20,7 @@ from dinov2_jax.ops.attention import attention
 from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.ops.layer_norm import normalize
 from dinov2_jax.ops.layout import row_major
+from dinov2_jax.ops.weight_product import weight_product
 
 EPSILON = 1e-6  # of every LayerNorm; the reference's
 Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
@@ -27,7 +28,8 @@ Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
 
 def compute_dtype(name: str) -> Any:
     """The dtype of matrix products: bf16 on accelerators and fp32 on CPU when `name` is "auto"."""
-    # DINOv2: bf16, which needs no gradient scaler; the reference uses fp16 with one.
+    # DINOv2: bf16, which needs no gradient scaler; the reference uses fp16 with one. In both,
+    # devices sum the gradients of the backbone in this dtype, and those of the heads in fp32.
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
@@ -59,11 +61,16 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer with the backbone's initialisation."""
+    """A linear layer with the backbone's initialisation.
+
+    Attributes:
+      fp32_gradients: devices sum the gradients of the weights in fp32, not in `dtype`.
+    """
 
     features: int
     use_bias: bool
     dtype: DTypeLike = jnp.float32
+    fp32_gradients: bool = False
 
     @nn.compact
     def __call__(self, x: Array, affine: Affine | None = None) -> Array:
@@ -80,12 +87,16 @@ class Linear(nn.Module):
             scale, shift = affine
             bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
             kernel = scale[:, None] * kernel
+        if self.fp32_gradients:
+            # The bias is added before the sum is rounded, so that its gradient is not rounded.
+            wide = weight_product(x.astype(self.dtype), kernel, 0) + bias
+            return row_major(wide.astype(self.dtype))
         out = x.astype(self.dtype) @ kernel.astype(self.dtype)
         return row_major(out + jnp.asarray(bias, self.dtype))
 
 
 def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> Linear:
-    """A linear layer of a block or head."""
+    """A linear layer of a block."""
     return Linear(features, use_bias, dtype, name=name)
 
 

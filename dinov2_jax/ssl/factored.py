@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.ops.max_over_rows import max_over_rows
+from dinov2_jax.ops.weight_product import weight_product
 from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_scores, tensor_shards
 from dinov2_jax.ssl.centering import SINKHORN_ITERATIONS, masked_group_mean
 
@@ -167,28 +168,10 @@ def _shards(block: int) -> int:
     return 1 if block % shards else shards
 
 
-@jax.custom_vjp
 def inner_products(features: Array, prototypes: Array) -> Array:
     """[..., d] and [K, d] -> scores [..., K]."""
     # Scores stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-    return constrain_scores(_einsum_f32("...d,kd->...k", features, prototypes))
-
-
-def _products_forward(features: Array, prototypes: Array) -> tuple[Array, tuple[Array, Array]]:
-    return inner_products(features, prototypes), (features, prototypes)
-
-
-def _products_backward(operands: tuple[Array, Array], error: Array) -> tuple[Array, Array]:
-    # In the compute dtype, as in every other linear layer; in fp32 the two products would read
-    # twice the bytes and take twice the time.
-    features, prototypes = operands
-    error = constrain_scores(error.astype(features.dtype))
-    into_features = _einsum_f32("...k,kd->...d", error, prototypes).astype(features.dtype)
-    into_prototypes = _einsum_f32("...k,...d->kd", error, features).astype(prototypes.dtype)
-    return into_features, into_prototypes
-
-
-inner_products.defvjp(_products_forward, _products_backward)
+    return constrain_scores(weight_product(features, prototypes, 1))
 
 
 def _fold(step: Callable[..., Any], start: Any, scores: FactoredScores, *columns: Array) -> Any:

@@ -16,17 +16,15 @@ from dinov2_jax.data.sources.source import notes_of
 from dinov2_jax.errors import one_line, sentence
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import local_groups, put_batch
-from dinov2_jax.parallel.processes import Exchange, end_when_lost, is_main, own_name, require_same
+from dinov2_jax.parallel.processes import Exchange, end_when_lost, is_main, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.run.files import write_json
-from dinov2_jax.run.health import HealthMonitor
 from dinov2_jax.run.interrupt import StopRequest
 from dinov2_jax.run.lock import locked
 from dinov2_jax.run.metrics import Output
-from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.checks import check_training
-from dinov2_jax.train.nonfinite import NonFiniteLoss, NonFiniteWatch
+from dinov2_jax.train.nonfinite import NonFiniteLoss
 from dinov2_jax.train.probe import make_probe
 from dinov2_jax.train.report import report, write_crop_sheet
 from dinov2_jax.train.setup import (
@@ -37,6 +35,7 @@ from dinov2_jax.train.setup import (
     return_free_memory,
 )
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
+from dinov2_jax.train.step_log import StepLog
 
 
 class _Open(NamedTuple):
@@ -46,6 +45,7 @@ class _Open(NamedTuple):
     checkpoints: Checkpoints
     bad: BadRecords
     out: Output
+    log: StepLog
     stop: StopRequest
 
 
@@ -91,13 +91,16 @@ def _train(config: ConfigDict, folder: Path, notes: list[str]) -> None:
             out.message(note)
         loader = stack.enter_context(loading(config, source, seen, share))
         stack.enter_context(end_when_lost())
-        opened = _Open(loader, checkpoints, bad, out, stop)
+        log = StepLog(config, out, start)
+        opened = _Open(loader, checkpoints, bad, out, log, stop)
         whole = _Whole(start, state, loader.state())
         try:
             for whole in _take_steps(config, run, opened, state, start):  # noqa: B007
                 pass
-        except NonFiniteLoss:
-            raise  # the advice is to continue from the last checkpoint
+        except NonFiniteLoss:  # the advice is to continue from the last checkpoint
+            with contextlib.suppress(NonFiniteLoss):
+                log.flush()  # how the loss came to this
+            raise
         except Exception:
             if whole.step > start:
                 _rescue(config, opened, whole)
@@ -111,24 +114,25 @@ def _take_steps(
     config: ConfigDict, run: Run, opened: _Open, state: Any, start: int
 ) -> Iterator[_Whole]:
     """Steps `start` + 1 to `total_steps`; yields after each what a failure must not lose."""
-    mesh, (loader, _, bad, out, stop) = jax.sharding.get_mesh(), opened
+    mesh, (loader, _, bad, out, log, stop) = jax.sharding.get_mesh(), opened
     probe, which_probe = make_probe(config, run.objective.teacher.backbone, out.folder)
     out.message(which_probe)
-    health = HealthMonitor(config.dino.head_prototypes)
-    nonfinite = NonFiniteWatch(out.folder, name=own_name())
-    meter = Throughput(config.batch_size)
     exchange = Exchange(mesh, lambda x: (bad.update(x), stop.agree(x["signal"])))
     began = time.monotonic()  # the loader's processes make the first batches meanwhile
     take_step = compiled_step(run, abstract_batch(config, mesh), mesh)
+    return_free_memory()
     out.message(f"compiled the step in {time.monotonic() - began:.0f} s")
     if probe and start == 0:
         out.write(0, probe(state.teacher, stop.asked))
     for step in range(start + 1, config.total_steps + 1):
-        first, last = step == start + 1, step == config.total_steps
+        last = step == config.total_steps
         if stop.signal_name and step == 1:
             out.message(f"{stop.signal_name}: ended before the first step; nothing is to be saved")
             break
-        with meter:
+        # The device has the two steps before still to do, because nothing of them is read until it
+        # is given this one. So joining a batch and copying it, which runs by itself, cost it no
+        # time. At most three batches are on the device.
+        with log.meter:
             batch = next(loader)
         records = {name: batch.pop(name) for name in ("record", "bad_records")}
         exchange.send(**records, signal=np.array([stop.number]))
@@ -138,34 +142,27 @@ def _take_steps(
         state, metrics = take_step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
         whole = _Whole(step, state, loader.state())
         yield whole
-        meter.step()
-        out.warn(nonfinite.add(step, batch, metrics))
-        if step % config.log_every_steps == 0 or last:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            rates = {} if first else meter.read()
-            out.write(step, values | rates | {"skipped_pictures": len(bad)})
-            out.warn(health.check(values))
-        if first:  # it compiled the step, which is no training time
-            jax.block_until_ready(metrics)
-            return_free_memory()
-            meter.restart()
+        log.add(step, batch, metrics, len(bad))
         out.update(step)
         probe_due = probe and (step % config.eval.every_steps == 0 or last)
         save_due = step % config.checkpoint.every_steps == 0 or last
+        leaving = None
         if save_due or stop.signal_name:
             exchange.flush()
-            out.warn(nonfinite.check())
+            log.flush()
             _save(config, opened, whole)
-            meter.restart()
+            log.meter.restart()
+            leaving = stop.signal_name  # it may have come while this step was saved
         # After the save: reading all pictures of the probe may take longer than a scheduler waits.
-        if probe and probe_due and not stop.signal_name:
+        if probe and probe_due and not leaving:
+            log.flush()
             out.write(step, probe(state.teacher, stop.asked))
-            meter.restart()
-            if stop.signal_name:
+            log.meter.restart()
+            leaving = stop.signal_name
+            if leaving:
                 _save(config, opened, whole)
-        if stop.signal_name:
-            saved = f"{stop.signal_name}: saved step {step}; the same command continues from there"
-            out.message(saved)
+        if leaving:
+            out.message(f"{leaving}: saved step {step}; the same command continues from there")
             break
 
 
@@ -179,6 +176,8 @@ def _rescue(config: ConfigDict, opened: _Open, whole: _Whole) -> None:
     if jax.process_count() > 1:
         return
     try:
+        with contextlib.suppress(OSError):  # the file of metrics may be what failed
+            opened.log.flush()
         _save(config, opened, whole)
         opened.checkpoints.wait()
     except Exception as error:  # the failure itself counts: it is raised after this

@@ -1,8 +1,6 @@
 """Steps without a finite loss and gradient: saves their batches, stops after three in a row."""
 
-from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,35 +14,23 @@ class NonFiniteLoss(UserError):
 
 
 class NonFiniteWatch:
-    """Checks each step two steps later, so that the host never waits for the device.
+    """Looks at every step, in order, once the device has computed it.
 
     The step itself skips a bad update (train/step.py). Its batch is saved here to
     <workdir>/nonfinite/step_<n>.npz, the first ten only. `name` goes before the extension: with
     several processes, each saves its own share.
     """
 
-    def __init__(self, workdir: Path, lag_steps: int = 2, name: str = "") -> None:
-        self._folder, self._lag, self._dumped = workdir / "nonfinite", lag_steps, 0
-        self._name = name
-        self._pending: deque[tuple[int, dict[str, np.ndarray], Any]] = deque()
+    def __init__(self, workdir: Path, name: str = "") -> None:
+        self._folder, self._name, self._dumped = workdir / "nonfinite", name, 0
 
-    def add(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]) -> list[str]:
-        """Records a step, checks earlier ones and returns messages about them.
+    def check(self, step: int, batch: dict[str, np.ndarray], streak: int) -> list[str]:
+        """Messages about a step that ends a streak of `streak` bad steps; none if that is 0.
 
         Raises:
           NonFiniteLoss: after three bad steps in a row.
         """
-        self._pending.append((step, batch, metrics["nonfinite_streak"]))
-        return self.check(self._lag)
-
-    def check(self, lag_steps: int = 0) -> list[str]:
-        """Checks all but the newest `lag_steps` steps and returns messages about them."""
-        messages = []
-        while len(self._pending) > lag_steps:
-            step, batch, streak = self._pending.popleft()
-            if int(streak):
-                messages.append(self._report(step, batch, int(streak)))
-        return messages
+        return [self._report(step, batch, streak)] if streak else []
 
     def _report(self, step: int, batch: dict[str, np.ndarray], streak: int) -> str:
         where = self._dump(step, batch)

@@ -31,13 +31,12 @@ def test_a_bad_step_is_skipped_and_counted():
 
 
 def test_the_watch_dumps_warns_and_stops(tmp_path):
-    watch = NonFiniteWatch(tmp_path, lag_steps=1)
+    watch = NonFiniteWatch(tmp_path)
     batch = {"masks": np.ones(3)}
-    assert watch.add(1, batch, {"nonfinite_streak": 0}) == []
-    assert watch.add(2, batch, {"nonfinite_streak": 1}) == []
-    (message,) = watch.add(3, batch, {"nonfinite_streak": 2})
+    assert watch.check(1, batch, 0) == []
+    (message,) = watch.check(2, batch, 1)
     assert "step 2" in message
     assert np.load(tmp_path / "nonfinite/step_2.npz")["masks"].sum() == 3
-    watch.add(4, batch, {"nonfinite_streak": 3})
+    watch.check(3, batch, 2)
     with pytest.raises(NonFiniteLoss, match=r"3 steps in a row up to step 4.*base_lr"):
-        watch.check()
+        watch.check(4, batch, 3)

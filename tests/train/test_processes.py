@@ -15,7 +15,7 @@ from PIL import Image
 from tests.train.test_resume import ROOT, command, metrics, saved_steps, wait_until
 from tests.train.test_sharding import LOSSES
 
-STEPS = 8
+STEPS = 12
 HEARTBEAT_S = 10
 CHANGES = {
     "total_steps": STEPS,

@@ -110,7 +110,7 @@ def test_three_steps_without_a_finite_loss_are_not_kept(
     def stop(*_: Any) -> list[str]:
         raise NonFiniteLoss("three steps")
 
-    monkeypatch.setattr(NonFiniteWatch, "add", stop)
+    monkeypatch.setattr(NonFiniteWatch, "check", stop)
     with pytest.raises(NonFiniteLoss):
         train(config_of(pictures), str(tmp_path))
     assert saved_steps(tmp_path) == []

@@ -19,6 +19,7 @@ from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import local_groups, put_batch
+from dinov2_jax.run.late import Late
 from dinov2_jax.train.nonfinite import NonFiniteWatch
 from dinov2_jax.train.setup import make_photometric, make_run
 from dinov2_jax.train.start import loading
@@ -72,6 +73,7 @@ class _Training:
         self.noise = put_batch(noise, files.mesh)
         self.number = 0
         self.watch = NonFiniteWatch(Path(settings["photos"]).parent)
+        self.late = Late(self._read)
 
     def _step(self, batch: dict[str, Array]) -> dict[str, Array]:
         hyper = self.run.schedules.at(self.number)
@@ -79,15 +81,19 @@ class _Training:
         self.number += 1
         return metrics
 
+    def _read(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Array]) -> None:
+        if step % self.config.log_every_steps == 0:
+            jax.device_get(metrics)
+        self.watch.check(step, batch, int(metrics["nonfinite_streak"]))
+
     def from_files(self, steps: int) -> None:
         """Waits for the device as rarely as the training loop."""
         with jax.set_mesh(self.files.mesh):
             for _ in range(steps):
                 batch = self.files.next()
                 metrics = self._step(put_batch(batch, self.files.mesh))
-                self.watch.add(self.number, batch, metrics)
-                if self.number % self.config.log_every_steps == 0:
-                    jax.device_get(metrics)
+                self.late.add(self.number, batch, metrics)
+        self.late.flush()
         jax.block_until_ready(self.state)
 
     def from_noise(self, steps: int) -> None:

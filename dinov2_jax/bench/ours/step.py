@@ -71,7 +71,7 @@ def side(settings: Settings) -> Side:
     def call() -> dict[str, Array]:
         nonlocal state, started
         state, metrics = step(state, batch, hyper)
-        if not started:  # as the training loop does after its first step
+        if not started:  # as the training loop does once the step is compiled
             return_free_memory()
             started = True
         return metrics
