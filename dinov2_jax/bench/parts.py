@@ -43,6 +43,7 @@ def jobs(names: Sequence[str], dry_run: bool, threads: int, folder: Path) -> lis
         "seed": 0,
         "threads": threads,
         "device": "cpu" if dry_run else "gpu",
+        "backend": "aot_eager" if dry_run else "inductor",  # of torch.compile
         "budget_s": 0.5 if dry_run else 6.0,
     }
     return [
@@ -106,6 +107,7 @@ def recipe(variant: str, batch: int, dry_run: bool, blocks: str, remat: str) -> 
         )
     )
     if dry_run:
+        config["crops"]["local_number"] = 2
         config["model"] |= {"dim": 64, "heads": 1}
         config["dino"] |= {"head_hidden_dim": 32, "head_bottleneck_dim": 16}
     return config

@@ -143,6 +143,8 @@ def told(entries: Entries) -> str:
         words.append(f"MFU {entries['mfu']:.1%}")
     if entries.get("peak_bytes"):
         words.append(f"peak {entries['peak_bytes'] / 2**30:.1f} GiB")
+    if "loss" in entries:
+        words.append(f"loss {entries['loss']:.4g}")
     if "compile_s" in entries:
         words.append(f"compiled in {entries['compile_s']:.0f} s")
     if "why" in entries:

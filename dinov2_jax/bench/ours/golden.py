@@ -1,6 +1,5 @@
 """The reference's steps in tests/golden: weights, batches and settings for our modules."""
 
-import functools
 from typing import Any
 
 import jax
@@ -119,13 +118,23 @@ def optimizer_settings(data: Vectors, objective: Objective) -> dict[str, Any]:
 
 def initial_state(data: Vectors, objective: Objective, optimizer: AdamW) -> TrainState:
     """The state before the first step."""
-    size = data["step0/collated_global_crops"].shape[-1]
-    state = init_state(jax.random.key(0), objective, optimizer, size)
-    student, teacher = (load_params(data, f"init/{side}/") for side in ("student", "teacher"))
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, state.student, student)
+    student, teacher = (
+        jax.tree.map(jnp.asarray, load_params(data, f"init/{side}/"))
+        for side in ("student", "teacher")
+    )
+    size, key = data["step0/collated_global_crops"].shape[-1], jax.random.key(0)
+    fresh = jax.eval_shape(lambda k: init_state(k, objective, optimizer, size), key)
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, fresh.student, student)
     assert all(jax.tree.leaves(same))
-    as_jax = functools.partial(jax.tree.map, jnp.asarray)
-    return state.replace(student=as_jax(student), teacher=as_jax(teacher))
+    counters = ("step", "nonfinite_steps", "nonfinite_streak")
+    return fresh.replace(
+        student=student,
+        teacher=teacher,
+        opt_state=optimizer.init(student),
+        centers=objective.init_centers(),
+        rng=key,
+        **{name: jnp.zeros((), jnp.int32) for name in counters},
+    )
 
 
 def logged(metrics: dict[str, Array]) -> dict[str, Array]:

@@ -24,13 +24,13 @@ def _started() -> Entries:
 def step(settings: Settings) -> Iterator[Entries]:
     """The peer "torch" of bench/step.py: SDPA with cuDNN first, bf16, fused AdamW.
 
-    settings: as peers/step.py, and "budget_s". "compile": by torch.compile as it is; its full
-    autotuning would take longer than the whole run.
+    settings: as peers/step.py, and "budget_s". "compile": by torch.compile's "backend" as it is;
+    all its autotuning would take longer than the whole run.
     """
     start = _started()
     step = Step({**settings, "compile": False}, "torch")
     if settings["compile"]:
-        step.objective = torch.compile(step.loss)
+        step.objective = torch.compile(step.loss, backend=settings["backend"])
     yield start
     side = side_of(dict, step, step.device)
     yield from measured(side, settings["config"]["batch_size"], settings["budget_s"])
