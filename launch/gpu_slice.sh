@@ -2,8 +2,8 @@
 # What one H100 or H200 tells in eight minutes: launch/gpu_slice.sh [--dry-run] [--out FILE]
 #   --dry-run  every part at toy size on the CPU; shows that all of it runs
 #   --out      the JSON file, or a folder for it (default runs/gpu_slice)
-# Installs nothing: ${PYTHON:-python} has jax with CUDA, flax, optax and orbax; the peers need torch,
-# torchvision and timm. dinov2_jax/bench/slice.py says what is measured; --help prints it.
+# Installs nothing: ${PYTHON:-python} has jax with CUDA, flax, optax, orbax and safetensors; the peers
+# need torch, torchvision and timm. dinov2_jax/bench/slice.py says what is measured; --help prints it.
 # launch/gpu_benchmarks.sh measures everything and takes hours.
 set -euo pipefail
 python=${PYTHON:-python}
