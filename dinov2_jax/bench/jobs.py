@@ -37,13 +37,14 @@ class Job:
     Attributes:
       target: see the module.
       needs_s: its turn begins only if so many seconds are left.
-      extra: a package that the job needs beside the project's, for messages.
+      after: a job whose end its turn waits for, if that is to run at all.
     """
 
     name: str
     target: str
     settings: Settings
     needs_s: float = 0.0
+    after: str = ""
 
 
 @dataclass
@@ -51,12 +52,15 @@ class Running:
     """A job whose process has started.
 
     Attributes:
+      kill: ends the process and those that it has started, without waiting.
+      join: waits until the process has ended, some seconds at most.
       state: "preparing", "ready" or "measuring".
     """
 
     job: Job
     connection: Connection
     kill: Callable[[], None]
+    join: Callable[[], None]
     state: str = "preparing"
 
 
@@ -108,12 +112,10 @@ def start_process(job: Job) -> Running:
     theirs.close()
 
     def kill() -> None:
-        ours.close()
         if process.is_alive() and process.pid is not None:
             _kill_group(process.pid)
-        process.join(timeout=5)
 
-    return Running(job, ours, kill)
+    return Running(job, ours, kill, lambda: process.join(timeout=5))
 
 
 @dataclass
@@ -145,12 +147,11 @@ class Schedule:
                 self._start_more()
                 self._give_turn()
                 self._listen()
-            for job in self.jobs:
-                if job.name not in self.ended:
-                    self._give_up(job)
         finally:
             for running in self.running.values():
                 running.kill()
+            for job in self._open():
+                self._give_up(job)
 
     def _with(self, state: str) -> list[Running]:
         return [running for running in self.running.values() if running.state == state]
@@ -175,13 +176,17 @@ class Schedule:
             if left < job.needs_s:
                 why = f"{max(left, 0):.0f} s were left, and it needs {job.needs_s:.0f} s"
                 self._end(job.name, "skipped", why)
-            elif job.name in self.running and self.running[job.name].state == "ready":
+            elif self._ready(job):
                 beside = [running.job.name for running in self._with("preparing")]
                 self.tell(job.name, {"status": "measuring", "beside": beside})
                 self.running[job.name].state = "measuring"
                 with contextlib.suppress(OSError):  # an ended process is heard of below
                     self.running[job.name].connection.send("go")
                 return
+
+    def _ready(self, job: Job) -> bool:
+        waits = job.after in {other.name for other in self._open()}
+        return job.name in self.running and self.running[job.name].state == "ready" and not waits
 
     def _listen(self) -> None:
         """Waits for news of any job, at most TICK_S."""
@@ -206,13 +211,15 @@ class Schedule:
     def _give_up(self, job: Job) -> None:
         state = self.running[job.name].state if job.name in self.running else "waiting"
         status = "cut" if state == "measuring" else "skipped"
-        self._end(job.name, status, f"the time was over while it was {state}")
+        self._end(job.name, status, f"the run ended while it was {state}")
 
     def _end(self, name: str, status: str, why: str | None) -> None:
         self.ended.add(name)
         running = self.running.pop(name, None)
         if running is not None:
             running.kill()
+            running.join()  # the device's memory is free only then
+            running.connection.close()
         self.tell(name, {"status": status} | ({"why": why} if why else {}))
 
 

@@ -52,6 +52,7 @@ def jobs(names: Sequence[str], dry_run: bool, threads: int, folder: Path) -> lis
             f"dinov2_jax.bench.{settings[name][0]}",
             more | settings[name][1],
             0.0 if dry_run else NEEDS_S[name],
+            after="features" if name.startswith("features_") else "",  # to be compared with it
         )
         for name in NAMES
         if name in names

@@ -20,7 +20,8 @@ features_torch_compiled   features_torch through torch.compile
 
 The JSON file is rewritten whole after every result:
 
-  "device", "versions", "dry_run", "limit_s", "seconds" (since the start), "parts": {part: {
+  "device", "versions", "stand_ins" (of bench/stand_ins.py), "dry_run", "limit_s",
+  "seconds" (since the start), "parts": {part: {
     "status"      done, missing (a package), failed, cut (by the limit), skipped (too late), or
                   what it was doing: waiting, preparing, ready, measuring
     "why"         the reason of every other end than done
@@ -31,7 +32,8 @@ The JSON file is rewritten whole after every result:
     others:    "ms" (of a step or pass; the median of "turns_ms"), "images_per_s",
                "peak_bytes" (of the process's device memory; ours counts the set-up too),
                "mfu" (model FLOPs / the datasheet's dense bf16 peak; None for other devices),
-               "compile_s", "temporaries_bytes", "arguments_bytes", "flops_per_image", "loss"
+               "compile_s", "temporaries_bytes", "arguments_bytes", "flops_per_image",
+               "loss" (of the first step), "one_minus_cosine" (of cls features, timm's to ours)
   }}
 
 The exit status is 0 if no part failed and every check is ok; a missing peer, a cut and a skipped
@@ -207,23 +209,23 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     start = time.monotonic()
     args = arguments_of(words)
-    stand_ins.install()
+    replaced = stand_ins.install()
     cores = prepare(args.dry_run)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`, see bench/jobs.py
+    for number in (signal.SIGTERM, signal.SIGINT):  # an exit runs `finally`, see bench/jobs.py
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
     def since_s() -> float:
         return time.monotonic() - start
 
     with tempfile.TemporaryDirectory() as folder:
         jobs = parts.jobs(args.parts, args.dry_run, cores, Path(folder))
+        head = {"stand_ins": replaced, "dry_run": args.dry_run, "limit_s": args.limit_s}
         try:
-            record = Record(
-                args.out, args.parts, since_s, dry_run=args.dry_run, limit_s=args.limit_s
-            )
+            record = Record(args.out, args.parts, since_s, **head)
+            print(f"results go to {args.out}; all ends after {args.limit_s:.0f} s", flush=True)
+            Schedule(jobs, lambda: args.limit_s - since_s(), record.tell, max(1, cores // 2)).run()
         except OSError as error:
             raise SystemExit(f"error: {args.out} cannot be written: {error.strerror}") from error
-        print(f"results go to {args.out}; everything ends after {args.limit_s:.0f} s", flush=True)
-        Schedule(jobs, lambda: args.limit_s - since_s(), record.tell, max(1, cores // 2)).run()
     print(record.table())
     print(f"{record.head['device']}; {since_s():.0f} s; written to {args.out}")
     return 0 if record.good() else 1

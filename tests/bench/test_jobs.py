@@ -1,5 +1,6 @@
 """Jobs prepare side by side, take turns, and end at the deadline, whatever they do."""
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -61,6 +62,17 @@ def test_jobs_prepare_side_by_side_and_measure_in_turns(tmp_path):
     assert lines.index(f"{one} ends") < lines.index(f"{other} measures")
 
 
+def test_a_job_waits_for_the_one_that_it_follows(tmp_path):
+    log = str(tmp_path / "log")
+    first, second = fake("first", log=log, sleep_s=0), fake("second", log=log, sleep_s=0)
+    run([dataclasses.replace(second, after="first"), first], at_once=2)
+    lines = Path(log).read_text().splitlines()
+    assert lines.index("first ends") < lines.index("second measures")
+    # What does not run at all is not waited for.
+    told = run([dataclasses.replace(second, after="first")])
+    assert told["second"]["status"] == "done"
+
+
 def test_the_deadline_ends_processes_and_keeps_results(tmp_path):
     jobs = [fake("endless", "endless_job"), fake("waits", log=str(tmp_path / "log"), sleep_s=0)]
     begun, told = time.monotonic(), Told()
@@ -90,11 +102,7 @@ def test_a_turn_needs_time_that_is_left():
         theirs.send(("entries", {"answer": 1}))
         theirs.send(("done", None))
 
-        def kill():
-            killed.append(job.name)
-            ours.close()
-
-        running = Running(job, ours, kill)
+        running = Running(job, ours, lambda: killed.append(job.name), lambda: None)
         running.theirs = theirs  # stays open
         return running
 

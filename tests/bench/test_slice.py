@@ -57,6 +57,7 @@ def test_a_dry_run_on_a_bare_machine(tmp_path):
     record = json.loads((tmp_path / "out.json").read_text())
     found = record["parts"]
     assert record["dry_run"] and record["device"].startswith("cpu") and "jax" in record["versions"]
+    assert record["stand_ins"] == ["ml_collections", "einops"]
     status = {name: part["status"] for name, part in found.items()}
     assert status == dict.fromkeys(names, "done") | {"step_torch": "missing"}
     assert found["step_torch"]["why"].startswith("No module named")

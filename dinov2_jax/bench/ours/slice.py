@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.bench.draws import draw_images, draw_noise
@@ -27,14 +28,14 @@ from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.topology import chip_of
 from dinov2_jax.train.optimizer import AdamW, parameter_multipliers
-from dinov2_jax.train.setup import abstract_batch, compiled_step, make_run
+from dinov2_jax.train.setup import Run, abstract_batch, compiled_step, make_run
 from dinov2_jax.train.step import train_step
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests/golden/step_sinkhorn.npz"
 # Largest ||out - exact|| / ||exact||: rounding of bf16 operands gives 0.001 to 0.01.
 ATTENTION_LIMITS = {"float32": 1e-4, "bfloat16": 1e-2}
 # Largest relative error of a loss or gradient norm of the golden step.
-GOLDEN_LIMITS = {"float32": 1e-4, "bfloat16": 5e-2}
+GOLDEN_LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def _started() -> Entries:
@@ -162,8 +163,11 @@ def step(settings: Settings) -> Iterator[Entries]:
     config = ConfigDict(settings["config"])
     mesh = make_mesh(data=1, devices=jax.devices()[:1])
     run, began = make_run(config, mesh), time.perf_counter()
-    compiled = compiled_step(run, abstract_batch(config, mesh), mesh)
-    compile_s = time.perf_counter() - began
+    with ThreadPoolExecutor() as pool:
+        making = pool.submit(_compiled_init, run, mesh)
+        compiled = compiled_step(run, abstract_batch(config, mesh), mesh)
+        compile_s = time.perf_counter() - began
+        init = making.result()
     memory = compiled.memory_analysis()
     yield start | {
         "compile_s": compile_s,
@@ -171,8 +175,7 @@ def step(settings: Settings) -> Iterator[Entries]:
         "arguments_bytes": memory.argument_size_in_bytes,
         "flops_per_image": _flops(config),
     }
-    with jax.set_mesh(mesh):
-        state, metrics = run.init(), {}
+    state, metrics = init(), {}
     batch = put_batch(draw_noise(settings["config"], settings["seed"]), mesh)
     hyper = run.schedules.at(config.total_steps // 10)
 
@@ -187,6 +190,12 @@ def step(settings: Settings) -> Iterator[Entries]:
     yield {"loss": float(metrics["loss"])}
     yield from measured(side_of(dict, repeat), config.batch_size, settings["budget_s"])
     yield {"ok": int(state.nonfinite_steps) == 0}
+
+
+def _compiled_init(run: Run, mesh: Mesh) -> jax.stages.Compiled:
+    """`run.init` compiled ahead, so that no turn waits for it."""
+    with jax.set_mesh(mesh):
+        return jax.jit(run.init).lower().compile()
 
 
 def _flops(config: ConfigDict) -> float:

@@ -50,5 +50,7 @@ def features(settings: Settings) -> Iterator[Entries]:
     cls = side.check()["cls"]
     if Path(settings["file"]).exists():
         ours = {"cls": np.load(settings["file"])}
-        yield {"parity": compare(ours, {"cls": cls}, min_cosine=0.999), "ok": True}
+        yield {"one_minus_cosine": compare(ours, {"cls": cls}, min_cosine=0.999)["cls"]}
+    else:
+        yield {"one_minus_cosine": None}  # ours has not run
     yield from measured(side, settings["batch"], settings["budget_s"])
