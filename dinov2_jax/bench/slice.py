@@ -31,7 +31,7 @@ The JSON file is rewritten whole after every result:
     golden:    "float32", "bfloat16": {"loss/...", "grad_norm/...", "limit", "ok"}
     others:    "ms" (of a step or pass; the median of "turns_ms"), "images_per_s",
                "peak_bytes" (of the process's device memory; ours counts the set-up too),
-               "mfu" (model FLOPs / the datasheet's dense bf16 peak; None for other devices),
+               "mfu" (model FLOPs / the datasheet's dense bf16 peak, of a GPU that has one here),
                "compile_s", "temporaries_bytes", "arguments_bytes", "flops_per_image",
                "loss" (of the first step), "one_minus_cosine" (of cls features, timm's to ours)
   }}
@@ -184,7 +184,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     if unknown := [name for name in args.parts if name not in parts.NAMES]:
         flags.error(f"--parts={unknown[0]} is none of {', '.join(parts.NAMES)}")
     if not args.dry_run and not any(Path("/dev").glob("nvidia[0-9]*")):
-        flags.error("no NVIDIA GPU is here, and --dry-run was not given, which needs none")
+        flags.error("no NVIDIA GPU is here; add --dry-run, which needs none")
     args.out = out_file(args.out)
     return args
 
