@@ -158,6 +158,15 @@ def draw_batch(config: Settings, seed: int) -> Flat:
     }
 
 
+def draw_noise(config: Settings, seed: int) -> Flat:
+    """A batch like the loader's, with uint8 noise as crops; one group."""
+    rng = np.random.default_rng(seed)
+    batch = draw_batch(config, seed)
+    for name in ("global_crops", "local_crops"):
+        batch[name] = rng.integers(0, 256, batch[name].shape, dtype=np.uint8)
+    return batch
+
+
 def draw_rows(seed: int, rows: int, prototypes: int) -> Flat:
     """Logits of masked patches (between -1 and 1), weights, and a centre."""
     rng = np.random.default_rng(seed)

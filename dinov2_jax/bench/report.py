@@ -120,14 +120,15 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that matter."""
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return versions
+    return found
 
 
 def table(cases: Sequence[Record]) -> str:
@@ -202,7 +203,7 @@ def finish(name: str, flags: argparse.Namespace, cases: Sequence[Record]) -> int
             "memory_bytes": _memory_bytes(),
             "system": platform.platform(),
         },
-        "versions": _versions(),
+        "versions": versions(),
         "settings": vars(flags),
         "cases": list(cases),
     }

@@ -13,8 +13,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from dinov2_jax.data.decode import DecodeSpec
-from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec
 from dinov2_jax.data.masking import slots_of, upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.models.head import DINOHead
@@ -104,24 +102,6 @@ def make_photometric(config: ConfigDict) -> Callable[[Array, Batch], Batch]:
         return {**batch, "global_crops": crops[0], "local_crops": crops[1]}
 
     return photometric
-
-
-def batch_spec(config: ConfigDict) -> BatchSpec:
-    """Decoding, crops, masks and sizes of a batch for the loader."""
-    ibot = config.ibot
-    return BatchSpec(
-        crops=CropSpec(**config.crops),
-        masks=MaskSpec(config.model.patch_size, ibot.mask_probability, ibot.mask_ratio),
-        decoding=decode_spec(config),
-        batch_size=config.batch_size,
-        group_size=config.group_size,
-        seed=config.seed,
-    )
-
-
-def decode_spec(config: ConfigDict) -> DecodeSpec:
-    """Which pictures are read, and with how many channels."""
-    return DecodeSpec(config.data.max_pixels, config.model.in_channels)
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs, leaves, to_dict
-from dinov2_jax.data.loader import TrainLoader
+from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.data.loader import BatchSpec, CropSpec, MaskSpec, TrainLoader
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source
 from dinov2_jax.parallel import runtime
@@ -18,7 +19,7 @@ from dinov2_jax.parallel.processes import is_main, main_first, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
 from dinov2_jax.train.init_from import initial_params
-from dinov2_jax.train.setup import Run, batch_spec, decode_spec
+from dinov2_jax.train.setup import Run
 
 
 def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]:
@@ -94,6 +95,24 @@ def start_state(
     # Checkpoints of version 0.1.0 count batches.
     seen = loader.get("next_image", loader.get("next_batch", 0) * stored["batch_size"])
     return state, int(state.step), seen
+
+
+def batch_spec(config: ConfigDict) -> BatchSpec:
+    """Decoding, crops, masks and sizes of a batch for the loader."""
+    ibot = config.ibot
+    return BatchSpec(
+        crops=CropSpec(**config.crops),
+        masks=MaskSpec(config.model.patch_size, ibot.mask_probability, ibot.mask_ratio),
+        decoding=decode_spec(config),
+        batch_size=config.batch_size,
+        group_size=config.group_size,
+        seed=config.seed,
+    )
+
+
+def decode_spec(config: ConfigDict) -> DecodeSpec:
+    """Which pictures are read, and with how many channels."""
+    return DecodeSpec(config.data.max_pixels, config.model.in_channels)
 
 
 def loading(

@@ -3,6 +3,8 @@
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +80,36 @@ def broken(settings: Settings) -> Side:
 def dying(settings: Settings) -> Side:
     """Ends its process at the first run, as the kernel does when memory runs out."""
     return Side(check=dict, run=lambda repetitions: os._exit(9))
+
+
+def job(settings: Settings) -> Iterator[dict[str, object]]:
+    """A job that writes what it does to `log`; "sleep_s" is the time that it measures."""
+    _note(settings, "prepares")
+    yield {"prepared": True}
+    _note(settings, "measures")
+    time.sleep(settings["sleep_s"])
+    yield {"answer": 42}
+    _note(settings, "ends")
+
+
+def endless_job(settings: Settings) -> Iterator[dict[str, object]]:
+    """A job that starts a process, hands over one result, and never ends."""
+    yield {}
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    yield {"pids": [os.getpid(), helper.pid]}
+    time.sleep(300)
+
+
+def bad_job(settings: Settings) -> Iterator[dict[str, object]]:
+    """A job that ends badly: "how" is missing, raises or dies."""
+    if settings["how"] == "missing":
+        import surely_not_installed  # noqa: F401
+    yield {}
+    if settings["how"] == "dies":
+        os._exit(1)
+    raise ValueError("out of order")
+
+
+def _note(settings: Settings, word: str) -> None:
+    with Path(settings["log"]).open("a", encoding="utf-8") as log:
+        log.write(f"{settings['name']} {word}\n")

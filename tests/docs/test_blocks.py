@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dinov2_jax import main as entry
+from dinov2_jax.bench import slice
 from dinov2_jax.config.overrides import override, parse_arguments
 from dinov2_jax.main import main, resolve_config
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
@@ -148,6 +149,8 @@ def check_script(words):
     if script.name == "gpu_benchmarks.sh":
         assert "--dry-run" in words
         subprocess.run(["bash", script, *words[1:]], check=True, capture_output=True)
+    elif script.name == "gpu_slice.sh":
+        slice.arguments_of(words[1:])
     elif script.name != "test.sh":
         resolve_config(parse_arguments(arguments))
 

@@ -3,13 +3,20 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinov2_jax.models.head import DINOHead
-from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.ssl.objective import Networks, Objective, student_loss, teacher_targets
+from dinov2_jax.bench.ours.golden import (
+    batch_of,
+    flatten,
+    hyper_of,
+    initial_state,
+    load_params,
+    logged,
+    objective_of,
+    optimizer_settings,
+)
+from dinov2_jax.ssl.objective import student_loss, teacher_targets
 from dinov2_jax.train.optimizer import (
     AdamW,
     clip_by_module_norm,
@@ -17,117 +24,14 @@ from dinov2_jax.train.optimizer import (
     parameter_multipliers,
 )
 from dinov2_jax.train.schedules import cosine_schedule, linear_then_constant
-from dinov2_jax.train.state import init_state
 from dinov2_jax.train.step import train_step
-from dinov2_jax.weights.convert import from_reference, to_reference
 
 FILES = ["step_sinkhorn", "step_registers_swiglu", "step_centering"]
-PATCH = 7
 
 
 @pytest.fixture(scope="module", params=FILES)
 def case(request, golden):
     return request.param, dict(np.load(golden / f"{request.param}.npz"))
-
-
-def load_params(data: dict, prefix: str) -> dict:
-    modules: dict[str, dict] = {}
-    for key, value in data.items():
-        if key.startswith(prefix):
-            module, name = key.removeprefix(prefix).split(".", 1)
-            modules.setdefault(module, {})[name] = value
-    return {module: from_reference(flat) for module, flat in modules.items()}
-
-
-def flatten(params: dict) -> dict[str, np.ndarray]:
-    return {
-        f"{module}.{key}": value
-        for module, tree in params.items()
-        for key, value in to_reference(tree, PATCH).items()
-    }
-
-
-def networks(params: dict, crop_px: int) -> Networks:
-    backbone = params["backbone"]
-    swiglu = "w12" in backbone["blocks"]["mlp"]
-    registers = backbone["register_tokens"].shape[1] if "register_tokens" in backbone else 0
-    vit = VisionTransformer(
-        dim=backbone["cls_token"].shape[-1],
-        depth=backbone["blocks"]["norm1"]["scale"].shape[0],
-        heads=3,
-        patch_size=PATCH,
-        image_size=crop_px,
-        ffn="swiglu" if swiglu else "mlp",
-        registers=registers,
-    )
-
-    def head(name: str) -> DINOHead:
-        prototypes, bottleneck = params[name]["last_layer"]["weight_v"].shape
-        hidden = params[name]["mlp_0"]["bias"].shape[0]
-        return DINOHead(prototypes, hidden_dim=hidden, bottleneck_dim=bottleneck)
-
-    return Networks(vit, head("dino_head"), head("ibot_head") if "ibot_head" in params else None)
-
-
-def objective_of(name: str, data: dict) -> Objective:
-    params = load_params(data, "init/student/")
-    nets = networks(params, data["step0/collated_global_crops"].shape[-1])
-    centering = "centering" if name == "step_centering" else "sinkhorn_knopp"
-    return Objective(nets, nets, centering=centering)
-
-
-def image_major(x: np.ndarray, images: int) -> np.ndarray:
-    """Crop-major [V * B, ...] -> [B, V, ...]."""
-    return np.swapaxes(x.reshape(-1, images, *x.shape[1:]), 0, 1)
-
-
-def batch_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
-    get = {
-        k.removeprefix(f"step{step}/"): v for k, v in data.items() if k.startswith(f"step{step}/")
-    }
-    images = get["collated_global_crops"].shape[0] // 2
-    patches = get["collated_masks"].shape[1]
-    slots = int(get["upperbound"])
-    view, image = np.divmod(get["mask_indices_list"] // patches, images)
-    flat = (image * 2 + view) * patches + get["mask_indices_list"] % patches
-    indices, weights = np.zeros((1, slots), np.int32), np.zeros((1, slots), np.float32)
-    indices[0, : len(flat)], weights[0, : len(flat)] = flat, get["masks_weight"]
-    crops = {
-        name: image_major(get[f"collated_{name}"].transpose(0, 2, 3, 1), images)
-        for name in ("global_crops", "local_crops")
-    }
-    masks = image_major(get["collated_masks"], images)
-    batch = crops | {"masks": masks, "mask_indices": indices, "mask_weights": weights}
-    return jax.tree.map(jnp.asarray, batch)
-
-
-def hyper_of(data: dict, step: int) -> dict[str, jnp.ndarray]:
-    names = {
-        "lr": "lr",
-        "last_layer_lr": "last_lr",
-        "backbone_lr": "lr",
-        "weight_decay": "wd",
-        "momentum": "mom",
-        "teacher_temp": "temp",
-    }
-    return {ours: jnp.float32(data[f"step{step}/{theirs}"]) for ours, theirs in names.items()}
-
-
-def optimizer_settings(data: dict, objective: Objective) -> dict:
-    mult = dict(zip(data["groups/names"].tolist(), data["groups/lr_mult"].tolist(), strict=True))
-    depth = objective.student.backbone.depth
-    decay = mult["backbone.cls_token"] ** (1 / (depth + 1))
-    return {"depth": depth, "layerwise_decay": round(decay, 6), "patch_embed_multiplier": 0.2}
-
-
-def initial_state(data: dict, objective: Objective, optimizer):
-    size = data["step0/collated_global_crops"].shape[-1]
-    state = init_state(jax.random.key(0), objective, optimizer, size)
-    student, teacher = (load_params(data, f"init/{side}/") for side in ("student", "teacher"))
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, state.student, student)
-    assert all(jax.tree.leaves(same))
-    as_jax = functools.partial(jax.tree.map, jnp.asarray)
-    return state.replace(student=as_jax(student), teacher=as_jax(teacher))
 
 
 def relative_l2(got: dict, want: dict) -> float:
@@ -144,13 +48,7 @@ def test_three_steps(case):
     step = jax.jit(functools.partial(train_step, objective=objective, optimizer=optimizer))
     for i in range(3):
         state, metrics = step(state, batch_of(data, i), hyper_of(data, i))
-        logged = {
-            "dino_local_crops_loss": metrics["loss/dino_local"],
-            "dino_global_crops_loss": metrics["loss/dino_global"],
-            "koleo_loss": 0.1 * metrics["loss/koleo"] / 2,  # the reference logs half of both
-            "ibot_loss": metrics["loss/ibot"] / 2,
-        }
-        for part, value in logged.items():
+        for part, value in logged(metrics).items():
             np.testing.assert_allclose(value, data[f"step{i}/loss/{part}"], rtol=2e-5, err_msg=part)
         for module in state.student:
             want = data[f"step{i}/grad_norm/{module}"]

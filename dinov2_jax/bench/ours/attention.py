@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from dinov2_jax.bench.draws import draw_images
 from dinov2_jax.bench.harness import Arrays, Settings, Side
 from dinov2_jax.bench.ours.runtime import DTYPES, configure, repeat, side_of
 from dinov2_jax.ops.attention import attention, choose, platform_in_use
+
+RESULTS = ("out", "dq", "dk", "dv")
 
 
 def _of_jax(implementation: Any) -> Callable[..., Array]:
@@ -27,6 +30,40 @@ def _of_ours(backend: str, shape: tuple[int, ...], dtype: Any) -> Callable[..., 
     if choose(backend, platform_in_use(), shape, dtype) != backend:
         raise ValueError(f"the backend {backend} cannot run {shape} {dtype} here; leave it out")
     return functools.partial(attention, backend=backend)
+
+
+def exact(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, cotangent: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Output and gradients in float64 on the host, straight from the formula.
+
+    Args:
+      q, k, v, cotangent: [B, N, H, head_dim].
+
+    Returns:
+      {"out", "dq", "dk", "dv"}, each of the same shape.
+    """
+
+    def one_image(image: int) -> list[np.ndarray]:
+        """[H, N, head_dim] each; a head at a time, because N x N products in float64 are large."""
+        operands = (x[image].astype(np.float64).swapaxes(0, 1) for x in (q, k, v, cotangent))
+        return [np.stack(x) for x in zip(*map(_exact_head, *operands), strict=True)]
+
+    with ThreadPoolExecutor() as pool:  # products of NumPy release the interpreter
+        images = list(pool.map(one_image, range(q.shape[0])))
+    arrays = (np.stack(x).swapaxes(1, 2) for x in zip(*images, strict=True))
+    return dict(zip(RESULTS, arrays, strict=True))
+
+
+def _exact_head(q: np.ndarray, k: np.ndarray, v: np.ndarray, cotangent: np.ndarray) -> Any:
+    """[N, head_dim] each -> out, dq, dk, dv."""
+    scale = q.shape[-1] ** -0.5
+    logits = q @ k.T * scale
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    change = cotangent @ v.T
+    change = weights * (change - (weights * change).sum(axis=-1, keepdims=True)) * scale
+    return weights @ v, change @ k, change.T @ q, weights.T @ cotangent
 
 
 def side(settings: Settings) -> Side:
@@ -57,7 +94,6 @@ def side(settings: Settings) -> Side:
         return work(q, k, v, cotangent)
 
     def check() -> Arrays:
-        names = ("out", "dq", "dk", "dv")
-        return {n: np.asarray(x, np.float32) for n, x in zip(names, call(), strict=False)}
+        return {n: np.asarray(x, np.float32) for n, x in zip(RESULTS, call(), strict=False)}
 
     return side_of(check, repeat(call))

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from dinov2_jax.bench.draws import draw_batch
+from dinov2_jax.bench.draws import draw_noise
 from dinov2_jax.bench.harness import Arrays, Part, Settings, Side
 from dinov2_jax.bench.ours import step
 from dinov2_jax.bench.ours.pipeline import statistics_of
@@ -69,7 +69,7 @@ class _Training:
         self.run = make_run(self.config, files.mesh)
         with jax.set_mesh(files.mesh):
             self.state = self.run.init()
-        noise = _draw_noise(settings["config"], settings["seed"])
+        noise = draw_noise(settings["config"], settings["seed"])
         self.noise = put_batch(noise, files.mesh)
         self.number = 0
         self.watch = NonFiniteWatch(Path(settings["photos"]).parent)
@@ -102,15 +102,6 @@ class _Training:
             for _ in range(steps):
                 self._step(self.noise)
         jax.block_until_ready(self.state)
-
-
-def _draw_noise(config: Settings, seed: int) -> dict[str, np.ndarray]:
-    """A batch like the loader's, with noise as crops."""
-    rng = np.random.default_rng(seed)
-    batch = draw_batch(config, seed)
-    for name in ("global_crops", "local_crops"):
-        batch[name] = rng.integers(0, 256, batch[name].shape, dtype=np.uint8)
-    return batch
 
 
 def _check(settings: Settings) -> Arrays:

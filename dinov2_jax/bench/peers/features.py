@@ -134,7 +134,8 @@ def _side(settings: Settings, library: str) -> Side:
         forward = lambda images: model(images).last_hidden_state  # noqa: E731
     model.eval().to(device, dtype)
     if settings["compile"]:
-        forward = compiled(forward, device, inference=True)
+        backend = settings.get("backend", "inductor")
+        forward = compiled(forward, device, inference=True, backend=backend)
     pixels = draw_images(settings["seed"], settings["batch"], 3, *(shape.image_size,) * 2)
     images = torch.from_numpy(pixels).to(device, dtype)
 
@@ -151,7 +152,7 @@ def _side(settings: Settings, library: str) -> Side:
 
 
 def timm(settings: Settings) -> Side:
-    """settings: as ours/features.py, and "compile", "threads", "device"."""
+    """settings: as ours/features.py, and "compile"[, "backend"], "threads", "device"."""
     return _side(settings, "timm")
 
 

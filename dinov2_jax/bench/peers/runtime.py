@@ -57,8 +57,14 @@ def fastest_attention(device: torch.device) -> contextlib.AbstractContextManager
     return sdpa_kernel(order, set_priority=True)
 
 
-def compiled(function: Any, device: torch.device, *, inference: bool = False) -> Any:
-    """torch.compile in its best setting: all autotuning on a GPU, frozen weights on a CPU."""
+def compiled(
+    function: Any, device: torch.device, *, inference: bool = False, backend: str = "inductor"
+) -> Any:
+    """torch.compile in its best setting: all autotuning on a GPU, frozen weights on a CPU.
+
+    Args:
+      backend: for a CPU, "aot_eager" to go through it all without making kernels.
+    """
     if device.type == "cuda":
         # Recorded graphs would overwrite what a training step keeps for the next one.
         mode = "max-autotune" if inference else "max-autotune-no-cudagraphs"
@@ -67,7 +73,7 @@ def compiled(function: Any, device: torch.device, *, inference: bool = False) ->
         from torch._inductor import config
 
         config.freezing = True
-    return torch.compile(function)
+    return torch.compile(function, backend=backend)
 
 
 def side_of(
