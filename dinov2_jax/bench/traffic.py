@@ -46,7 +46,7 @@ RULES = (
     ("attention", ("cudnn", "fmha")),
     ("colours", ("data/photometric.py",)),
     ("optimizer", ("train/optimizer.py",)),
-    ("losses", ("ssl/", "models/head.py")),
+    ("losses", ("ssl/", "models/head.py", "ops/log_sum_exp.py", "ops/weight_product.py")),
     ("norms", ("/norm1/", "/norm2/", "/norm/", "ops/layer_norm.py")),
     ("padding", ("pad_fusion", "slice", "concatenate")),
     ("copies", ("copy", "transpose_fusion")),

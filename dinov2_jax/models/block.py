@@ -28,36 +28,29 @@ REMAT = {
     "blocks": _policies.nothing_saveable,
 }
 
-# A residual branch: packed tokens [G, T, D] and their crop sets -> [G, T, D].
+# A residual branch with its LayerScale: packed tokens [G, T, D] and their crop sets -> [G, T, D].
 Branch = Callable[[Array, Sequence[CropSet]], Array]
 
 
 def add_residual(
-    x: Array,
-    sets: Sequence[CropSet],
-    branch: Branch,
-    gamma: Array | float,
-    keys: Array | None,
-    rate: float,
+    x: Array, sets: Sequence[CropSet], branch: Branch, keys: Array | None, rate: float
 ) -> Array:
-    """x + gamma * branch(x); each group skips the branch for a share `rate` of its crops.
+    """x + branch(x); each group skips the branch for a share `rate` of its crops.
 
     In every crop set exactly k = max(int(b * (1 - rate)), 1) of a group's b crops keep the branch.
-    Their residuals are scaled by b / k (not 1 / (1 - rate)). LayerScale comes after the branch.
+    Their residuals are scaled by b / k (not 1 / (1 - rate)).
     Source: FB dinov2/layers/block.py, list path; paper section 5.
 
     Args:
       x: packed tokens [G, T, D] of the crop sets `sets`.
-      gamma: LayerScale [D], or 1.0.
       keys: [G], randomness of this branch; None computes every crop (evaluation, teacher).
     """
     if keys is None or rate == 0.0:
-        return x + (gamma * branch(x, sets)).astype(x.dtype)
+        return x + branch(x, sets).astype(x.dtype)
     rows = kept_rows(keys, sets, rate, x.shape[1])
     kept, x = take_rows(x, rows)
     out = branch(row_major(kept), kept_sets(sets, rate))
-    gamma = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), x.shape[-1:])
-    return add_rows(x, rows, row_scales(sets, rate, rows.shape[-1]), gamma, out)
+    return add_rows(x, rows, row_scales(sets, rate, rows.shape[-1]), out)
 
 
 class Block(nn.Module):
@@ -73,8 +66,8 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
     attention: str = "auto"
 
-    def _gamma(self, dim: int, name: str) -> Array | float:
-        return LayerScale(self.layerscale, name=name)(dim) if self.layerscale else 1.0
+    def _gamma(self, dim: int, name: str) -> Array | None:
+        return LayerScale(self.layerscale, name=name)(dim) if self.layerscale else None
 
     @nn.compact
     def __call__(
@@ -91,13 +84,14 @@ class Block(nn.Module):
 
         def attend(x: Array, sets: Sequence[CropSet]) -> Array:
             normed, affine = _before(norm1, x, keys)
-            return attn(normed, sets, affine)
+            return _after(lambda gain: attn(normed, sets, affine, gain), gamma1, keys)
 
         def transform(x: Array, sets: Sequence[CropSet]) -> Array:
-            return ffn(*_before(norm2, x, keys))
+            normed, affine = _before(norm2, x, keys)
+            return _after(lambda gain: ffn(normed, affine, gain), gamma2, keys)
 
-        x = add_residual(x, sets, attend, gamma1, attn_keys, drop_rate)
-        return add_residual(x, sets, transform, gamma2, ffn_keys, drop_rate)
+        x = add_residual(x, sets, attend, attn_keys, drop_rate)
+        return add_residual(x, sets, transform, ffn_keys, drop_rate)
 
 
 def _before(norm: LayerNorm, x: Array, keys: Array | None) -> tuple[Array, Affine | None]:
@@ -107,6 +101,18 @@ def _before(norm: LayerNorm, x: Array, keys: Array | None) -> tuple[Array, Affin
     for every batch.
     """
     return (norm(x), None) if keys is None else norm.apart(x)
+
+
+def _after(
+    branch: Callable[[Array | None], Array], gamma: Array | None, keys: Array | None
+) -> Array:
+    """gamma times the branch: in training gamma goes into the weights of the branch's last layer.
+
+    The backward pass then finds gamma's gradient from that of the weights, and reads no tokens.
+    """
+    if gamma is None or keys is not None:
+        return branch(gamma)
+    return gamma * branch(None)
 
 
 def run_blocks(

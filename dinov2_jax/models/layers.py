@@ -73,10 +73,14 @@ class Linear(nn.Module):
     fp32_gradients: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, affine: Affine | None = None) -> Array:
-        """[..., D] -> [..., features]; `affine` is what the LayerNorm before left undone.
+    def __call__(self, x: Array, affine: Affine | None = None, gain: Array | None = None) -> Array:
+        """[..., D] -> [..., features], with what the layers beside it left undone.
 
         (x scale + bias) W equals x (scale W) + bias W, and the weights are smaller than x.
+
+        Args:
+          affine: of the LayerNorm before.
+          gain: of the LayerScale behind, [features].
         """
         init = nn.initializers.normal(0.02)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
@@ -87,6 +91,8 @@ class Linear(nn.Module):
             scale, shift = affine
             bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
             kernel = scale[:, None] * kernel
+        if gain is not None:
+            kernel, bias = kernel * gain, bias * gain
         if self.fp32_gradients:
             # The bias is added before the sum is rounded, so that its gradient is not rounded.
             wide = weight_product(x.astype(self.dtype), kernel, 0) + bias
@@ -111,9 +117,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, packed: Array, sets: Sequence[CropSet], affine: Affine | None = None
+        self,
+        packed: Array,
+        sets: Sequence[CropSet],
+        affine: Affine | None = None,
+        gain: Array | None = None,
     ) -> Array:
-        """[G, T, D] -> [G, T, D]; tokens attend only within their own crop."""
+        """[G, T, D] -> [G, T, D]; tokens attend only within their own crop.
+
+        Args:
+          affine, gain: see `Linear`; of its first and of its last layer.
+        """
         dim = packed.shape[-1]
         qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed, affine)
         outs = []
@@ -122,7 +136,7 @@ class Attention(nn.Module):
             q, k, v = jnp.moveaxis(split, 3, 0)
             out = checkpoint_name(attention(q, k, v, self.backend), "attention")
             outs.append(out.reshape(*crops.shape[:3], dim))
-        return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
+        return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs), gain=gain)
 
 
 class FeedForward(nn.Module):
@@ -138,19 +152,20 @@ class FeedForward(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, affine: Affine | None = None) -> Array:
+    def __call__(self, x: Array, affine: Affine | None = None, gain: Array | None = None) -> Array:
+        """[..., D] -> [..., D]; `affine` and `gain` as in `Attention`."""
         dim = x.shape[-1]
         options = self.use_bias, self.dtype
         if self.kind == "mlp":
             hidden = row_major(gelu(linear(int(dim * self.ratio), *options, "fc1")(x, affine)))
-            return linear(dim, *options, "fc2")(hidden)
+            return linear(dim, *options, "fc2")(hidden, gain=gain)
         packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x, affine)
         gate, value = jnp.split(packed, 2, axis=-1)
-        return linear(dim, *options, "w3")(jax.nn.silu(gate) * value)
+        return linear(dim, *options, "w3")(jax.nn.silu(gate) * value, gain=gain)
 
 
 class LayerScale(nn.Module):
-    """A trainable gain per channel; returned, because the caller fuses the product."""
+    """A trainable gain per channel; returned, because the caller applies it."""
 
     init_value: float
 

@@ -67,32 +67,26 @@ take_rows.defvjp(_take_forward, _take_backward)
 
 
 @jax.custom_vjp
-def add_rows(x: Array, rows: Array, scale: Array, gamma: Array, branch: Array) -> Array:
-    """Adds scale * gamma * branch to rows of x [G, T, D].
+def add_rows(x: Array, rows: Array, scale: Array, branch: Array) -> Array:
+    """Adds scale * branch to rows of x [G, T, D].
 
     Args:
       rows: [G, t], without repetition; a row beyond the last one is dropped.
       scale: [t], of each row; 0 for those that are dropped.
-      gamma: LayerScale [D].
       branch: [G, t, D].
     """
-    return _add(x, rows, (scale[:, None] * gamma * branch).astype(x.dtype))
+    return _add(x, rows, (scale[:, None] * branch).astype(x.dtype))
 
 
 def _add_forward(
-    x: Array, rows: Array, scale: Array, gamma: Array, branch: Array
+    x: Array, rows: Array, scale: Array, branch: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    return add_rows(x, rows, scale, gamma, branch), (rows, scale, gamma, branch)
+    return add_rows(x, rows, scale, branch), (rows, scale, jnp.zeros((), branch.dtype))
 
 
-def _add_backward(
-    residuals: tuple[Array, ...], dy: Array
-) -> tuple[Array, None, None, Array, Array]:
-    # By hand, so that a GPU computes both gradients in one pass over dy.
-    rows, scale, gamma, branch = residuals
-    taken = scale[:, None] * _take(dy, rows)
-    dgamma = (taken * branch.astype(taken.dtype)).sum((0, 1)).astype(gamma.dtype)
-    return dy, None, None, dgamma, (taken * gamma).astype(branch.dtype)
+def _add_backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array, None, None, Array]:
+    rows, scale, like_branch = residuals
+    return dy, None, None, (scale[:, None] * _take(dy, rows)).astype(like_branch.dtype)
 
 
 add_rows.defvjp(_add_forward, _add_backward)

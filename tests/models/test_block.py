@@ -31,10 +31,10 @@ def test_subset_is_exact_and_scaled():
     def branch(packed, sets):
         # int(10 * 0.6), int(8 * 0.6): only the kept
         assert sets == [(6, 4), (4, 2)] and packed.shape == (3, 6 * 4 + 4 * 2, 6)
-        return jnp.ones_like(packed)
+        return gamma * jnp.ones_like(packed)
 
     sets = [(10, 4), (8, 2)]
-    out = unpack(add_residual(pack(crops), sets, branch, gamma, group_keys(3), 0.4), sets)
+    out = unpack(add_residual(pack(crops), sets, branch, group_keys(3), 0.4), sets)
     for x, kept in zip(out, (6, 4), strict=True):
         total = x.shape[1]
         rows = np.asarray(x).reshape(3, total, -1, 6)
@@ -58,7 +58,7 @@ def test_a_group_draws_the_same_whatever_is_beside_it():
 def test_every_crop_set_draws_its_own_subset():
     crops = [jnp.zeros((1, 32, 2, 4))] * 2
     sets = [(32, 2)] * 2
-    out = add_residual(pack(crops), sets, lambda x, _: x + 1, 1.0, group_keys(1), 0.5)
+    out = add_residual(pack(crops), sets, lambda x, _: x + 1, group_keys(1), 0.5)
     one, other = unpack(out, sets)
     assert not np.array_equal(one.any((2, 3)), other.any((2, 3)))
 

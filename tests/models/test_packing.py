@@ -43,19 +43,19 @@ def test_kept_rows_are_whole_crops_and_fill_up_beyond_the_end(on_gpu):
 def test_rows_beyond_the_end_have_no_effect_and_no_gradient():
     x = jax.random.normal(jax.random.key(0), (1, 6, 4))
     rows, scale = jnp.array([[1, 4, 6, 7]]), jnp.array([2.0, 1.0, 0.0, 0.0])
-    gamma, branch = jnp.arange(1.0, 5.0), jax.random.normal(jax.random.key(1), (1, 4, 4))
+    branch = jax.random.normal(jax.random.key(1), (1, 4, 4))
 
-    def total(x, gamma, branch):
+    def total(x, branch):
         kept, x = take_rows(x, rows)
-        return (add_rows(x, rows, scale, gamma, branch + kept) ** 2).sum()
+        return (add_rows(x, rows, scale, branch + kept) ** 2).sum()
 
-    def plain(x, gamma, branch):
+    def plain(x, branch):
         for i, row in enumerate((1, 4)):
-            x = x.at[:, row].add(scale[i] * gamma * (branch[:, i] + x[:, row]))
+            x = x.at[:, row].add(scale[i] * (branch[:, i] + x[:, row]))
         return (x**2).sum()
 
-    got = jax.value_and_grad(total, (0, 1, 2))(x, gamma, branch)
-    want = jax.value_and_grad(plain, (0, 1, 2))(x, gamma, branch)
+    got = jax.value_and_grad(total, (0, 1))(x, branch)
+    want = jax.value_and_grad(plain, (0, 1))(x, branch)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
