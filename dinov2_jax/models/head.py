@@ -65,12 +65,12 @@ class DINOHead(nn.Module):
 
         Features [..., D] -> unit vectors [..., d] and prototypes [K, d], in the compute dtype.
         """
-        x = constrain_batch(features)
+        x = features
         for i in range(self.layers):
             last = i == self.layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
             # The names are the positions in the reference's nn.Sequential: mlp.0, mlp.2, mlp.4.
-            x = constrain_batch(linear(width, True, self.dtype, f"mlp_{2 * i}")(x))
+            x = linear(width, True, self.dtype, f"mlp_{2 * i}")(x)
             x = x if last else gelu(x)
         prototypes = WeightNormLinear(self.prototypes, name="last_layer")(self.bottleneck_dim)
         unit = l2_normalize(x).astype(self.dtype)

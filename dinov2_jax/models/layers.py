@@ -20,6 +20,12 @@ from dinov2_jax.ops.attention import attention
 from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.ops.layer_norm import normalize
 from dinov2_jax.ops.layout import row_major
+from dinov2_jax.parallel.constraints import (
+    constrain_batch,
+    constrain_columns,
+    split_parts,
+    tensor_shards,
+)
 
 EPSILON = 1e-6  # of every LayerNorm; the reference's
 Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
@@ -59,18 +65,30 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer with the backbone's initialisation."""
+    """A linear layer with the backbone's initialisation.
+
+    Tokens stay on their devices before and after it, whatever the mesh: weights are what travels.
+
+    Attributes:
+      tensor: the side of the kernel that a tensor axis splits: "in", "out", or "" for neither.
+      parts: how many projections are packed into the features, such as 3: q, k and v.
+    """
 
     features: int
     use_bias: bool
     dtype: DTypeLike = jnp.float32
+    tensor: str = ""
+    parts: int = 1
 
     @nn.compact
     def __call__(self, x: Array, affine: Affine | None = None) -> Array:
-        """[..., D] -> [..., features]; `affine` is what the LayerNorm before left undone.
+        """[..., D] -> [..., features], packed parts [..., parts, F] if a tensor axis splits them.
 
-        (x scale + bias) W equals x (scale W) + bias W, and the weights are smaller than x.
+        Args:
+          affine: what the LayerNorm before left undone. (x scale + bias) W equals
+            x (scale W) + bias W, and the weights are smaller than x.
         """
+        x = constrain_columns(x) if self.tensor == "in" else constrain_batch(x)
         init = nn.initializers.normal(0.02)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias: Array | float = 0.0
@@ -80,13 +98,20 @@ class Linear(nn.Module):
             scale, shift = affine
             bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
             kernel = scale[:, None] * kernel
-        out = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return row_major(out + jnp.asarray(bias, self.dtype))
+        kernel, bias = kernel.astype(self.dtype), jnp.asarray(bias, self.dtype)
+        if self.parts > 1 and tensor_shards() > 1:
+            kernel = split_parts(kernel, self.parts)
+            bias = split_parts(bias, self.parts) if bias.ndim else bias
+        x = x.astype(self.dtype)
+        out = (x @ kernel if kernel.ndim == 2 else jnp.tensordot(x, kernel, 1)) + bias
+        return row_major(constrain_columns(out) if self.tensor == "out" else constrain_batch(out))
 
 
-def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> Linear:
+def linear(
+    features: int, use_bias: bool, dtype: DTypeLike, name: str, tensor: str = "", parts: int = 1
+) -> Linear:
     """A linear layer of a block or head."""
-    return Linear(features, use_bias, dtype, name=name)
+    return Linear(features, use_bias, dtype, tensor, parts, name=name)
 
 
 class Attention(nn.Module):
@@ -104,14 +129,15 @@ class Attention(nn.Module):
     ) -> Array:
         """[G, T, D] -> [G, T, D]; tokens attend only within their own crop."""
         dim = packed.shape[-1]
-        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed, affine)
+        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv", "out", 3)(packed, affine)
         outs = []
-        for crops in unpack(qkv, sets):  # [G, b, N, 3D], one attention call per crop size
+        # [G, b, N, 3D] or [G, b, N, 3, D], one attention call per crop size
+        for crops in unpack(qkv, sets):
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
             out = checkpoint_name(attention(q, k, v, self.backend), "attention")
             outs.append(out.reshape(*crops.shape[:3], dim))
-        return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs))
+        return linear(dim, self.proj_bias, self.dtype, "proj", "in")(pack(outs))
 
 
 class FeedForward(nn.Module):
@@ -131,11 +157,15 @@ class FeedForward(nn.Module):
         dim = x.shape[-1]
         options = self.use_bias, self.dtype
         if self.kind == "mlp":
-            hidden = row_major(gelu(linear(int(dim * self.ratio), *options, "fc1")(x, affine)))
-            return linear(dim, *options, "fc2")(hidden)
-        packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x, affine)
-        gate, value = jnp.split(packed, 2, axis=-1)
-        return linear(dim, *options, "w3")(jax.nn.silu(gate) * value)
+            expand = linear(int(dim * self.ratio), *options, "fc1", "out")
+            return linear(dim, *options, "fc2", "in")(row_major(gelu(expand(x, affine))))
+        expand = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12", "out", 2)
+        packed = expand(x, affine)
+        if packed.ndim > x.ndim:
+            gate, value = packed[..., 0, :], packed[..., 1, :]
+        else:
+            gate, value = jnp.split(packed, 2, axis=-1)
+        return linear(dim, *options, "w3", "in")(jax.nn.silu(gate) * value)
 
 
 class LayerScale(nn.Module):

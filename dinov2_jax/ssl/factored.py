@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.ops.max_over_rows import max_over_rows
-from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_scores, tensor_shards
+from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_columns, tensor_shards
 from dinov2_jax.ssl.centering import SINKHORN_ITERATIONS, masked_group_mean
 
 STUDENT_TEMP = 0.1
@@ -171,7 +171,7 @@ def _shards(block: int) -> int:
 def inner_products(features: Array, prototypes: Array) -> Array:
     """[..., d] and [K, d] -> scores [..., K]."""
     # Scores stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-    return constrain_scores(_einsum_f32("...d,kd->...k", features, prototypes))
+    return constrain_columns(_einsum_f32("...d,kd->...k", features, prototypes))
 
 
 def _products_forward(features: Array, prototypes: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -182,7 +182,7 @@ def _products_backward(operands: tuple[Array, Array], error: Array) -> tuple[Arr
     # In the compute dtype, as in every other linear layer; in fp32 the two products would read
     # twice the bytes and take twice the time.
     features, prototypes = operands
-    error = constrain_scores(error.astype(features.dtype))
+    error = constrain_columns(error.astype(features.dtype))
     into_features = _einsum_f32("...k,kd->...d", error, prototypes).astype(features.dtype)
     into_prototypes = _einsum_f32("...k,...d->kd", error, features).astype(prototypes.dtype)
     return into_features, into_prototypes

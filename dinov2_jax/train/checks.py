@@ -38,6 +38,7 @@ _TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
     (("auto", "float32", "bfloat16"), "compute_dtype"),
     (COUNT, "mesh.fsdp mesh.tensor"),
     (Range(-1, MOST), "mesh.data"),
+    (Range(0, MOST), "min_shard_bytes"),
     (tuple(VARIANTS), "model.variant"),
     (Range(1, 1024), "model.patch_size model.in_channels"),
     (Range(0, 2**16), "model.dim model.heads"),
