@@ -23,6 +23,7 @@ from dinov2_jax.ops.layout import row_major
 from dinov2_jax.parallel.constraints import (
     constrain_batch,
     constrain_columns,
+    replicate,
     split_parts,
     tensor_shards,
 )
@@ -98,12 +99,16 @@ class Linear(nn.Module):
             scale, shift = affine
             bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
             kernel = scale[:, None] * kernel
-        kernel, bias = kernel.astype(self.dtype), jnp.asarray(bias, self.dtype)
-        if self.parts > 1 and tensor_shards() > 1:
-            kernel = split_parts(kernel, self.parts)
-            bias = split_parts(bias, self.parts) if bias.ndim else bias
-        x = x.astype(self.dtype)
-        out = (x @ kernel if kernel.ndim == 2 else jnp.tensordot(x, kernel, 1)) + bias
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if tensor_shards() == 1:
+            out = x @ kernel
+        elif self.parts > 1:
+            out = jnp.tensordot(x, split_parts(kernel, self.parts), 1)
+            bias = split_parts(bias, self.parts) if self.use_bias or affine else bias
+        else:
+            # A kernel that no rule splits: XLA would split it over "tensor", and add up tokens.
+            out = x @ (kernel if self.tensor else replicate(kernel))
+        out = out + jnp.asarray(bias, self.dtype)
         return row_major(constrain_columns(out) if self.tensor == "out" else constrain_batch(out))
 
 
