@@ -18,7 +18,7 @@ from flax import struct
 from jax import Array
 
 from dinov2_jax.ops.max_over_rows import max_over_rows
-from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_columns, tensor_shards
+from dinov2_jax.parallel.constraints import constrain_columns, constrain_prototypes, tensor_shards
 from dinov2_jax.ssl.centering import SINKHORN_ITERATIONS, masked_group_mean
 
 STUDENT_TEMP = 0.1

@@ -20,7 +20,7 @@ from tests.plan.purposes import Shapes, by_purpose, squeeze, step_shapes
 from tests.train.tiny import tiny_config
 
 DIM, DEPTH, GROUPS = 256, 2, 8
-# Of a group: two global crops of 16 patches and cls, of which the student computes one a branch.
+# Tokens of a group: two crops of 16 patches and cls; a branch of the student keeps one of them.
 TEACHER, STUDENT = 34, 17
 LEAST = 2**16  # bytes: the four matrices of a block and the patch projection are split
 # Fewer elements are vectors, sums over prototypes, and scores of a few rows.
