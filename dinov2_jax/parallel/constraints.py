@@ -52,7 +52,7 @@ def constrain_columns(x: Array) -> Array:
 def split_parts(weights: Array, parts: int) -> Array:
     """The weights of a packed projection, [..., parts F] -> [..., parts, F], F over "tensor".
 
-    A share of the packed axis would be all of q, or half of k and half of v, and every product of
+    Half of the packed axis would be q and half of k, not half of each, and every product of
     the attention would first have to gather it. Instead the kernel changes hands: from its stored
     rows (see `PACKED` in mesh.py) to a share of each part, which is whole heads.
     """
