@@ -43,7 +43,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.data = -1  # copies of the parameters; -1: all devices left by the other axes. Ours
     # Splits parameters, optimizer state and the batch this many ways. Ours
     config.mesh.fsdp = 1
-    config.mesh.tensor = 1  # splits matrix products this many ways. Ours
+    # Splits matrix products this many ways; must divide the heads. Ours
+    config.mesh.tensor = 1
+    # Bytes of the smallest weight, of one block, that mesh.fsdp splits. Smaller ones are whole on
+    # every device: to gather them would take longer than to send them. Ours
+    config.min_shard_bytes = 2**20
 
     config.distributed = distributed()
     # Weights of student and teacher in a new run: a name of list_models(), a .pth of the reference,

@@ -65,7 +65,7 @@ class DINOHead(nn.Module):
 
         Features [..., D] -> unit vectors [..., d] and prototypes [K, d], in the compute dtype.
         """
-        x = constrain_batch(features)
+        x = features
         for i in range(self.layers):
             last = i == self.layers - 1
             width = self.bottleneck_dim if last else self.hidden_dim
@@ -73,7 +73,7 @@ class DINOHead(nn.Module):
             # Like the reference, devices sum gradients of heads in fp32, those of the backbone in
             # the compute dtype.
             layer = Linear(width, True, self.dtype, fp32_gradients=True, name=f"mlp_{2 * i}")
-            x = constrain_batch(layer(x))
+            x = layer(x)
             x = x if last else gelu(x)
         prototypes = WeightNormLinear(self.prototypes, name="last_layer")(self.bottleneck_dim)
         unit = l2_normalize(x).astype(self.dtype)

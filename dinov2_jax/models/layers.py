@@ -21,6 +21,13 @@ from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.ops.layer_norm import normalize
 from dinov2_jax.ops.layout import row_major
 from dinov2_jax.ops.weight_product import weight_product
+from dinov2_jax.parallel.constraints import (
+    constrain_batch,
+    constrain_columns,
+    replicate,
+    split_parts,
+    tensor_shards,
+)
 
 EPSILON = 1e-6  # of every LayerNorm; the reference's
 Affine = tuple[Array, Array]  # scale and bias of a LayerNorm, [D]
@@ -63,25 +70,33 @@ class LayerNorm(nn.Module):
 class Linear(nn.Module):
     """A linear layer with the backbone's initialisation.
 
+    Tokens stay on their devices before and after it, whatever the mesh: weights are what travels.
+
     Attributes:
+      tensor: the side of the kernel that a tensor axis splits: "in", "out", or "" for neither.
+      parts: how many projections are packed into the features, such as 3: q, k and v.
       fp32_gradients: devices sum the gradients of the weights in fp32, not in `dtype`.
     """
 
     features: int
     use_bias: bool
     dtype: DTypeLike = jnp.float32
+    tensor: str = ""
+    parts: int = 1
     fp32_gradients: bool = False
 
     @nn.compact
     def __call__(self, x: Array, affine: Affine | None = None, gain: Array | None = None) -> Array:
-        """[..., D] -> [..., features], with what the layers beside it left undone.
+        """[..., D] -> [..., features], packed parts [..., parts, F] if a tensor axis splits them.
 
-        (x scale + bias) W equals x (scale W) + bias W, and the weights are smaller than x.
+        What the layers beside it left undone goes into the weights, which are smaller than x:
+        (x scale + bias) W equals x (scale W) + bias W.
 
         Args:
           affine: of the LayerNorm before.
           gain: of the LayerScale behind, [features].
         """
+        x = constrain_columns(x) if self.tensor == "in" else constrain_batch(x)
         init = nn.initializers.normal(0.02)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias: Array | float = 0.0
@@ -93,17 +108,30 @@ class Linear(nn.Module):
             kernel = scale[:, None] * kernel
         if gain is not None:
             kernel, bias = kernel * gain, bias * gain
+        x = x.astype(self.dtype)
+        kernel = kernel if self.fp32_gradients else kernel.astype(self.dtype)
+        if tensor_shards() > 1:
+            if self.parts > 1:
+                kernel = split_parts(kernel, self.parts)
+                bias = split_parts(bias, self.parts) if self.use_bias or affine else bias
+            elif not self.tensor:
+                # XLA would split a kernel that no rule splits over "tensor", and add up tokens.
+                kernel = replicate(kernel)
+        out = self._product(x, kernel, bias)
+        return row_major(constrain_columns(out) if self.tensor == "out" else constrain_batch(out))
+
+    def _product(self, x: Array, kernel: Array, bias: Array | float) -> Array:
         if self.fp32_gradients:
             # The bias is added before the sum is rounded, so that its gradient is not rounded.
-            wide = weight_product(x.astype(self.dtype), kernel, 0) + bias
-            return row_major(wide.astype(self.dtype))
-        out = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return row_major(out + jnp.asarray(bias, self.dtype))
+            return (weight_product(x, kernel, 0) + bias).astype(self.dtype)
+        return jnp.tensordot(x, kernel, 1) + jnp.asarray(bias, self.dtype)
 
 
-def linear(features: int, use_bias: bool, dtype: DTypeLike, name: str) -> Linear:
+def linear(
+    features: int, use_bias: bool, dtype: DTypeLike, name: str, tensor: str = "", parts: int = 1
+) -> Linear:
     """A linear layer of a block."""
-    return Linear(features, use_bias, dtype, name=name)
+    return Linear(features, use_bias, dtype, tensor, parts, name=name)
 
 
 class Attention(nn.Module):
@@ -129,14 +157,15 @@ class Attention(nn.Module):
           affine, gain: see `Linear`; of its first and of its last layer.
         """
         dim = packed.shape[-1]
-        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv")(packed, affine)
+        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv", "out", 3)(packed, affine)
         outs = []
-        for crops in unpack(qkv, sets):  # [G, b, N, 3D], one attention call per crop size
+        # [G, b, N, 3D] or [G, b, N, 3, D], one attention call per crop size
+        for crops in unpack(qkv, sets):
             split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
             q, k, v = jnp.moveaxis(split, 3, 0)
             out = checkpoint_name(attention(q, k, v, self.backend), "attention")
             outs.append(out.reshape(*crops.shape[:3], dim))
-        return linear(dim, self.proj_bias, self.dtype, "proj")(pack(outs), gain=gain)
+        return linear(dim, self.proj_bias, self.dtype, "proj", "in")(pack(outs), gain=gain)
 
 
 class FeedForward(nn.Module):
@@ -157,11 +186,16 @@ class FeedForward(nn.Module):
         dim = x.shape[-1]
         options = self.use_bias, self.dtype
         if self.kind == "mlp":
-            hidden = row_major(gelu(linear(int(dim * self.ratio), *options, "fc1")(x, affine)))
-            return linear(dim, *options, "fc2")(hidden, gain=gain)
-        packed = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12")(x, affine)
-        gate, value = jnp.split(packed, 2, axis=-1)
-        return linear(dim, *options, "w3")(jax.nn.silu(gate) * value, gain=gain)
+            expand = linear(int(dim * self.ratio), *options, "fc1", "out")
+            hidden = row_major(gelu(expand(x, affine)))
+            return linear(dim, *options, "fc2", "in")(hidden, gain=gain)
+        expand = linear(2 * swiglu_hidden_dim(dim, self.ratio), *options, "w12", "out", 2)
+        packed = expand(x, affine)
+        if packed.ndim > x.ndim:
+            gate, value = packed[..., 0, :], packed[..., 1, :]
+        else:
+            gate, value = jnp.split(packed, 2, axis=-1)
+        return linear(dim, *options, "w3", "in")(jax.nn.silu(gate) * value, gain=gain)
 
 
 class LayerScale(nn.Module):

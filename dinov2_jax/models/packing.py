@@ -27,11 +27,11 @@ def pack(crops: Sequence[Array]) -> Array:
 
 
 def unpack(packed: Array, sets: Sequence[CropSet]) -> list[Array]:
-    """Splits [G, T, D] into crop sets [G, b, N, D]; the inverse of `pack`."""
+    """Splits [G, T, ...] into crop sets [G, b, N, ...]; the inverse of `pack`."""
     out, start = [], 0
     for crops, tokens in sets:
         part = packed[:, start : start + crops * tokens]
-        out.append(part.reshape(packed.shape[0], crops, tokens, packed.shape[-1]))
+        out.append(part.reshape(packed.shape[0], crops, tokens, *packed.shape[2:]))
         start += crops * tokens
     return out
 

@@ -15,6 +15,7 @@ from dinov2_jax.models.block import Block, run_blocks
 from dinov2_jax.models.layers import LayerNorm
 from dinov2_jax.models.patches import patchify, uniform_fan_in
 from dinov2_jax.models.positions import resize_positions
+from dinov2_jax.parallel.constraints import constrain_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,8 @@ class VisionTransformer(nn.Module):
         cls tokens would be equal, and KoLeo's gradient would be rounding error.
         """
         grid = images.shape[-3] // self.patch_size, images.shape[-2] // self.patch_size
-        patches = project(patchify(images, self.patch_size)).astype(jnp.float32)
+        patches = constrain_batch(project(constrain_batch(patchify(images, self.patch_size))))
+        patches = patches.astype(jnp.float32)
         if masks is not None:
             patches = jnp.where(masks[..., None], tokens["mask"], patches)
         positions = tokens["pos"]

@@ -34,17 +34,35 @@ def constrain_prototypes(x: Array, axis: int = 0) -> Array:
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def constrain_scores(x: Array) -> Array:
-    """Scores [G, ..., K]: each device has its own rows, and with a tensor axis its own prototypes.
+def constrain_columns(x: Array) -> Array:
+    """x [G, ..., F]: each device has its own rows, and with a tensor axis its own share of F.
 
-    Without this constraint XLA splits some scores by prototypes or features under FSDP and moves
-    rows between devices.
+    For scores by prototype, and for what lies between the two products of a branch of a block.
+    Without this constraint XLA splits some of them otherwise under FSDP, and moves rows between
+    devices.
     """
-    shards = _shards("data", "fsdp")
-    if shards * tensor_shards() == 1 or x.shape[0] % shards:
+    shards, ways = _shards("data", "fsdp"), tensor_shards()
+    if shards * ways == 1 or (x.shape[0] % shards and ways == 1):
         return x
-    split = "tensor" if x.shape[-1] % tensor_shards() == 0 else None
-    return jax.lax.with_sharding_constraint(x, P(*BATCH, *[None] * (x.ndim - 2), split))
+    rows = P.UNCONSTRAINED if x.shape[0] % shards else BATCH[0]
+    split = "tensor" if ways > 1 and x.shape[-1] % ways == 0 else None
+    return jax.lax.with_sharding_constraint(x, P(rows, *[None] * (x.ndim - 2), split))
+
+
+def split_parts(weights: Array, parts: int) -> Array:
+    """The weights of a packed projection, [..., parts F] -> [..., parts, F], F over "tensor".
+
+    Half of the packed axis would be q and half of k, not half of each, and every product of
+    the attention would first have to gather it. Instead the kernel changes hands: from its stored
+    rows (see `PACKED` in mesh.py) to a share of each part, which is whole heads.
+    """
+    whole = weights.reshape(*weights.shape[:-1], parts, -1)
+    split = "tensor" if whole.shape[-1] % tensor_shards() == 0 else None
+    if whole.ndim == 3:
+        # In two moves: in one, XLA would gather the kernel over both axes.
+        rows = "fsdp" if len(whole) % _shards("fsdp") == 0 else None
+        whole = jax.lax.with_sharding_constraint(whole, P(rows, None, split))
+    return jax.lax.with_sharding_constraint(whole, P(*[None] * (whole.ndim - 1), split))
 
 
 def on_each_device(function: Callable[[Array], Array], x: Array) -> Array:

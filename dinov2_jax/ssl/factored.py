@@ -19,7 +19,7 @@ from jax import Array
 
 from dinov2_jax.ops.max_over_rows import max_over_rows
 from dinov2_jax.ops.weight_product import weight_product
-from dinov2_jax.parallel.constraints import constrain_prototypes, constrain_scores, tensor_shards
+from dinov2_jax.parallel.constraints import constrain_columns, constrain_prototypes, tensor_shards
 from dinov2_jax.ssl.centering import SINKHORN_ITERATIONS, masked_group_mean
 
 STUDENT_TEMP = 0.1
@@ -171,7 +171,7 @@ def _shards(block: int) -> int:
 def inner_products(features: Array, prototypes: Array) -> Array:
     """[..., d] and [K, d] -> scores [..., K]."""
     # Scores stay in fp32: rounded to bf16 and divided by 0.04 they would be off by 0.05.
-    return constrain_scores(weight_product(features, prototypes, 1))
+    return constrain_columns(weight_product(features, prototypes, 1))
 
 
 def _fold(step: Callable[..., Any], start: Any, scores: FactoredScores, *columns: Array) -> Any:

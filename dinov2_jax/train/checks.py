@@ -25,6 +25,7 @@ from dinov2_jax.config.checks import (
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.models.block import REMAT
+from dinov2_jax.models.layers import swiglu_hidden_dim
 from dinov2_jax.models.vit import BLOCKS, VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 
@@ -38,6 +39,7 @@ _TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
     (("auto", "float32", "bfloat16"), "compute_dtype"),
     (COUNT, "mesh.fsdp mesh.tensor"),
     (Range(-1, MOST), "mesh.data"),
+    (Range(0, MOST), "min_shard_bytes"),
     (tuple(VARIANTS), "model.variant"),
     (Range(1, 1024), "model.patch_size model.in_channels"),
     (Range(0, 2**16), "model.dim model.heads"),
@@ -250,28 +252,58 @@ def _frozen_noise(config: ConfigDict) -> list[str]:
     ]
 
 
-def _check_mesh(config: ConfigDict, device_count: int) -> list[str]:
+def _check_axes(config: ConfigDict, device_count: int) -> int:
+    """Refuses axes that do not fit the devices or the model; returns the size of "data"."""
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     if data == 0:
         raise ConfigError(
             "config.mesh.data is 0, but must be at least 1, or -1 for all devices that the other "
             "axes leave; use --config.mesh.data=-1"
         )
-    if data == -1:
-        if device_count % (fsdp * tensor):
-            instead = f" --config.mesh.tensor=1, instead of your {tensor}" if tensor > 1 else ""
-            raise ConfigError(
-                f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the "
-                f"{device_count} devices; use --config.mesh.fsdp={math.gcd(device_count, fsdp)}"
-                f"{instead}"
-            )
-        data = device_count // (fsdp * tensor)
-    used, shards = data * fsdp * tensor, data * fsdp
+    _check_tensor(config)
+    if data == -1 and device_count % (fsdp * tensor):
+        raise ConfigError(
+            f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the "
+            f"{device_count} devices; use {_fitting_axes(fsdp, tensor, device_count)}"
+        )
+    data = device_count // (fsdp * tensor) if data == -1 else data
+    used = data * fsdp * tensor
     if used > device_count:
+        fits = device_count % (fsdp * tensor) == 0
+        rest = "" if fits else f" {_fitting_axes(fsdp, tensor, device_count)}"
         raise ConfigError(
             f"config.mesh {data} x {fsdp} x {tensor} asks for {used} devices, but there are "
-            f"{device_count}; use --config.mesh.data=-1 and a smaller fsdp"
+            f"{device_count}; use --config.mesh.data=-1{rest}"
         )
+    return data
+
+
+def _fitting_axes(fsdp: int, tensor: int, device_count: int) -> str:
+    """Flags near to the given axes that fit; says so where they change config.mesh.tensor."""
+    fit = math.gcd(device_count, tensor)
+    instead = f" --config.mesh.tensor={fit}, instead of your {tensor}" if fit != tensor else ""
+    return f"--config.mesh.fsdp={math.gcd(device_count // fit, fsdp)}{instead}"
+
+
+def _check_tensor(config: ConfigDict) -> None:
+    """A tensor axis splits the heads, and the hidden width, so it must divide both."""
+    model, tensor = config.model, config.mesh.tensor
+    variant = VARIANTS[model.variant]
+    dim, heads = model.dim or variant.dim, model.heads or variant.heads
+    sizes = {"heads": heads}
+    if model.ffn == "swiglu":  # that of "mlp" is a multiple of dim, and so of the heads
+        sizes["hidden units"] = swiglu_hidden_dim(dim)
+    if any(size % tensor for size in sizes.values()):
+        said = " and ".join(f"{size} {name}" for name, size in sizes.items())
+        raise ConfigError(
+            f"config.mesh.tensor {tensor} does not divide the {said} of the model; use "
+            f"--config.mesh.tensor={math.gcd(tensor, *sizes.values())}"
+        )
+
+
+def _check_mesh(config: ConfigDict, device_count: int) -> list[str]:
+    data, fsdp, tensor = _check_axes(config, device_count), config.mesh.fsdp, config.mesh.tensor
+    used, shards = data * fsdp * tensor, data * fsdp
     if config.batch_size % shards:
         valid = _nearest_multiple(config.batch_size, math.lcm(shards, config.group_size))
         raise ConfigError(

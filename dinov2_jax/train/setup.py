@@ -133,9 +133,13 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     optimizer = optimizer_of(config, objective, student_shapes)
     init = functools.partial(init_state, objective=objective, optimizer=optimizer, image_size=size)
     shapes = jax.eval_shape(init, key)
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, mesh, config.min_shard_bytes)
     step = functools.partial(
-        train_step, objective=objective, optimizer=optimizer, photometric=make_photometric(config)
+        train_step,
+        objective=objective,
+        optimizer=optimizer,
+        photometric=make_photometric(config),
+        shardings=shardings.student if mesh.size > 1 else None,
     )
     return Run(
         objective=objective,

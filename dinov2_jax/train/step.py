@@ -32,12 +32,15 @@ def train_step(
     objective: Objective,
     optimizer: AdamW,
     photometric: Photometric | None = None,
+    shardings: Any = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Targets, student gradient, AdamW, EMA.
 
     Args:
       batch: see ssl/objective.py; crops are uint8 when `photometric` is given, else normalised.
       hyper: fp32 scalars of train/schedules.py `Schedules.at(step)`.
+      shardings: of the student's weights, for its gradients too. XLA may place a gradient
+        otherwise, update weights, moments and teacher there, and gather all four.
 
     Returns:
       The next state and scalar metrics. A non-finite loss or gradient leaves weights, moments,
@@ -53,6 +56,8 @@ def train_step(
     )
     drop_keys = jax.random.split(drop_key, batch["mask_indices"].shape[0])
     (loss, parts), grads = _student_gradients(objective, state.student, targets, batch, drop_keys)
+    if shardings is not None:
+        grads = jax.lax.with_sharding_constraint(grads, shardings)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss + sum(norms.values()))
     # DINOv2: a skipped step changes nothing here; the reference still runs the EMA and updates the

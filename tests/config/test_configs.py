@@ -186,7 +186,20 @@ def small() -> ConfigDict:
         ({"teacher.momentum": 1.5}, "from 0 to 1"),
         ({"mesh.fsdp": 3}, "does not divide the 8 devices; use --config.mesh.fsdp=1"),
         ({"mesh.fsdp": 4, "mesh.tensor": 3}, "fsdp=4 --config.mesh.tensor=1, instead of your 3"),
-        ({"mesh.data": 16}, "asks for 16 devices, but there are 8"),
+        ({"mesh.fsdp": 3, "mesh.tensor": 2, "model.heads": 6}, "use --config.mesh.fsdp=1$"),
+        (
+            {"mesh.tensor": 4, "model.heads": 6},
+            "4 does not divide the 6 heads of the model.*mesh.tensor=2$",
+        ),
+        (
+            {"mesh.tensor": 6, "model.heads": 12, "model.dim": 384, "model.ffn": "swiglu"},
+            "6 does not divide the 12 heads and 1024 hidden units.*mesh.tensor=2$",
+        ),
+        ({"mesh.data": 16}, "asks for 16 devices, but there are 8; use --config.mesh.data=-1$"),
+        (
+            {"mesh.data": 2, "mesh.fsdp": 4, "mesh.tensor": 3},
+            "--config.mesh.data=-1 --config.mesh.fsdp=4 --config.mesh.tensor=1, instead of your 3$",
+        ),
         ({"mesh.data": 0}, "at least 1, or -1"),
         ({"batch_size": 12, "group_size": 4}, "8 shards.*--config.batch_size=16"),
         ({"seed": -1}, "config.seed is -1, but must be at least 0"),

@@ -1,6 +1,7 @@
 """Fine-tuning of a tiny backbone: it learns, continues, and its rates are those worked by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.given import Arrays
+from dinov2_jax.heads.finetune import train
 from dinov2_jax.heads.finetune.classifier import predict
 from dinov2_jax.heads.finetune.lora import Lora
 from dinov2_jax.heads.finetune.optimizer import (
@@ -23,7 +25,7 @@ from dinov2_jax.heads.grid import Grid, best
 from dinov2_jax.heads.linear import LinearHead
 from dinov2_jax.heads.probe import ProbeSettings, train_cached
 from dinov2_jax.models.positions import resize_positions
-from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.parallel.mesh import make_mesh, state_shardings
 from dinov2_jax.run import resume
 from tests.features.tiny import PREPROCESSING, backbone
 
@@ -118,11 +120,13 @@ def test_resume_equals_a_straight_run(weights, monkeypatch, tmp_path):
         run(weights, dataclasses.replace(SHORT, lr=0.1), folder=tmp_path)
 
 
-def test_device_count_does_not_matter(weights):
+def test_device_count_does_not_matter(weights, monkeypatch):
     """But for the biases of keys, whose gradient is 0: Adam makes steps of its rounding."""
     # Adam's first step is the rate itself, however small the gradient: a warm-up begins it at 0.
     settings = dataclasses.replace(SHORT, iterations=4, warmup_iterations=1)
     one = run(weights, settings, mesh=make_mesh(devices=jax.devices()[:1]))
+    split_all = functools.partial(state_shardings, min_bytes=0)
+    monkeypatch.setattr(train, "state_shardings", split_all)
     many = run(weights, settings, mesh=make_mesh(data=4, fsdp=2))
     for found in (one, many):
         bias = found.params["blocks"]["attn"]["qkv"]["bias"]

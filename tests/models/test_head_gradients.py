@@ -38,7 +38,7 @@ def traced(block: int = 0) -> jax.stages.Traced:
     """The gradient on a mesh; call it within the mesh."""
     mesh = jax.sharding.get_mesh()
     params = jax.eval_shape(HEAD.init, jax.random.key(0), jnp.zeros((1, DIM)))["params"]
-    placed = state_shardings(params, mesh)
+    placed = state_shardings(params, mesh, 2**11)  # bytes; every matrix is split
     features = jax.ShapeDtypeStruct((*ROWS, DIM), jnp.bfloat16, sharding=NamedSharding(mesh, BATCH))
     gradient = jax.jit(
         jax.grad(loss), static_argnums=2, in_shardings=(placed, None), out_shardings=placed

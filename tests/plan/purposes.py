@@ -85,15 +85,18 @@ def squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
 def step_shapes(run: Run, config: ConfigDict) -> Shapes:
     """The shapes in which weights and their gradients travel, and numbers of prototypes.
 
-    Weights whole, one block of a stack, and a device's share of either; the position table without
+    Weights whole, one block of a stack, a device's share of either, and what a tensor axis leaves
+    of each; the position table without
     cls, on both crops' grids, whose gradient is summed before it is resampled back; and the blocks
     of prototypes of `prototype_block`.
     """
     dim, patch, crops = run.objective.student.backbone.dim, config.model.patch_size, config.crops
     shapes = {(dim, (side // patch) ** 2) for side in (crops.global_size, crops.local_size)}
     for leaf in jax.tree.leaves(run.abstract_state.student):
+        ways = leaf.sharding.mesh.shape["tensor"]
         for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
-            shapes |= {shape, shape[1:]}
+            part = (*shape[:-1], -(-shape[-1] // ways))
+            shapes |= {shape, shape[1:], part, part[1:]}
     numbers = set(prototypes(config))
     if config.prototype_block:
         numbers.add(config.prototype_block)

@@ -135,6 +135,7 @@ EVERYTHING = {
     "centering": "sinkhorn_knopp",
     "micro_batches": 2,
     "prototype_block": 8,
+    "model.heads": 4,
     "model.remat": "pointwise",
     "checkpoint.every_steps": 1000,
 }

@@ -1,6 +1,6 @@
 """The same training on one device, data parallel, FSDP and both; what is communicated.
 
-With a tensor axis and everything else on: test_processes.py.
+With a tensor axis and everything else on: test_processes.py. Every message: test_mesh_messages.py.
 """
 
 import re
@@ -18,8 +18,8 @@ MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
 LOSSES = ("loss", "loss/dino_global", "loss/dino_local", "loss/koleo", "loss/ibot")
 
 
-def three_steps(data: int, fsdp: int, **changes) -> list[dict[str, float]]:
-    return train_steps(tiny_config(**changes), 3, (data, fsdp))[0]
+def three_steps(*mesh: int, **changes) -> list[dict[str, float]]:
+    return train_steps(tiny_config(**changes), 3, mesh)[0]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,15 @@ def test_losses_do_not_depend_on_the_mesh(single, mesh):
     for step, (got, want) in enumerate(zip(three_steps(*MESHES[mesh]), single, strict=True)):
         for name in LOSSES:
             assert got[name] == pytest.approx(want[name], rel=1e-5), (step, name)
+
+
+def test_losses_do_not_depend_on_who_has_which_heads():
+    """Packed q, k, v and packed gate and value, split over two devices and over FSDP."""
+    changes = {"model.heads": 4, "model.ffn": "swiglu"}
+    want = three_steps(1, 1, **changes)
+    for step, (got, row) in enumerate(zip(three_steps(2, 2, 2, **changes), want, strict=True)):
+        for name in LOSSES:
+            assert got[name] == pytest.approx(row[name], rel=1e-5), (step, name)
 
 
 @pytest.mark.parametrize("block", [0, 256])

@@ -26,6 +26,7 @@ def tiny_config(**changes) -> ConfigDict:
         "batch_size": 16,
         "group_size": 2,
         "centering": "sinkhorn_knopp",
+        "min_shard_bytes": 2**12,  # the matrices of a block and the prototypes are split
         "model.dim": 48,
         "model.depth": 2,
         "model.heads": 3,
