@@ -45,9 +45,7 @@ class FactoredScores:
         return self.replace(features=change(self.features))
 
     def group_mean(self, valid: Array | None = None) -> Array:
-        # The mean score is the score of the mean feature.
-        mean = masked_group_mean(self.features, valid)
-        return jnp.einsum("d,kd->k", mean, self.prototypes, precision="highest")
+        return group_mean_score(self.features, self.prototypes, valid)
 
     def softmax_center(self, center: Array, temp: Array | float) -> "FactoredTargets":
         # One pass computes the log-sum-exp of each row.
@@ -166,6 +164,15 @@ def _join_blocks(x: Array) -> Array:
 def _shards(block: int) -> int:
     shards = tensor_shards()
     return 1 if block % shards else shards
+
+
+def group_mean_score(features: Array, prototypes: Array, valid: Array | None = None) -> Array:
+    """Mean over each group's valid rows, then over groups: features [G, M, d] -> [K], fp32.
+
+    The mean score is the score of the mean feature, so no scores are read.
+    """
+    mean = masked_group_mean(features, valid)
+    return jnp.einsum("d,kd->k", mean, prototypes, precision="highest")
 
 
 def inner_products(features: Array, prototypes: Array) -> Array:

@@ -5,6 +5,7 @@ prototypes stay apart, and the memory does not depend on K. `make_scores` choose
 scores and targets cannot tell the difference.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,13 @@ from jax import Array
 from dinov2_jax.ops.log_sum_exp import log_sum_exp
 from dinov2_jax.parallel.constraints import constrain_batch
 from dinov2_jax.ssl import centering
-from dinov2_jax.ssl.factored import STUDENT_TEMP, FactoredScores, FactoredTargets, inner_products
+from dinov2_jax.ssl.factored import (
+    STUDENT_TEMP,
+    FactoredScores,
+    FactoredTargets,
+    group_mean_score,
+    inner_products,
+)
 
 
 @struct.dataclass
@@ -45,17 +52,26 @@ class DenseTargets:
 
 @struct.dataclass
 class DenseScores:
-    """Scores [..., K], fp32: the inner products of tokens and prototypes."""
+    """Scores [..., K], fp32: the inner products of tokens and prototypes.
+
+    Attributes:
+      features, prototypes: what they are products of, as in `FactoredScores`; with None, means are
+        taken over the scores.
+    """
 
     logits: Array
+    features: Array | None = None
+    prototypes: Array | None = None
 
     def map_rows(self, change: Callable[[Array], Array]) -> "DenseScores":
         """Applies `change`, which moves or selects along leading axes, to every stored array."""
-        return DenseScores(change(self.logits))
+        return DenseScores(*jax.tree.map(change, (self.logits, self.features)), self.prototypes)
 
     def group_mean(self, valid: Array | None = None) -> Array:
         """Mean over each group's valid rows, then over groups: [G, M, K] -> [K]."""
-        return centering.masked_group_mean(self.logits, valid)
+        if self.features is None or self.prototypes is None:
+            return centering.masked_group_mean(self.logits, valid)
+        return group_mean_score(self.features, self.prototypes, valid)
 
     def softmax_center(self, center: Array, temp: Array | float) -> DenseTargets:
         """Targets softmax((scores - center) / temp); center [K]."""
@@ -66,12 +82,34 @@ class DenseScores:
         return DenseTargets(centering.sinkhorn_knopp(self.logits, temp, valid))
 
     def cross_entropy(self, targets: Any, temp: float = STUDENT_TEMP) -> Array:
-        """-sum_k t_k log softmax(scores / temp)_k, [...]; `targets` stored like these scores."""
-        # total(t) * lse - <t, logits> / temp, without the array logits / temp in memory. Targets
-        # need not sum to 1: those of two crops are summed, those of padding are 0.
-        logits, t = self.logits.astype(jnp.float32), targets.probabilities
-        inner = jnp.einsum("...k,...k->...", t, logits, precision="highest") / temp
-        return t.sum(axis=-1) * log_sum_exp(logits / temp) - inner
+        """-sum_k t_k log softmax(scores / temp)_k, [...]; `targets` stored like these scores.
+
+        No gradient flows into the targets.
+        """
+        return _cross_entropy(self.logits, targets.probabilities, temp)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cross_entropy(logits: Array, t: Array, temp: float) -> Array:
+    return _cross_entropy_forward(logits, t, temp)[0]
+
+
+def _cross_entropy_forward(logits: Array, t: Array, temp: float) -> tuple[Array, Any]:
+    # total(t) * lse - <t, logits> / temp, without the array logits / temp in memory. Targets need
+    # not sum to 1: those of two crops are summed, those of padding are 0.
+    lse = log_sum_exp(logits / temp)
+    inner = jnp.einsum("...k,...k->...", t, logits, precision="highest") / temp
+    total = t.sum(axis=-1)
+    return total * lse - inner, (logits, t, lse, total)
+
+
+def _cross_entropy_backward(temp: float, residuals: Any, slope: Array) -> tuple[Array, None]:
+    logits, t, lse, total = residuals
+    softmax = jnp.exp(logits / temp - lse[..., None])
+    return (slope / temp)[..., None] * (total[..., None] * softmax - t), None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 Scores = DenseScores | FactoredScores
@@ -90,4 +128,4 @@ def make_scores(features: Array, prototypes: Array, block: int = 0) -> Scores:
     features = constrain_batch(features)
     if block:
         return FactoredScores(features, prototypes, block)
-    return DenseScores(inner_products(features, prototypes))
+    return DenseScores(inner_products(features, prototypes), features, prototypes)
