@@ -5,6 +5,7 @@ random too, so that the comparison notices any weight that is not used. Sizes an
 here because the model's own tables would load JAX into the peers' processes; a test compares them.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -72,15 +73,17 @@ def backbone_shapes(shape: ViTShape) -> dict[str, tuple[int, ...]]:
 
 
 def head_shapes(
-    dim: int, hidden: int, bottleneck: int, prototypes: int
+    dim: int, hidden: int, bottleneck: int, prototypes: int, layers: int = 3
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a projection head of three layers."""
-    return (
-        _linear("mlp.0", hidden, dim)
-        | _linear("mlp.2", hidden, hidden)
-        | _linear("mlp.4", bottleneck, hidden)
-        | {"last_layer.weight_g": (prototypes, 1), "last_layer.weight_v": (prototypes, bottleneck)}
-    )
+    """Names and shapes of a projection head; its linear layers are mlp.0, mlp.2, ..."""
+    widths = [dim, *[hidden] * (layers - 1), bottleneck]
+    shapes = {
+        "last_layer.weight_g": (prototypes, 1),
+        "last_layer.weight_v": (prototypes, bottleneck),
+    }
+    for i, (in_dim, out_dim) in enumerate(itertools.pairwise(widths)):
+        shapes |= _linear(f"mlp.{2 * i}", out_dim, in_dim)
+    return shapes
 
 
 def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Flat:
@@ -120,6 +123,7 @@ def draw_networks(config: Settings, seed: int) -> dict[str, Flat]:
             head["head_hidden_dim"],
             head["head_bottleneck_dim"],
             head["head_prototypes"],
+            head["head_layers"],
         )
         for name, head in heads.items()
     }

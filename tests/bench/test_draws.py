@@ -42,9 +42,10 @@ def test_drawn_weights_are_all_that_the_model_has(ffn):
     assert all(np.array_equal(flat[name], again[name]) for name in flat)
 
 
-def test_drawn_heads_are_all_that_a_head_has():
-    flat = draws.draw_weights(draws.head_shapes(48, 32, 16, 64), seed=0)
-    head = DINOHead(64, hidden_dim=32, bottleneck_dim=16)
+@pytest.mark.parametrize("layers", [1, 2, 3, 7])
+def test_drawn_heads_are_all_that_a_head_has(layers):
+    flat = draws.draw_weights(draws.head_shapes(48, 32, 16, 64, layers), seed=0)
+    head = DINOHead(64, hidden_dim=32, bottleneck_dim=16, layers=layers)
     want = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 48)))["params"]
     assert jax.tree.map(np.shape, from_reference(flat)) == jax.tree.map(np.shape, want)
 

@@ -74,8 +74,8 @@ def test_remat_runs_the_students_blocks_once_more():
     config = default.get_config()
     config.model.variant, config.model.remat = "vit_small", "blocks"
     flops = step_flops(config)
-    # S/16 short: 95.8 GFLOP an image, of which the student's blocks forward are 22.0. The last layer
-    # is not run again, since nothing needs its output: 481 kept tokens, 12 blocks.
+    # S/16 short: 95.8 GFLOP an image, of which the student's blocks forward are 22.0. A block's
+    # last layer is not run again, since nothing needs its output: 481 kept tokens, 12 blocks.
     again = 22.0 - 481 * 2 * 4 * 384**2 * 12 / 1e9
     assert flops["model"] / 1e9 == pytest.approx(95.8, rel=0.02)
     assert (flops["executed"] - flops["model"]) / 1e9 == pytest.approx(again, rel=0.03)

@@ -28,13 +28,16 @@ from dinov2_jax.bench.peers.runtime import (
 
 
 class Head(nn.Module):
-    """Three linear layers, L2 normalisation, weight-normalised prototypes with a trained gain."""
+    """Linear layers with GELU between, L2 normalisation, weight-normalised prototypes with a trained gain."""
 
     def __init__(self, flat: Flat) -> None:
         super().__init__()
-        shapes = [flat[f"mlp.{i}.weight"].shape for i in (0, 2, 4)]
-        linear = [nn.Linear(in_dim, out_dim) for out_dim, in_dim in shapes]
-        self.mlp = nn.Sequential(linear[0], nn.GELU(), linear[1], nn.GELU(), linear[2])
+        names = [name for name in flat if name.startswith("mlp.") and name.endswith(".weight")]
+        layers: list[nn.Module] = []
+        for name in sorted(names, key=lambda name: int(name.split(".")[1])):
+            out_dim, in_dim = flat[name].shape
+            layers += [nn.Linear(in_dim, out_dim), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
         self.last_layer = nn.Module()
         for name in ("weight_g", "weight_v"):
             value = torch.empty(flat[f"last_layer.{name}"].shape)
