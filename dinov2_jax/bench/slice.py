@@ -67,6 +67,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
+def _strict(value: Any) -> Any:
+    """NaN and infinity as words: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {name: _strict(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Record:
     """The JSON file: rewritten whole with every entry, so that it holds all that was finished.
 
@@ -110,7 +119,7 @@ class Record:
     def write(self) -> None:
         """Replaces the file."""
         seconds = {"seconds": round(self.since_s(), 1)}
-        write_json(self.file, self.head | seconds | {"parts": self.parts})
+        write_json(self.file, _strict(self.head | seconds | {"parts": self.parts}))
 
     def table(self) -> str:
         """One line a part."""

@@ -1,4 +1,9 @@
-"""JAX's Pallas attention, compiled by Triton, for GPUs that cuDNN refuses."""
+"""JAX's Pallas attention, compiled by Triton, for GPUs that cuDNN refuses.
+
+JAX deprecates Pallas' Triton backend (0.11) and this kernel (0.12), and names
+`tokamax.dot_product_attention` in its place. While tokamax may still change its interface we do not
+depend on it: where JAX has dropped the kernel, XLA's attention replaces it, and the log says so.
+"""
 
 import warnings
 

@@ -167,6 +167,7 @@ def test_failures_and_errors_beyond_a_limit_are_no_success(tmp_path):
         assert record.good() is success, entries
     record = record_of(tmp_path, "attention")
     record.tell("attention", {"N=37": {"cudnn": nan}, "N=50": {"cudnn": good}})
+    json.loads(record.file.read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert "BEYOND THE LIMIT: N=37 cudnn; largest error nan of 3" in record.table()
 
 

@@ -28,7 +28,7 @@ from dinov2_jax.bench.peers.runtime import (
 
 
 class Head(nn.Module):
-    """Linear layers with GELU between, L2 normalisation, weight-normalised prototypes with a trained gain."""
+    """Linear layers with GELU between, L2 normalisation, prototypes with a trained gain."""
 
     def __init__(self, flat: Flat) -> None:
         super().__init__()
