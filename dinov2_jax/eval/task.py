@@ -204,7 +204,7 @@ class Context:
 
     @property
     def cls_of_whole_square(self) -> Wanted:
-        """The same, with the shorter side as long as the crop (reference-facts 8.4)."""
+        """The same, with a shorter side as long as the crop (FB eval/log_regression.py)."""
         size = self.backbone.preprocessing.image_px
         return Wanted(size, size)
 

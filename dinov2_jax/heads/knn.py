@@ -1,4 +1,4 @@
-"""Weighted k-NN on frozen features (paper section 7.1; FB dinov2/eval/knn.py, reference-facts 8.2).
+"""Weighted k-NN on frozen features (paper section 7.1; FB dinov2/eval/knn.py).
 
 Similarities are dot products of L2-normalised features; the max(k) nearest vote with weights
 softmax(similarity / T), taken once over all max(k), and each k sums the first k of them. The search

@@ -1,4 +1,4 @@
-"""Linear probe on frozen features: 52 classifiers trained together (reference-facts 8.3).
+"""Linear probe on frozen features: 52 classifiers trained together (FB dinov2/eval/linear.py).
 
 Source: FB dinov2/eval/linear.py; paper App. B.3. The loss is the sum of all cross-entropies; the
 optimizer is SGD with momentum 0.9, no weight decay, and a cosine to 0. All classifiers of one input

@@ -1,4 +1,4 @@
-"""The linear probe trained on augmented pictures, as the reference does (reference-facts 8.3)."""
+"""The linear probe trained on augmented pictures, as in FB dinov2/eval/linear.py."""
 
 # DINOv2: the backbone computes in its own dtype (bf16 on accelerators, fp32 on CPU), in the
 # reference in fp16 autocast. Classifiers are fp32 in both.

@@ -29,9 +29,9 @@ def l2_normalize(x: Array) -> Array:
 class WeightNormLinear(nn.Module):
     """The weights of a linear layer without bias, g * v / |v|, one row a prototype.
 
-    The gain g is trained, decayed and averaged like any weight (reference-facts 3: it is not fixed
-    to 1). `weight_v` [K, in_dim] keeps torch's default draw U(+-1 / sqrt(in_dim)), g starts at 1.
-    A prototype is a row, because XLA's CPU backend sums rows much faster than columns.
+    The gain g is trained, decayed and averaged like any weight (it is not fixed to 1). `weight_v`
+    [K, in_dim] keeps torch's default draw U(+-1 / sqrt(in_dim)), g starts at 1. A prototype is a
+    row, because XLA's CPU backend sums rows much faster than columns.
     """
 
     out_dim: int

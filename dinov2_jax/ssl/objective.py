@@ -191,7 +191,7 @@ def part_of_batch(
 def student_loss(
     params: Params, objective: Objective, targets: TeacherOutput, batch: Batch, keys: Array | None
 ) -> tuple[Array, dict[str, Array]]:
-    """The optimised total and its parts (reference-facts 4.7; FB train/ssl_meta_arch.py).
+    """The optimised total and its parts (FB train/ssl_meta_arch.py).
 
     Every term is a mean over groups, so averaging micro-batches gives the full-batch value.
 

@@ -1,6 +1,6 @@
 """AdamW with per-parameter multipliers, clipping per sub-module, and the EMA teacher.
 
-Source: FB dinov2/utils/param_groups.py, dinov2/train/train.py; reference-facts 2.4 and 7.1.
+Source: FB dinov2/utils/param_groups.py, dinov2/train/train.py.
 """
 
 import dataclasses

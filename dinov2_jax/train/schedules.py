@@ -1,4 +1,4 @@
-"""The six schedules as functions of the step, in float64 on the host (reference-facts 7.1)."""
+"""The six schedules as functions of the step, in float64 on the host (FB dinov2/train/train.py)."""
 
 import math
 from typing import NamedTuple

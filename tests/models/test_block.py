@@ -20,7 +20,7 @@ def group_keys(groups: int) -> jax.Array:
 
 
 def test_number_of_kept_crops():
-    # Reference-facts 2.2: 64 and 256 crops at 0.3; truncation of a float product; at least one.
+    # As FB layers/block.py: 64 and 256 crops at 0.3; truncation of a float product; at least one.
     assert [kept_crops(64, 0.3), kept_crops(256, 0.3), kept_crops(2, 0.9)] == [44, 179, 1]
 
 

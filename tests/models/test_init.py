@@ -1,4 +1,4 @@
-"""Initial distributions (reference-facts 1.5 and 3) and parameter counts (1.1)."""
+"""Initial distributions and parameter counts (FB dinov2/models, dinov2/layers)."""
 
 import math
 

@@ -97,7 +97,7 @@ def test_round_trip_of_weights(forward, name):
     assert all(np.array_equal(back[key], flat[key]) for key in flat)
 
 
-# --- the worked values of reference-facts 1.9: weights from a formula, 14 px patches
+# --- worked values: weights from a formula, 14 px patches
 
 
 def formula_params(registers: int, swiglu: bool) -> dict:

@@ -1,4 +1,4 @@
-"""The worked values of reference-facts 4.8, and each property that a bug would break."""
+"""Worked values of the losses, and each property that a bug would break."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The worked schedule values of reference-facts 7.2, computed from the shipped configurations."""
+"""Worked values of the schedules, computed from the shipped configurations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Weighted k-NN on frozen features (reference-facts 8.2)."""
+"""Weighted k-NN on frozen features (FB dinov2/eval/knn.py)."""
 
 from collections.abc import Iterator
 

@@ -1,6 +1,6 @@
 """Linear classifiers on frozen features: 52 trained together, or one that is given.
 
-`linear` trains on augmented pictures, as the reference does (reference-facts 8.3), and
+`linear` trains on augmented pictures, as the reference does (FB dinov2/eval/linear.py), and
 `linear_cached` on stored features of whole pictures. With `config.head` either one evaluates that
 classifier (ours, a released dinov2_*_linear_head.pth, or one of transformers) without training.
 """

@@ -1,4 +1,4 @@
-"""Logistic regression on the cls token (reference-facts 8.4)."""
+"""Logistic regression on the cls token (FB dinov2/eval/log_regression.py)."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

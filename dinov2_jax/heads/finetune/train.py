@@ -1,4 +1,4 @@
-"""End-to-end fine-tuning of a backbone with a linear head (reference-facts 8.10).
+"""End-to-end fine-tuning of a backbone with a linear head.
 
 The paper (section 7.1, Table 5) takes the pipeline of DeiT III (Touvron et al. 2022, arXiv
 2204.07118) and its hyper-parameters; the defaults here are those of its README_revenge.md for

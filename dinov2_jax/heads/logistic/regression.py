@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features (FB dinov2/eval/log_regression.py, reference-facts 8.4).
+"""Logistic regression on frozen features (FB dinov2/eval/log_regression.py).
 
 C is chosen from 45 values between 1e-6 and 1e5 on a validation set, or else on a random tenth of
 the training set; the final model is fitted on training and validation set together. fit.py has the
