@@ -76,7 +76,7 @@ class Instruction(NamedTuple):
 
     @property
     def in_memory(self) -> tuple[bool, ...]:
-        """Of each part, whether it is in the chip's main memory."""
+        """Whether each part is in the chip's main memory."""
         return tuple(not _SPACE.search(layout) for _, _, layout in _ARRAY.findall(self.type))
 
     @property
