@@ -1,7 +1,7 @@
 """python -m dinov2_jax.bench.traffic: bytes that a training step moves, by cause, without the GPU.
 
 The configured step is compiled for a described GPU (jax-cuda13-plugin; no GPU, driver or network),
-and the bytes of every kernel of the program are added up (bench/hlo.py). One device's share:
+and the bytes of every kernel of the program are added up (plan/hlo.py). One device's share:
 `--batch` are its images, `config.mesh` says how many devices there are.
 
 Read from the program: kernels, shapes, fusions, copies, trips of loops, temporaries. Modelled:
@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dinov2_jax.bench.hlo import Kernel, Program, kernels, read_program
 from dinov2_jax.config.files import load_config
 from dinov2_jax.config.overrides import override, parse_arguments
 from dinov2_jax.errors import UserError, sentence
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.flops import step_flops
+from dinov2_jax.plan.hlo import Kernel, Program, kernels, read_program
 from dinov2_jax.plan.memory import argument_memory
 from dinov2_jax.plan.plan import for_target
 from dinov2_jax.plan.topology import Target, open_target

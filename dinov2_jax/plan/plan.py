@@ -11,7 +11,7 @@ from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.search import search
 from dinov2_jax.plan.text import describe, outcome, summary, tried_line
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.plan.trial import try_setting
+from dinov2_jax.plan.trial import changed, try_setting
 from dinov2_jax.run.files import write_json
 from dinov2_jax.train.checks import check_training
 
@@ -48,20 +48,21 @@ def make_plan(config: ConfigDict, target: Target, notes: list[str], workdir: str
         flush=True,
     )
     first = try_setting(config, target)
-    flops = step_flops(config)
-    print("\n".join(describe(config, target, first, flops)), flush=True)
+    works = [step_flops(config)]
+    print("\n".join(describe(config, target, first, works[0])), flush=True)
     trials = [first]
     if first.fits is False:
         for trial in search(config, target, first, config.plan.trials):
             trials.append(trial)
+            works.append(step_flops(changed(config, trial.changes)))
             print(tried_line(target, trial), flush=True)
-        print("\n".join(outcome(config, target, trials, flops)), flush=True)
+        print("\n".join(outcome(config, target, trials, works[-1])), flush=True)
     results = {
         "jax": jax.__version__,
         "config": to_dict(config),
-        "flops_per_image": flops,
+        "flops_per_image": works[0],
         "notes": notes,
-        "settings": [summary(config, target, trial, flops) for trial in trials],
+        "settings": [summary(config, target, *pair) for pair in zip(trials, works, strict=True)],
     }
     if workdir:
         path = local_path(workdir, "--workdir") / "plan.json"

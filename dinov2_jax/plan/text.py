@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from dinov2_jax.plan.estimate import Estimate, estimate
 from dinov2_jax.plan.search import images_that_fit
 from dinov2_jax.plan.topology import GIB, Target
 from dinov2_jax.plan.trial import Trial
@@ -41,13 +42,23 @@ def rate(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> Rate
     return Rate(images_per_s, step_s, seconds / 86400, seconds / 3600 * len(target.devices))
 
 
+def at_best(target: Target, trial: Trial, flops: Flops) -> Estimate | None:
+    """None where the chip or the program is not known."""
+    if target.chip is None or trial.traffic is None:
+        return None
+    images = trial.batch_size / trial.devices
+    work = images * flops["model"], images * flops["executed"]
+    return estimate(target.chip, trial.traffic, *work)
+
+
 def describe(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> list[str]:
     """The whole plan of one setting."""
     work = f"work: {flops['model'] / 1e9:,.1f} GFLOP an image (matrix products of one step)"
     if flops["executed"] != flops["model"]:
         work += f"; {flops['executed'] / 1e9:,.1f} with recomputation"
     memory, speed = memory_lines(target, trial), rate_line(config, target, trial, flops)
-    return [setting_line(config, trial), *memory, work, speed]
+    best = best_lines(target, trial, flops)
+    return [setting_line(config, trial), *memory, work, *best, speed]
 
 
 def setting_line(config: ConfigDict, trial: Trial) -> str:
@@ -101,6 +112,17 @@ def rate_line(config: ConfigDict, target: Target, trial: Trial, flops: Flops) ->
     )
 
 
+def best_lines(target: Target, trial: Trial, flops: Flops) -> list[str]:
+    best = at_best(target, trial, flops)
+    if best is None or trial.traffic is None:
+        return []
+    return [
+        f"at best, by FLOPs and by {sum(trial.traffic) / 1e9:,.0f} GB that a device moves: "
+        f"{best.step_s:.2f} s a step ({best.products_s:.2f} s of it matrix products), MFU "
+        f"{best.mfu:.0%}; a model without messages between devices"
+    ]
+
+
 def flags(changes: dict[str, Any]) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
@@ -131,8 +153,8 @@ def outcome(config: ConfigDict, target: Target, trials: list[Trial], flops: Flop
     if last.fits:
         changed = {*last.changes, last.changes.get("model.remat")}
         costs = [f"({cost})" for name, cost in _COSTS.items() if name in changed]
-        speed = rate_line(config, target, last, flops)
-        return [f"fits with {flags(last.changes)}", *costs, speed]
+        speed = [*best_lines(target, last, flops), rate_line(config, target, last, flops)]
+        return [f"fits with {flags(last.changes)}", *costs, *speed]
     if not config.plan.trials:
         return ["no other setting was tried: --config.plan.trials is 0"]
     assert target.chip is not None
@@ -150,7 +172,7 @@ def outcome(config: ConfigDict, target: Target, trials: list[Trial], flops: Flop
 
 def summary(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> dict[str, Any]:
     """One setting as plain values, for plan.json."""
-    speed = rate(config, target, trial, flops)
+    speed, best = rate(config, target, trial, flops), at_best(target, trial, flops)
     same = ("changes", "batch_size", "micro_batches", "prototype_block", "fits", "compile_s")
     return {name: getattr(trial, name) for name in same} | {
         "topology": target.name,
@@ -158,5 +180,8 @@ def summary(config: ConfigDict, target: Target, trial: Trial, flops: Flops) -> d
         "mesh": dict(zip(("data", "fsdp", "tensor"), trial.mesh, strict=True)),
         "memory_bytes": trial.memory and trial.memory._asdict() | {"total": trial.memory.total},
         "usable_bytes": target.chip and target.chip.usable_bytes,
+        "flops_per_image": flops,
+        "traffic_bytes": trial.traffic and trial.traffic._asdict(),
+        "at_best": best and best._asdict(),
         "at_mfu": speed and {"mfu": config.plan.mfu} | speed._asdict(),
     }

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.plan.estimate import Traffic, read_traffic
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target, for_described
 from dinov2_jax.train.setup import Run, abstract_batch, compiled_step, make_run
@@ -37,6 +38,7 @@ class Trial:
     scores: ScoreBytes  # what `prototype_block` would save
     fits: bool | None  # None where the chip's memory is not known
     compile_s: float  # seconds
+    traffic: Traffic | None = None  # None where it does not compile or the chip is not known
 
     @property
     def devices(self) -> int:
@@ -50,14 +52,15 @@ class Trial:
 
 def try_setting(config: ConfigDict, target: Target, changes: Changes | None = None) -> Trial:
     """Compiles the step of `config` with `changes` for `target`; nothing is allocated or run."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes or {})
+    config = changed(config, changes or {})
     mesh = make_mesh(**config.mesh, devices=target.devices)
     run, batch = make_run(config, mesh), abstract_batch(config, mesh)
     arguments = argument_memory(run.abstract_state, batch)
-    chip, began = target.chip, time.monotonic()
+    chip, began, traffic = target.chip, time.monotonic(), None
     try:
-        memory = compiled_memory(arguments, compile_step(run, batch, mesh))
+        compiled = compile_step(run, batch, mesh)
+        memory = compiled_memory(arguments, compiled)
+        traffic = None if chip is None else read_traffic(compiled.as_text())
         fits = None if chip is None else memory.total <= chip.usable_bytes
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -74,7 +77,15 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
         scores=score_bytes(config, batch, mesh),
         fits=fits,
         compile_s=time.monotonic() - began,
+        traffic=traffic,
     )
+
+
+def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
+    """A copy with `changes`."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
 
 
 def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:

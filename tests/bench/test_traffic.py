@@ -8,7 +8,7 @@ import json
 import pytest
 
 from dinov2_jax.bench import traffic
-from dinov2_jax.bench.hlo import kernels, read_program
+from dinov2_jax.plan.hlo import kernels, read_program
 
 NO_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is None
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from dinov2_jax.bench.hlo import Instruction, Part, read_program
+from dinov2_jax.plan.hlo import Instruction, Part, read_program
 from tests.plan.hlo import Place, Program, is_own_share, origin
 
 KINDS = (

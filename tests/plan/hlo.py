@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dinov2_jax.bench.hlo import Computation, Instruction
+from dinov2_jax.plan.hlo import Computation, Instruction
 
 # Computation -> name -> instruction, in the program's order.
 Program = Mapping[str, Computation]

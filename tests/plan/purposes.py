@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from dinov2_jax.bench.hlo import Part
+from dinov2_jax.plan.hlo import Part
 from dinov2_jax.plan.trial import prototypes
 from dinov2_jax.train.setup import Run
 from tests.plan.collectives import Collective

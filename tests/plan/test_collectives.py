@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dinov2_jax.bench.hlo import Part
 from dinov2_jax.parallel.mesh import make_mesh
+from dinov2_jax.plan.hlo import Part
 from tests.plan.collectives import read_collectives
 from tests.plan.purposes import Shapes, by_purpose, squeeze
 

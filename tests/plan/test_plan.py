@@ -1,9 +1,11 @@
 """Plans for eight virtual CPU devices; topologies, searches and errors without any compiler."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import pytest
@@ -17,7 +19,7 @@ from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, mis
 from dinov2_jax.plan.text import rate
 from dinov2_jax.plan.topology import CHIPS, GIB, Target, chip_of, open_target
 from dinov2_jax.train.checks import check_training
-from dinov2_jax.train.setup import abstract_batch, make_run
+from dinov2_jax.train.setup import abstract_batch, compiled_step, make_run
 from tests.plan.collectives import read_collectives
 from tests.plan.purposes import step_shapes, stray, traffic
 from tests.plan.toy import CHIP, plan_config, toy_trial
@@ -202,6 +204,23 @@ def test_auto_means_the_target():
     assert plan.for_target(config, Target("", [Described()], None)).compute_dtype == "bfloat16"
     config.compute_dtype = "float32"
     assert plan.for_target(config, Target("", [Described()], None)).compute_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("platform", "given", "passed"),
+    [
+        ("tpu", None, {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}),
+        ("gpu", {"xla_gpu_enable_triton_gemm": False}, {"xla_gpu_enable_triton_gemm": False}),
+        ("cpu", None, None),
+    ],
+)
+def test_what_xla_is_told(platform, given, passed, monkeypatch):
+    step = mock.MagicMock()
+    run = mock.MagicMock(step=step, **{"schedules.at.return_value": {}})
+    mesh = mock.MagicMock(**{"devices.flat": [mock.MagicMock(platform=platform)]})
+    monkeypatch.setattr(jax, "set_mesh", lambda _: contextlib.nullcontext())
+    compiled_step(run, {}, mesh, given)
+    step.lower.return_value.compile.assert_called_once_with(compiler_options=passed)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dinov2_jax.bench.hlo import Part
+from dinov2_jax.plan.hlo import Part
 from tests.plan.collectives import Collective
 from tests.plan.purposes import Shapes, by_purpose, squeeze
 

@@ -2,15 +2,17 @@
 
 A kernel is an instruction that the device runs: a fusion, a call of a library, a copy, a sort.
 Instructions inside a fusion stay in registers, and bitcasts, tuples and parameters move nothing. A
-kernel reads its operands and writes its result. Three cases read or write less:
+kernel reads its operands and writes its result. Four cases read or write less:
 
 - A fusion that only slices or gathers from an operand reads what it slices or gathers.
 - An update in place (dynamic-update-slice, scatter) moves the update alone.
 - The work space of a library (s8[], u8[]) is neither read nor written.
+- Arrays in a memory of their own, such as a TPU's VMEM, are not in the chip's main memory; only the
+  copies to and from there count.
 
 A loop counts as often as it runs, and a conditional as its branch with the most bytes. Each kernel
-reads from memory even if the one before left its result in the L2 cache: this is a model of
-traffic, not a measurement.
+reads from memory even if the one before left its result in the L2 cache, and what a TPU's tiles pad
+is left out: this is a model of traffic, not a measurement.
 """
 
 import math
@@ -21,10 +23,12 @@ from typing import NamedTuple
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ASSIGNMENT = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
-_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|(?:true|false)_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_SPACE = re.compile(r"S\([1-9]\d*\)")  # of a layout: not the main memory
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
@@ -34,8 +38,10 @@ _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier",
     "partition-id", "replica-id", "domain", "add-dependency", "iota",
 }  # fmt: skip
+_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast")  # of a TPU: names for parts of memory
 _WORK_SPACE = ("s8", "u8")
 _SLICES = ("slice", "dynamic-slice", "gather")
+_STARTS = ("copy-start", "slice-start", "collective-permute-start")
 
 
 class Part(NamedTuple):
@@ -66,7 +72,18 @@ class Instruction(NamedTuple):
     def parts(self) -> tuple[Part, ...]:
         """The arrays that it returns, of a tuple in their order."""
         found = _ARRAY.findall(self.type)
-        return tuple(Part(d, tuple(int(n) for n in s.split(",") if n)) for d, s in found)
+        return tuple(Part(d, tuple(int(n) for n in s.split(",") if n)) for d, s, _ in found)
+
+    @property
+    def in_memory(self) -> tuple[bool, ...]:
+        """Whether each part is in the chip's main memory."""
+        return tuple(not _SPACE.search(layout) for _, _, layout in _ARRAY.findall(self.type))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of what the result has in main memory."""
+        pairs = zip(self.parts, self.in_memory, strict=True)
+        return sum(part.bytes for part, inside in pairs if inside)
 
     @property
     def operands(self) -> list[str]:
@@ -197,49 +214,84 @@ def kernels(program: Program, computation: str = "", times: int = 1) -> Iterator
     for instruction in instructions.values():
         opcode = instruction.opcode
         if opcode == "while":
-            trips = _TRIPS.search(instruction.rest)
             (body,) = instruction.called
-            yield from kernels(program, body, times * (int(trips[1]) if trips else 1))
+            yield from kernels(program, body, times * _trips(program, instruction))
         elif opcode in ("call", "conditional", "async-start"):
             branches = [list(kernels(program, name, times)) for name in instruction.called]
             yield from max(branches, key=lambda found: sum(k.bytes for k in found), default=[])
-        elif opcode not in _FREE and not opcode.endswith("-done"):
+        elif not _moves_nothing(instruction):
             yield _kernel(program, instructions, instruction, times)
 
 
+def _trips(program: Program, loop: Instruction) -> int:
+    """Turns of a loop: what XLA wrote down, or else the constant that a counter stays below."""
+    known, condition = _TRIPS.search(loop.rest), _CONDITION.search(loop.rest)
+    if known:
+        return int(known[1])
+    inside = program.computations.get(condition[1], {}) if condition else {}
+    root = next((i for i in inside.values() if i.root), None)
+    if root is None or root.opcode != "compare" or "direction=LT" not in root.rest:
+        return 1
+    limit = inside.get(root.operands[-1])
+    return int(limit.arguments) if limit and limit.opcode == "constant" else 1
+
+
+def _moves_nothing(instruction: Instruction) -> bool:
+    opcode = instruction.opcode
+    return opcode in _FREE or opcode.endswith("-done") or instruction.target in _FREE_TARGETS
+
+
 def _kernel(program: Program, around: Computation, instruction: Instruction, times: int) -> Kernel:
-    sizes = [around[name].bytes for name in instruction.operands]
+    sizes = [around[name].memory_bytes for name in instruction.operands]
     if instruction.opcode == "fusion":
-        inside = program.computations[instruction.called[0]]
-        return Kernel(instruction, times, *_fusion_bytes(inside, sizes))
+        return Kernel(instruction, times, *_fusion_bytes(program, instruction, sizes))
+    written = instruction.memory_bytes
     if instruction.opcode == "custom-call":
-        written = sum(x.bytes for x in instruction.parts if x.dtype not in _WORK_SPACE)
-        return Kernel(instruction, times, sum(sizes), written)
-    if instruction.opcode in _SLICES:
-        return Kernel(instruction, times, instruction.bytes, instruction.bytes)
-    if instruction.opcode == "dynamic-update-slice":
+        pairs = zip(instruction.parts, instruction.in_memory, strict=True)
+        written = sum(x.bytes for x, here in pairs if here and x.dtype not in _WORK_SPACE)
+    elif instruction.opcode in _STARTS:
+        # It returns the original and the copy, in one order or the other, and flags.
+        moved = min(part.bytes for part in instruction.parts[:2])
+        ends = moved * sum(instruction.in_memory[:2])
+        read = moved if sizes[0] else 0
+        return Kernel(instruction, times, read, ends - read)
+    elif instruction.opcode in _SLICES:
+        moved = instruction.bytes if sizes[0] else 0
+        return Kernel(instruction, times, moved, written)
+    elif instruction.opcode == "dynamic-update-slice":
         return Kernel(instruction, times, sizes[1], sizes[1])
-    return Kernel(instruction, times, sum(sizes), instruction.bytes)
+    return Kernel(instruction, times, sum(sizes), written)
 
 
-def _fusion_bytes(inside: Computation, sizes: list[int]) -> tuple[int, int]:
+def _fusion_bytes(program: Program, fusion: Instruction, sizes: list[int]) -> tuple[int, int]:
     """Bytes that a fusion reads and writes; sizes: of its operands."""
-    root = next(i for i in inside.values() if i.root)
-    results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    # The share of its result that each instruction has to compute.
-    share = dict.fromkeys(inside, 0.0)
+    inside = program.computations[fusion.called[0]]
     written = 0
-    for result in results:
-        share[result.name] = 1.0
-        written += _written(inside, result)
+    for position, result in enumerate(_results(inside)):
+        if all(fusion.in_memory[position : position + 1]):
+            written += _written(inside, result)
+    read = sum(part * sizes[n] for n, part in _shares_read(program, inside).items())
+    return round(read), written
+
+
+def _results(inside: Computation) -> list[Instruction]:
+    root = next(i for i in inside.values() if i.root)
+    return [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+
+def _shares_read(program: Program, inside: Computation) -> dict[int, float]:
+    """The share of each parameter that a fusion needs to compute its results."""
+    share = dict.fromkeys(inside, 0.0)
+    share.update((result.name, 1.0) for result in _results(inside))
     for instruction in reversed(inside.values()):
+        inner: dict[int, float] = {}
+        if instruction.opcode == "fusion":  # a TPU's fusions have fusions inside
+            inner = _shares_read(program, program.computations[instruction.called[0]])
         for position, name in enumerate(instruction.operands):
             if name in share:
-                part = _part_read(inside, instruction, position) * share[instruction.name]
-                share[name] = min(1.0, share[name] + part)
-    parameters = [i for i in inside.values() if i.opcode == "parameter"]
-    read = sum(share[i.name] * sizes[int(i.arguments)] for i in parameters)
-    return round(read), written
+                part = inner.get(position, _part_read(inside, instruction, position))
+                share[name] = min(1.0, share[name] + part * share[instruction.name])
+    return {int(i.arguments): share[i.name] for i in inside.values() if i.opcode == "parameter"}
 
 
 def _written(inside: Computation, result: Instruction) -> int:
