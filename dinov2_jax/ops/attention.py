@@ -3,7 +3,7 @@
 backend | where | dtypes          | tokens and head_dim
 xla     | all   | all             | all; writes N^2 logits per head to memory
 looped  | CPU   | fp32, bf16      | all; the same in independent small products
-cudnn   | GPU   | bf16, fp16      | odd N filled to even; head_dim a multiple of 8
+cudnn   | GPU   | bf16, fp16      | odd N filled to even in training; head_dim a multiple of 8
 triton  | GPU   | bf16, fp16      | N filled to blocks of 64; head_dim 16, 32, 64 or 128
 splash  | TPU   | fp32, bf16      | N filled to a multiple of 128; head_dim 64
 

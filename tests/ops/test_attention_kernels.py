@@ -87,8 +87,11 @@ def test_cudnn_lowers_forward_and_backward(tokens, cuda_present):
     calls = re.findall(r"__cudnn\$fmhaSoftmax\w*", program)
     assert sorted(set(calls)) == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     # Even lengths go through untouched, odd ones with the lengths of the sequences.
-    masks = set(re.findall(r"mask_type\\22: \\22(\w+)\\22", program))
-    assert masks == ({"PADDING"} if tokens % 2 else {"NO_MASK"})
+    masks = re.compile(r"mask_type\\22: \\22(\w+)\\22")
+    assert set(masks.findall(program)) == ({"PADDING"} if tokens % 2 else {"NO_MASK"})
+    # The forward pass alone needs no padding.
+    forward = lowered_for_cuda(cudnn_attention, *inputs[:3])
+    assert set(masks.findall(forward)) == {"NO_MASK"} and "stablehlo.pad" not in forward
 
 
 def test_jax_refuses_odd_lengths_unpadded(cuda_present):
