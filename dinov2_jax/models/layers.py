@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dinov2_jax.models.packing import CropSet, pack, unpack
-from dinov2_jax.ops.attention import attention
+from dinov2_jax.ops.attention import attention, platform_in_use
 from dinov2_jax.ops.gelu import gelu
 from dinov2_jax.ops.layer_norm import normalize
 from dinov2_jax.ops.layout import row_major
@@ -75,6 +75,8 @@ class Linear(nn.Module):
     Attributes:
       tensor: the side of the kernel that a tensor axis splits: "in", "out", or "" for neither.
       parts: how many projections are packed into the features, such as 3: q, k and v.
+      apart: makes a product of each part. Where a part goes to a kernel of its own and no gradient
+        comes back, a GPU then need not copy it out of the packed features.
       fp32_gradients: devices sum the gradients of the weights in fp32, not in `dtype`.
     """
 
@@ -84,10 +86,11 @@ class Linear(nn.Module):
     tensor: str = ""
     parts: int = 1
     fp32_gradients: bool = False
+    apart: bool = False
 
     @nn.compact
     def __call__(self, x: Array, affine: Affine | None = None, gain: Array | None = None) -> Array:
-        """[..., D] -> [..., features], packed parts [..., parts, F] if a tensor axis splits them.
+        """[..., D] -> [..., features]; [..., parts, F] if a tensor axis splits them, or `apart`.
 
         What the layers beside it left undone goes into the weights, which are smaller than x:
         (x scale + bias) W equals x (scale W) + bias W.
@@ -117,6 +120,14 @@ class Linear(nn.Module):
             elif not self.tensor:
                 # XLA would split a kernel that no rule splits over "tensor", and add up tokens.
                 kernel = replicate(kernel)
+        elif self.apart:
+            kernels = jnp.split(kernel, self.parts, axis=-1)
+            biases = jnp.split(bias, self.parts) if jnp.ndim(bias) else [bias] * self.parts
+            outs = [self._placed(x, *pair) for pair in zip(kernels, biases, strict=True)]
+            return jnp.stack(outs, axis=-2)
+        return self._placed(x, kernel, bias)
+
+    def _placed(self, x: Array, kernel: Array, bias: Array | float) -> Array:
         out = self._product(x, kernel, bias)
         return row_major(constrain_columns(out) if self.tensor == "out" else constrain_batch(out))
 
@@ -157,7 +168,9 @@ class Attention(nn.Module):
           affine, gain: see `Linear`; of its first and of its last layer.
         """
         dim = packed.shape[-1]
-        qkv = linear(3 * dim, self.qkv_bias, self.dtype, "qkv", "out", 3)(packed, affine)
+        apart = affine is None and platform_in_use() == "gpu"
+        project = Linear(3 * dim, self.qkv_bias, self.dtype, "out", 3, apart=apart, name="qkv")
+        qkv = project(packed, affine)
         outs = []
         # [G, b, N, 3D] or [G, b, N, 3, D], one attention call per crop size
         for crops in unpack(qkv, sets):
