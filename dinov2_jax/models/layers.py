@@ -127,10 +127,12 @@ class Linear(nn.Module):
             return jnp.stack(outs, axis=-2)
         return self._placed(x, kernel, bias)
 
+    @nn.nowrap
     def _placed(self, x: Array, kernel: Array, bias: Array | float) -> Array:
         out = self._product(x, kernel, bias)
         return row_major(constrain_columns(out) if self.tensor == "out" else constrain_batch(out))
 
+    @nn.nowrap
     def _product(self, x: Array, kernel: Array, bias: Array | float) -> Array:
         if self.fp32_gradients:
             # The bias is added before the sum is rounded, so that its gradient is not rounded.
