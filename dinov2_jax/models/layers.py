@@ -75,8 +75,6 @@ class Linear(nn.Module):
     Attributes:
       tensor: the side of the kernel that a tensor axis splits: "in", "out", or "" for neither.
       parts: how many projections are packed into the features, such as 3: q, k and v.
-      apart: makes a product of each part. Where a part goes to a kernel of its own and no gradient
-        comes back, a GPU then need not copy it out of the packed features.
       fp32_gradients: devices sum the gradients of the weights in fp32, not in `dtype`.
     """
 
@@ -86,11 +84,10 @@ class Linear(nn.Module):
     tensor: str = ""
     parts: int = 1
     fp32_gradients: bool = False
-    apart: bool = False
 
     @nn.compact
     def __call__(self, x: Array, affine: Affine | None = None, gain: Array | None = None) -> Array:
-        """[..., D] -> [..., features]; [..., parts, F] if a tensor axis splits them, or `apart`.
+        """[..., D] -> [..., features], packed parts [..., parts, F] if a tensor axis splits them.
 
         What the layers beside it left undone goes into the weights, which are smaller than x:
         (x scale + bias) W equals x (scale W) + bias W.
@@ -100,11 +97,7 @@ class Linear(nn.Module):
           gain: of the LayerScale behind, [features].
         """
         x = constrain_columns(x) if self.tensor == "in" else constrain_batch(x)
-        init = nn.initializers.normal(0.02)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias: Array | float = 0.0
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = self.weights(x.shape[-1])
         if affine is not None:
             scale, shift = affine
             bias = bias + jnp.einsum("d,df->f", shift, kernel, precision="highest")
@@ -120,12 +113,27 @@ class Linear(nn.Module):
             elif not self.tensor:
                 # XLA would split a kernel that no rule splits over "tensor", and add up tokens.
                 kernel = replicate(kernel)
-        elif self.apart:
-            kernels = jnp.split(kernel, self.parts, axis=-1)
-            biases = jnp.split(bias, self.parts) if jnp.ndim(bias) else [bias] * self.parts
-            outs = [self._placed(x, *pair) for pair in zip(kernels, biases, strict=True)]
-            return jnp.stack(outs, axis=-2)
         return self._placed(x, kernel, bias)
+
+    def apart(self, x: Array) -> list[Array]:
+        """[..., D] -> the parts [..., F], each a product of its own.
+
+        Where each part goes to a kernel of its own and no gradient comes back, a GPU then need not
+        copy it out of the packed features.
+        """
+        x = constrain_batch(x).astype(self.dtype)
+        kernel, bias = self.weights(x.shape[-1])
+        kernels = jnp.split(kernel.astype(self.dtype), self.parts, axis=-1)
+        biases = jnp.split(bias, self.parts) if jnp.ndim(bias) else [bias] * self.parts
+        return [self._placed(x, *pair) for pair in zip(kernels, biases, strict=True)]
+
+    @nn.compact
+    def weights(self, in_dim: int) -> tuple[Array, Array | float]:
+        """The kernel [in_dim, features], and the bias [features] or 0."""
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (in_dim, self.features))
+        if not self.use_bias:
+            return kernel, 0.0
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
     @nn.nowrap
     def _placed(self, x: Array, kernel: Array, bias: Array | float) -> Array:
@@ -169,18 +177,29 @@ class Attention(nn.Module):
         Args:
           affine, gain: see `Linear`; of its first and of its last layer.
         """
-        dim = packed.shape[-1]
-        apart = affine is None and platform_in_use() == "gpu"
-        project = Linear(3 * dim, self.qkv_bias, self.dtype, "out", 3, apart=apart, name="qkv")
-        qkv = project(packed, affine)
-        outs = []
-        # [G, b, N, 3D] or [G, b, N, 3, D], one attention call per crop size
-        for crops in unpack(qkv, sets):
-            split = crops.reshape(*crops.shape[:3], 3, self.heads, dim // self.heads)
-            q, k, v = jnp.moveaxis(split, 3, 0)
-            out = checkpoint_name(attention(q, k, v, self.backend), "attention")
-            outs.append(out.reshape(*crops.shape[:3], dim))
+        dim, outs = packed.shape[-1], []
+        for triple in self._projected(packed, sets, affine):  # one attention call per crop size
+            out = checkpoint_name(attention(*triple, self.backend), "attention")
+            outs.append(out.reshape(*out.shape[:3], dim))
         return linear(dim, self.proj_bias, self.dtype, "proj", "in")(pack(outs), gain=gain)
+
+    @nn.nowrap
+    def _projected(
+        self, packed: Array, sets: Sequence[CropSet], affine: Affine | None
+    ) -> list[tuple[Array, ...]]:
+        """q, k, v [G, b, N, H, head_dim] of every crop set."""
+        dim = packed.shape[-1]
+        split = self.heads, dim // self.heads
+        project = linear(3 * dim, self.qkv_bias, self.dtype, "qkv", "out", 3)
+        if affine is None and platform_in_use() == "gpu" and tensor_shards() == 1:
+            parts = [unpack(x, sets) for x in project.apart(packed)]
+            return [
+                tuple(x.reshape(*x.shape[:3], *split) for x in triple)
+                for triple in zip(*parts, strict=True)
+            ]
+        # [G, b, N, 3D] or [G, b, N, 3, D]
+        crops = unpack(project(packed, affine), sets)
+        return [tuple(jnp.moveaxis(x.reshape(*x.shape[:3], 3, *split), 3, 0)) for x in crops]
 
 
 class FeedForward(nn.Module):
