@@ -181,19 +181,18 @@ def jitter_by_places(
 def jitter_in_two_passes(
     planes: jax.Array, order: jax.Array, factors: jax.Array, turn: jax.Array
 ) -> jax.Array:
-    """As `jitter_by_places`, with two kernels on a GPU instead of some twelve.
+    """As `jitter_by_places`, but all except contrast's mean grey is computed pixel by pixel.
 
-    All but the mean grey of contrast is computed pixel by pixel. So the first pass computes what
-    comes before contrast, for the mean, and the second pass everything. Channels stay apart, since
-    a kernel would compute all three again for each place and each channel of the next.
+    The first pass computes what comes before contrast, for the mean; the second everything. The
+    channels stay apart: a kernel would compute all three again for each channel of the next place.
     """
     before = jnp.cumsum(order == CONTRAST, axis=-1) == 0
     channels = [planes[..., i : i + 1, :, :] for i in range(planes.shape[-3])]
-    unknown = jnp.zeros(order.shape[:-1], jnp.float32)
-    earlier = _all_places(channels, order, jnp.where(before, factors, 1.0), turn, unknown, before)
+    neutral = jnp.where(before, factors, 1.0)
+    earlier = _all_places(channels, order, neutral, turn, jnp.zeros_like(turn), before)
     mean = jax.lax.optimization_barrier(_grey(earlier).mean((-3, -2, -1)))
     channels = _all_places(channels, order, factors, turn, mean, jnp.ones_like(before))
-    # Else a blur would compute all of it for each of its taps.
+    # Else a blur computes all of it for each tap.
     return jnp.concatenate(jax.lax.optimization_barrier(channels), axis=-3)
 
 
@@ -240,12 +239,10 @@ def luma(planes: jax.Array) -> jax.Array:
 def _grey(channels: list[jax.Array]) -> jax.Array:
     if len(channels) != 3:
         return sum(channels[1:], start=channels[0]) / len(channels)
-    red, green, blue = channels
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return 0.299 * channels[0] + 0.587 * channels[1] + 0.114 * channels[2]
 
 
-# A channel is value - chroma * clip(min(k, 4 - k), 0, 1) with k = (hue + start) mod 6.
-_STARTS = (5.0, 3.0, 1.0)
+_STARTS = (5.0, 3.0, 1.0)  # of the channels, see `_channel`
 
 
 def rotate_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
@@ -276,6 +273,7 @@ def _rotated(channels: list[jax.Array], turn: jax.Array) -> tuple[jax.Array, jax
 def _channel(
     value: jax.Array, chroma: jax.Array, hue: jax.Array, start: jax.Array | float
 ) -> jax.Array:
+    # value - chroma * clip(min(k, 4 - k), 0, 1) with k = (hue + start) mod 6
     k = hue + start * chroma
     k = jnp.where(k >= 6 * chroma, k - 6 * chroma, k)
     return value - jnp.clip(jnp.minimum(k, 4 * chroma - k), 0, chroma)
@@ -310,10 +308,13 @@ def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
             f"A crop side of {side_px} px is too short for {count} blur taps: their edge needs "
             f"{half + 1} px; use larger crops or colour.blur_kernel={2 * side_px - 1} or less."
         )
-    widths = [(0, 0)] * planes.ndim
-    widths[axis] = (half, half)
-    # The barriers, here and in `blur`, halve its time on CPU.
-    padded = jax.lax.optimization_barrier(jnp.pad(planes, widths, mode="reflect"))
+    widths = [(half * (i == axis % planes.ndim),) * 2 for i in range(planes.ndim)]
+    padded = jax.lax.platform_dependent(
+        planes,
+        cuda=lambda x: reflected_as_sum(x, half, axis),
+        # The barriers, here and in `blur`, halve its time on CPU.
+        default=lambda x: jax.lax.optimization_barrier(jnp.pad(x, widths, mode="reflect")),
+    )
 
     def shifted(by_px: int) -> jax.Array:
         return jax.lax.slice_in_dim(padded, by_px, by_px + side_px, axis=axis)
@@ -322,6 +323,21 @@ def _blur_along(planes: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
     for tap in range(half):
         total += _spread(taps[..., tap]) * (shifted(tap) + shifted(count - 1 - tap))
     return total
+
+
+def reflected_as_sum(planes: jax.Array, edge_px: int, axis: int) -> jax.Array:
+    """Planes with reflected edges, as a sum of three with zeros around: a GPU need not store it."""
+    side_px = planes.shape[axis]
+    first = jax.lax.slice_in_dim(planes, 1, edge_px + 1, axis=axis)
+    last = jax.lax.slice_in_dim(planes, side_px - 1 - edge_px, side_px - 1, axis=axis)
+
+    def placed(x: jax.Array, start: int) -> jax.Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (start, side_px + 2 * edge_px - start - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    ends = placed(jnp.flip(first, axis), 0) + placed(jnp.flip(last, axis), side_px + edge_px)
+    return placed(planes, edge_px) + ends
 
 
 def solarize(planes: jax.Array, threshold: float) -> jax.Array:

@@ -64,6 +64,18 @@ def test_blends_equal_pillow(operation, factor):
     assert np.abs(ours - np.stack(pillow)).max() <= 1 + 0.5 * abs(1 - factor) + 1e-3
 
 
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("edge_px", [1, 4])
+def test_reflected_as_a_sum_equals_numpy(edge_px, axis):
+    """The form for GPUs; 5 px is the shortest side that 4 px can be reflected at."""
+    planes = np.random.default_rng(6).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    widths = [(0, 0)] * 4
+    widths[axis] = (edge_px, edge_px)
+    want = np.pad(planes, widths, mode="reflect")
+    got = photometric.reflected_as_sum(jnp.asarray(planes), edge_px, axis)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_two_passes_equal_one_place_after_the_other(channels):
     """The form for GPUs, in all 24 orders, with jitter and without."""
