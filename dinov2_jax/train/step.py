@@ -49,8 +49,10 @@ def train_step(
     color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if photometric is not None:
         # Without the barrier XLA may compute the augmentation three times: for the teacher, the
-        # student and the student's backward pass.
-        batch = jax.lax.optimization_barrier(photometric(color_key, batch))
+        # student and the student's backward pass. On a GPU the patches are what it stores.
+        batch = jax.lax.platform_dependent(
+            photometric(color_key, batch), cuda=lambda x: x, default=jax.lax.optimization_barrier
+        )
     targets, centers = teacher_targets(
         objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
     )
