@@ -118,10 +118,10 @@ def test_wrong_input_is_one_sentence(flags, sentence):
     assert sentence in str(error.value)
 
 
-# GB of a step of four blocks and GiB of its temporaries: 70.1 and 6.7, 141.8 and 15.9, and 3 % more.
+# GB of a step of four blocks and GiB of its temporaries: 63.1 and 6.3, 118.3 and 15.4, and 3 % more.
 LIMITS = {
-    ("vit_large", 64): (72.0, 6.9),
-    ("vit_small", 256): (146.0, 16.4),
+    ("vit_large", 64): (65.0, 6.5),
+    ("vit_small", 256): (121.8, 15.9),
 }
 
 
