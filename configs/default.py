@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Splits matrix products this many ways; must divide the heads. Ours
     config.mesh.tensor = 1
     # Bytes of the smallest weight, of one block, that mesh.fsdp splits. Smaller ones are whole on
-    # every device: to gather them would take longer than to send them. Ours
+    # every device: a gather of less takes longer to start than to send. Ours
     config.min_shard_bytes = 2**20
 
     config.distributed = distributed()

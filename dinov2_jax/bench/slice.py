@@ -18,7 +18,7 @@ step_s16                  ViT-S/16, 256 images
 step_torch_compiled       step_torch through torch.compile
 features_torch_compiled   features_torch through torch.compile
 
-The JSON file is rewritten whole after every result:
+The JSON file is rewritten whole after every result; a number that JSON lacks is a word, as "nan":
 
   "device", "versions", "stand_ins" (of bench/stand_ins.py), "dry_run", "limit_s",
   "seconds" (since the start), "parts": {part: {

@@ -72,8 +72,7 @@ class DINOHead(nn.Module):
             # The names are the positions in the reference's nn.Sequential: mlp.0, mlp.2, mlp.4.
             # Like the reference, devices sum gradients of heads in fp32, those of the backbone in
             # the compute dtype.
-            layer = Linear(width, True, self.dtype, fp32_gradients=True, name=f"mlp_{2 * i}")
-            x = layer(x)
+            x = Linear(width, True, self.dtype, fp32_gradients=True, name=f"mlp_{2 * i}")(x)
             x = x if last else gelu(x)
         prototypes = WeightNormLinear(self.prototypes, name="last_layer")(self.bottleneck_dim)
         unit = l2_normalize(x).astype(self.dtype)

@@ -109,17 +109,17 @@ class Linear(nn.Module):
         if tensor_shards() > 1:
             if self.parts > 1:
                 kernel = split_parts(kernel, self.parts)
-                bias = split_parts(bias, self.parts) if self.use_bias or affine else bias
+                bias = split_parts(bias, self.parts) if jnp.ndim(bias) else bias
             elif not self.tensor:
                 # XLA would split a kernel that no rule splits over "tensor", and add up tokens.
                 kernel = replicate(kernel)
         return self._placed(x, kernel, bias)
 
-    def apart(self, x: Array) -> list[Array]:
+    def each_part(self, x: Array) -> list[Array]:
         """[..., D] -> the parts [..., F], each a product of its own.
 
-        Where each part goes to a kernel of its own and no gradient comes back, a GPU then need not
-        copy it out of the packed features.
+        Where each part goes to a kernel of its own, a GPU then need not copy it out of the packed
+        features. With gradients it would copy all the same, to fill up odd numbers of tokens.
         """
         x = constrain_batch(x).astype(self.dtype)
         kernel, bias = self.weights(x.shape[-1])
@@ -192,7 +192,7 @@ class Attention(nn.Module):
         split = self.heads, dim // self.heads
         project = linear(3 * dim, self.qkv_bias, self.dtype, "qkv", "out", 3)
         if affine is None and platform_in_use() == "gpu" and tensor_shards() == 1:
-            parts = [unpack(x, sets) for x in project.apart(packed)]
+            parts = [unpack(x, sets) for x in project.each_part(packed)]
             return [
                 tuple(x.reshape(*x.shape[:3], *split) for x in triple)
                 for triple in zip(*parts, strict=True)

@@ -31,9 +31,9 @@ def in_one_pass(x: Array) -> tuple[Array, Array]:
     """The form that joins parts of a row; slow on a CPU, whose compiler does not vectorise it."""
 
     def join(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
-        (peak, total), (high, sum_) = one, other
+        (peak, total), (high, more) = one, other
         top = jnp.maximum(peak, high)
-        return top, total * jnp.exp(peak - top) + sum_ * jnp.exp(high - top)
+        return top, total * jnp.exp(peak - top) + more * jnp.exp(high - top)
 
     # A finite start: -inf minus -inf would be NaN.
     start = jnp.asarray(jnp.finfo(x.dtype).min), jnp.zeros((), x.dtype)

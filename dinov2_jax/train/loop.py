@@ -35,7 +35,7 @@ from dinov2_jax.train.setup import (
     return_free_memory,
 )
 from dinov2_jax.train.start import describe, loading, open_pictures, start_state
-from dinov2_jax.train.step_log import StepLog
+from dinov2_jax.train.step_log import StepLog, Taken
 
 
 class _Open(NamedTuple):
@@ -142,7 +142,7 @@ def _take_steps(
         state, metrics = take_step(state, put_batch(batch, mesh), run.schedules.at(step - 1))
         whole = _Whole(step, state, loader.state())
         yield whole
-        log.add(step, batch, metrics, len(bad))
+        log.add(Taken(step, batch, metrics, len(bad)))
         out.update(step)
         probe_due = probe and (step % config.eval.every_steps == 0 or last)
         save_due = step % config.checkpoint.every_steps == 0 or last

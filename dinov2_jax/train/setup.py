@@ -19,6 +19,7 @@ from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.ops.seeds import seed_key
+from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.mesh import state_shardings
 from dinov2_jax.parallel.placement import batch_sharding
 from dinov2_jax.ssl.objective import Batch, Networks, Objective
@@ -152,13 +153,6 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     )
 
 
-# With fsdp a TPU's compiler would multiply by one shard of a weight after the other, and write the
-# whole product once for each; a step of ViT-L/16 would move 1.9 times the bytes.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
-}
-
-
 def compiled_step(
     run: Run, batch: Any, mesh: Mesh, options: dict[str, Any] | None = None
 ) -> jax.stages.Compiled:
@@ -166,12 +160,12 @@ def compiled_step(
 
     Args:
       batch: from `abstract_batch`.
-      options: for XLA, beside those of the platform.
+      options: for XLA, beside those of the platform (parallel/runtime.py).
     """
-    options = (_OPTIONS.get(mesh.devices.flat[0].platform, {}) | (options or {})) or None
     hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
     with jax.set_mesh(mesh):
-        return run.step.lower(run.abstract_state, batch, hyper).compile(compiler_options=options)
+        lowered = run.step.lower(run.abstract_state, batch, hyper)
+        return runtime.compile_step(lowered, mesh.devices.flat[0].platform, options or {})
 
 
 def return_free_memory() -> None:

@@ -1,6 +1,7 @@
 """What the steps of a run measured: lines of metrics, rates, warnings and bad batches."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,20 @@ from dinov2_jax.run.late import Late
 from dinov2_jax.run.metrics import Output
 from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train.nonfinite import NonFiniteWatch
+
+
+class Taken(NamedTuple):
+    """A step that was given to the device.
+
+    Attributes:
+      batch: on the host; stored if the loss or a gradient is not finite.
+      skipped_pictures: of the run up to this step.
+    """
+
+    step: int
+    batch: dict[str, np.ndarray]
+    metrics: Mapping[str, Array]
+    skipped_pictures: int
 
 
 class StepLog:
@@ -33,27 +48,18 @@ class StepLog:
         self._nonfinite = NonFiniteWatch(out.folder, name=own_name())
         self._late = Late(self._read)
 
-    def add(
-        self,
-        step: int,
-        batch: dict[str, np.ndarray],
-        metrics: Mapping[str, Array],
-        skipped_pictures: int,
-    ) -> None:
-        """Takes a step that was given to the device, and reads an earlier one.
-
-        Args:
-          batch: on the host; stored if the loss or a gradient is not finite.
-          skipped_pictures: of the run up to this step.
+    def add(self, taken: Taken) -> None:
+        """Takes the newest step, and reads an earlier one.
 
         Raises:
           NonFiniteLoss
         """
-        if not self._due(step):
-            metrics = {"nonfinite_streak": metrics["nonfinite_streak"]}
-        for value in metrics.values():
+        if not self._due(taken.step):
+            streak = taken.metrics["nonfinite_streak"]
+            taken = taken._replace(metrics={"nonfinite_streak": streak})
+        for value in taken.metrics.values():
             value.copy_to_host_async()  # begins as soon as the step ends
-        self._late.add(step, batch, metrics, skipped_pictures)
+        self._late.add(taken)
 
     def flush(self) -> None:
         """Waits for the device and reads all steps.
@@ -66,13 +72,8 @@ class StepLog:
     def _due(self, step: int) -> bool:
         return step % self._every_steps == 0 or step == self._last
 
-    def _read(
-        self,
-        step: int,
-        batch: dict[str, np.ndarray],
-        metrics: Mapping[str, Array],
-        skipped_pictures: int,
-    ) -> None:
+    def _read(self, taken: Taken) -> None:
+        step, batch, metrics, skipped_pictures = taken
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # A step counts when the host knows that it has ended, not when the device was given it:
         # a rate is that of the steps since the line before. Where the device is slower than the

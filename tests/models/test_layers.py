@@ -26,7 +26,7 @@ def test_parts_apart_equal_the_packed_ones(use_bias):
     module = Linear(12, use_bias, parts=3)
     params = drawn(module)
     want, pull = jax.vjp(module.apply, params, X)
-    got, pull_apart = jax.vjp(lambda *args: module.apply(*args, method="apart"), params, X)
+    got, pull_apart = jax.vjp(lambda *args: module.apply(*args, method="each_part"), params, X)
     assert [x.shape for x in got] == [(2, 5, 4)] * 3
     np.testing.assert_allclose(jnp.concatenate(got, -1), want, rtol=1e-5, atol=1e-6)
     slope = jax.random.normal(jax.random.key(3), want.shape)

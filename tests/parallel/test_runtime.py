@@ -73,3 +73,14 @@ def test_what_the_user_set_stays(tmp_path, clean, monkeypatch):
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".5"
     assert os.environ["XLA_FLAGS"] == " ".join([mine["XLA_FLAGS"], *runtime.GPU_FLAGS[1:]])
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_an_option_that_the_compiler_does_not_know_costs_only_itself(monkeypatch, caplog):
+    """Options of TPUs come and go; the user's own are never dropped."""
+    lowered = jax.jit(lambda x: 2 * x).lower(1.0)
+    monkeypatch.setattr(runtime, "STEP_OPTIONS", {"cpu": {"xla_of_another_version": 1}})
+    assert runtime.compile_step(lowered, "cpu", {})(1.0) == 2.0
+    assert "does not know xla_of_another_version" in caplog.text
+    assert any("xla_of_another_version=1" in line for line in runtime.describe())
+    with pytest.raises(jax.errors.JaxRuntimeError, match=runtime.UNKNOWN_OPTION):
+        runtime.compile_step(lowered, "cpu", {"xla_of_the_user": 1})

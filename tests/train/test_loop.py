@@ -20,7 +20,7 @@ from dinov2_jax.run.late import Late
 from dinov2_jax.run.progress import Throughput
 from dinov2_jax.train import loop
 from dinov2_jax.train.nonfinite import NonFiniteLoss
-from dinov2_jax.train.step_log import StepLog
+from dinov2_jax.train.step_log import StepLog, Taken
 from tests.train.test_resume import OVERRIDES, metrics, pictures  # noqa: F401
 
 Events = list[tuple[str, int]]
@@ -237,7 +237,7 @@ def rates(folder: Path, loader_s: float, device_s: float, save_at: int) -> list[
                 wait_until(ended)
 
         metrics: Any = {"loss": Measured(1, event), "nonfinite_streak": Measured(0, event)}
-        log.add(step, {}, metrics, 0)
+        log.add(Taken(step, {}, metrics, 0))
         if step in (save_at, 40):
             log.flush()
             now += 100.0
