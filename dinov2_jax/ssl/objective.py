@@ -25,6 +25,7 @@ from dinov2_jax.ssl.koleo import koleo_loss
 from dinov2_jax.ssl.microbatches import join_parts, take_part
 from dinov2_jax.ssl.scores import Scores, Targets, make_scores
 
+PATCHES = ("all", "masked")
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
 
@@ -82,11 +83,15 @@ class Objective:
     Attributes:
       ibot_weight: 0 leaves out all that iBOT alone needs.
       micro_batches: number of parts in which the networks see a batch; divides its groups.
+      masked_student: False shows the student whole crops, as in distillation.
+      patches: which patches of the global crops iBOT learns, one of PATCHES.
     """
 
     student: Networks
     teacher: Networks
     micro_batches: int = 1
+    masked_student: bool = True
+    patches: str = "masked"
     centering: str = "centering"
     dino_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -208,7 +213,9 @@ def student_loss(
     nets, groups = objective.student, batch["mask_indices"].shape[0]
     images, views = batch["local_crops"].shape[:2]
     crops = [group_crops(batch["global_crops"], groups)]
-    masks: list[Array | None] = [group_crops(batch["masks"], groups)]
+    masks: list[Array | None] = [None]
+    if objective.masked_student:
+        masks = [group_crops(batch["masks"], groups)]
     if views:
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)

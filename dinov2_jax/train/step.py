@@ -1,5 +1,10 @@
-"""One training step, pure: (state, batch, hyper) -> (state, metrics)."""
+"""One training step, pure: (state, batch, hyper) -> (state, metrics).
 
+`train_step` is that of pretraining, and of one student of a frozen teacher; `family_step` is that
+of several students, who share the crops and the teacher's pass.
+"""
+
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +14,7 @@ from jax import Array
 
 from dinov2_jax.ssl.diagnostics import representation_health
 from dinov2_jax.ssl.dino import dino_terms
+from dinov2_jax.ssl.distillation import with_all_patches
 from dinov2_jax.ssl.objective import (
     Batch,
     Objective,
@@ -22,49 +28,127 @@ from dinov2_jax.train.state import TrainState
 
 # (key, batch with uint8 crops) -> batch with normalised float crops.
 Photometric = Callable[[Array, Batch], Batch]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How one student learns.
+
+    Attributes:
+      shardings: of the student's weights, for its gradients too. XLA may place a gradient
+        otherwise, update weights, moments and teacher there, and gather all four.
+    """
+
+    objective: Objective
+    optimizer: AdamW
+    shardings: Any = None
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     hyper: Mapping[str, Array],
+    frozen: Any = None,
     *,
     objective: Objective,
     optimizer: AdamW,
     photometric: Photometric | None = None,
     shardings: Any = None,
-) -> tuple[TrainState, dict[str, Array]]:
+) -> tuple[TrainState, Metrics]:
     """Targets, student gradient, AdamW, EMA.
 
     Args:
       batch: see ssl/objective.py; crops are uint8 when `photometric` is given, else normalised.
       hyper: fp32 scalars of train/schedules.py `Schedules.at(step)`.
-      shardings: of the student's weights, for its gradients too. XLA may place a gradient
-        otherwise, update weights, moments and teacher there, and gather all four.
+      frozen: parameters of the teacher of a distillation. None: the EMA is the teacher.
+      objective, optimizer, shardings: see `Update`.
 
     Returns:
       The next state and scalar metrics. A non-finite loss or gradient leaves weights, moments,
       centres and teacher unchanged, and the state counts the step.
     """
+    batch = _prepared(state, batch, objective, photometric)
+    teacher = state.teacher if frozen is None else frozen
+    targets, centers = teacher_targets(
+        objective, teacher, state.centers, batch, hyper["teacher_temp"]
+    )
+    update = Update(objective, optimizer, shardings)
+    return _updated(state, batch, hyper, targets, centers, update)
+
+
+def family_step(
+    states: Mapping[str, TrainState],
+    batch: Batch,
+    hypers: Mapping[str, Mapping[str, Array]],
+    frozen: Any,
+    *,
+    updates: Mapping[str, Update],
+    photometric: Photometric | None = None,
+) -> tuple[dict[str, TrainState], dict[str, Metrics]]:
+    """As `train_step` for several students of one frozen teacher, by name.
+
+    Each student takes the step that it would take alone. The crops and the teacher's targets are
+    computed once, with the key, the temperature and the patches of the first student, which all
+    share (train/students.py).
+    """
+    first = next(iter(states))
+    # Patches are needed as soon as one student learns them.
+    ibot = max(update.objective.ibot_weight for update in updates.values())
+    objective = dataclasses.replace(updates[first].objective, ibot_weight=ibot)
+    batch = _prepared(states[first], batch, objective, photometric)
+    targets, centers = teacher_targets(
+        objective, frozen, states[first].centers, batch, hypers[first]["teacher_temp"]
+    )
+    taken = {
+        name: _updated(state, batch, hypers[name], targets, centers, updates[name])
+        for name, state in states.items()
+    }
+    return {name: x[0] for name, x in taken.items()}, {name: x[1] for name, x in taken.items()}
+
+
+def _step_keys(state: TrainState) -> tuple[Array, Array]:
+    """Keys of the colours and of stochastic depth."""
     color_key, drop_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    return color_key, drop_key
+
+
+def _prepared(
+    state: TrainState, batch: Batch, objective: Objective, photometric: Photometric | None
+) -> Batch:
+    """The batch with normalised crops, and with the patches that iBOT learns."""
     if photometric is not None:
         # Without the barrier XLA may compute the augmentation three times: for the teacher, the
         # student and the student's backward pass. On a GPU the patches are what it stores.
         batch = jax.lax.platform_dependent(
-            photometric(color_key, batch), cuda=lambda x: x, default=jax.lax.optimization_barrier
+            photometric(_step_keys(state)[0], batch),
+            cuda=lambda x: x,
+            default=jax.lax.optimization_barrier,
         )
-    targets, centers = teacher_targets(
-        objective, state.teacher, state.centers, batch, hyper["teacher_temp"]
-    )
-    drop_keys = jax.random.split(drop_key, batch["mask_indices"].shape[0])
+    if objective.patches == "all":
+        batch = with_all_patches(batch, objective.student.backbone.patch_size)
+    return batch
+
+
+def _updated(
+    state: TrainState,
+    batch: Batch,
+    hyper: Mapping[str, Array],
+    targets: TeacherOutput,
+    centers: Mapping[str, Array],
+    update: Update,
+) -> tuple[TrainState, Metrics]:
+    """The student's part of a step."""
+    objective = update.objective
+    drop_keys = jax.random.split(_step_keys(state)[1], batch["mask_indices"].shape[0])
     (loss, parts), grads = _student_gradients(objective, state.student, targets, batch, drop_keys)
-    if shardings is not None:
-        grads = jax.lax.with_sharding_constraint(grads, shardings)
+    if update.shardings is not None:
+        grads = jax.lax.with_sharding_constraint(grads, update.shardings)
     norms = module_norms(grads)
     finite = jnp.isfinite(loss + sum(norms.values()))
     # DINOv2: a skipped step changes nothing here; the reference still runs the EMA and updates the
     # centres with the bad batch.
-    student, opt_state = optimizer.update(
+    student, opt_state = update.optimizer.update(
         grads, norms, state.opt_state, state.student, hyper, finite
     )
     teacher = ema(state.teacher, student, jnp.where(finite, hyper["momentum"], 1.0))
