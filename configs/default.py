@@ -67,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = _optimizer()
     config.crops, config.colour = _crops(), _colour()
     config.data, config.eval, config.checkpoint = _data(), _eval(), _checkpoint()
+    config.distill = _distill()
     config.plan = _plan()
     return config
 
@@ -272,6 +273,31 @@ def _checkpoint() -> ml_collections.ConfigDict:
     # of each evaluation
     checkpoint.keep_every_steps = 12_500
     return checkpoint
+
+
+def _distill() -> ml_collections.ConfigDict:
+    distill = ml_collections.ConfigDict()
+    # The frozen teacher: a run, a bundle or weights with heads; "": pretraining, where the teacher
+    # is the student's average. With a teacher there are no masks and no stochastic depth, the
+    # targets are Sinkhorn-Knopp's, and the average is kept to be evaluated and exported. Task
+    # "plan" also takes the name of the teacher's recipe. Paper section 5; ours
+    distill.teacher = ""
+    # Recipes of several students who share the crops and the teacher's pass, such as
+    # ("vits14", "vitb14"); each trains in <workdir>/<name>. A recipe gives model, optimizer, dino,
+    # ibot, the momentum and init_from; all else is that of this configuration. (): one student,
+    # this configuration's. Ours
+    distill.students = ()
+    # prototypes: DINO and iBOT on the teacher's prototypes, as in the paper | features: cls and
+    # patch features of the teacher through linear projections, without heads. Ours
+    distill.kind = "prototypes"
+    # Patches that iBOT learns: all of both global crops | masked: those that pretraining would
+    # mask, whose loss is half as large. Ours: the reference has no code of its distillation
+    distill.patches = "all"
+    # If the teacher has no heads, like released backbones. "": refuse it | train: train heads on
+    # the frozen backbone first, by the losses of pretraining, in <workdir>/teacher_heads. Ours
+    distill.teacher_heads = ""
+    distill.head_steps = 10_000  # steps of this training; schedules are shortened to it. Ours
+    return distill
 
 
 def _plan() -> ml_collections.ConfigDict:

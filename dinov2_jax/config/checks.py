@@ -51,9 +51,14 @@ class Range:
         return f"{'every number ' if isinstance(value, tuple) else ''}must be {limit}"
 
 
+@dataclass(frozen=True)
+class Names:
+    """A tuple of names, or (), which the room that reads them checks itself."""
+
+
 MOST = 2**31 - 1  # int32, which counts on devices and in XLA's shapes
 
-Rules = Mapping[str, Range | tuple[str, ...]]
+Rules = Mapping[str, Range | Names | tuple[str, ...]]
 
 COUNT = Range(1, MOST)
 COUNT_OR_NONE = Range(0, MOST)
@@ -89,7 +94,7 @@ def require_fields(config: ml_collections.ConfigDict, rules: Rules) -> None:
 def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
     """Refuses a field whose value is not among the names, or not in the range, of its rule.
 
-    URLs and empty tuples are refused in any field.
+    URLs are refused in any field, and () where no rule allows it.
 
     Raises:
       ConfigError: naming the field, the value and what would be accepted; see `require_fields`.
@@ -103,6 +108,8 @@ def check_values(config: ml_collections.ConfigDict, rules: Rules) -> None:
         if isinstance(rule, Range):
             if problem := rule.problem(value):
                 raise ConfigError(f"config.{name} is {value}, but {problem}")
+        elif isinstance(rule, Names):
+            continue
         elif value == ():
             raise ConfigError(
                 f"config.{name} is (), but needs one value or more; leave it out for its default"

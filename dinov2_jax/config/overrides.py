@@ -15,6 +15,7 @@ from dinov2_jax.config.files import ConfigError, leaves, nearest
 
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 _NAME = re.compile(r"[\w.-]+")
+_RECIPE = re.compile(r"[^\s,()'\"]+")  # a name or a path, which may have an argument
 # By type of a field: the values it takes, and the words for one of them and for a tuple of them.
 _KINDS: dict[type, tuple[Any, str, str]] = {
     bool: (bool, "true or false", "a tuple of True, False or both"),
@@ -24,6 +25,8 @@ _KINDS: dict[type, tuple[Any, str, str]] = {
 }
 # Tuples of numbers whose length the default does not fix: one number a channel, or a scale.
 _ANY_LENGTH = ("colour.mean", "colour.std", "retrieval.scales")
+# Tuples of recipes, of which there may be none.
+_RECIPES = ("distill.students",)
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,30 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
 
 def _converted(name: str, given: Any, default: Any) -> Any:
     """`given` as a value of the type of `default`."""
+    if name in _RECIPES:
+        return _recipes(name, given, default)
     value = _parsed(given, default) if isinstance(given, str) else given
     if isinstance(default, tuple):
         return _converted_tuple(name, given, value, default)
     if not _fits(value, type(default)):
         raise _refusal(name, _KINDS[type(default)][1], default, given)
     return type(default)(value)
+
+
+def _recipes(name: str, given: Any, default: Any) -> tuple[str, ...]:
+    """Recipes from text with commas between, or from a sequence; "" and () are none."""
+    items = _names(given) if isinstance(given, str) else given
+    if not isinstance(items, tuple | list) or not all(
+        isinstance(item, str) and _RECIPE.fullmatch(item) for item in items
+    ):
+        raise _refusal(name, "recipes with commas between", default or ("vits14", "vitb14"), given)
+    return tuple(items)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The names in a text such as `a,b` or `("a", "b",)`."""
+    names = text.strip().strip("()[] ").removesuffix(",")
+    return tuple(name.strip().strip("'\"") for name in names.split(",")) if names else ()
 
 
 def _converted_tuple(name: str, given: Any, value: Any, default: tuple[Any, ...]) -> Any:
@@ -158,8 +179,7 @@ def _parsed(text: str, default: Any) -> Any:
         if isinstance(default, int | float):
             return type(default)(text)
         if isinstance(default, tuple) and default and isinstance(default[0], str):
-            names = text.strip().strip("()[] ").removesuffix(",").split(",")
-            return tuple(name.strip().strip("'\"") for name in names)
+            return _names(text) or ("",)
         return ast.literal_eval(text) if isinstance(default, tuple) else text
     except (ValueError, SyntaxError):
         return text

@@ -38,6 +38,12 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
     return {name: put(x) for name, x in batch.items()}
 
 
+def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Array:
+    """Puts the shards of a whole host array on the devices of this process."""
+    x = np.asarray(x, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: x[index])
+
+
 def local_groups(mesh: Mesh, groups: int) -> list[int]:
     """The statistical groups of a batch that this process loads: those on its devices.
 

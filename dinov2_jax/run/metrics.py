@@ -22,20 +22,30 @@ class Output(contextlib.AbstractContextManager):
 
     `folder` is made if missing. Lines later than `start_step`, from which the run resumes, are cut,
     as these steps are repeated. `silent` prints and writes nothing; for all processes but one.
+    Where several networks train at once, each has an output: `label` begins its lines, and all but
+    the first are shown by the first one (`shown`).
     """
 
     def __init__(
-        self, folder: Path, total_steps: int, start_step: int = 0, *, silent: bool = False
+        self,
+        folder: Path,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        silent: bool = False,
+        label: str = "",
+        shown: "Output | None" = None,
     ) -> None:
         self.folder, self.warnings = folder, list[str]()
         self._total_steps, self._silent = total_steps, silent
+        self._label, self._shown = label, shown
         if silent:
             return
         # A run that starts at 0 writes step 0 again; a resumed one has that line already.
         first_step = start_step + 1 if start_step else 0
         kept = [row for row in read_metrics(folder) if row["step"] < first_step]
         write_text(folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
-        self._progress = Progress(total_steps, start_step=start_step)
+        self._progress = shown._progress if shown else Progress(total_steps, start_step=start_step)
         self._file: IO[str] = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
         self._events = _open_events(folder, first_step)
 
@@ -51,7 +61,8 @@ class Output(contextlib.AbstractContextManager):
             self._file.flush()
         if self._events is not None:
             self._events.add(step, values)
-        self.message(console_line(step, self._total_steps, values))
+        line = console_line(step, self._total_steps, values)
+        self.message(f"{self._label}  {line}" if self._label else line)
 
     def message(self, text: str) -> None:
         """Prints a line that is not stored."""
@@ -67,12 +78,13 @@ class Output(contextlib.AbstractContextManager):
         """Prints each message and keeps it for the report."""
         self.warnings += messages
         for message in messages:
-            self.message(message)
+            self.message(f"{self._label}: {message}" if self._label else message)
 
     def __exit__(self, *exception: object) -> None:
         if self._silent:
             return
-        self._progress.close()
+        if self._shown is None:
+            self._progress.close()
         try:
             with naming(self.folder / METRICS_FILE):
                 self._file.close()

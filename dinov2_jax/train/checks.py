@@ -19,19 +19,22 @@ from dinov2_jax.config.checks import (
     SHARE,
     SIDE,
     TEMPERATURE,
+    Names,
     Range,
     Rules,
 )
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.models.block import REMAT
-from dinov2_jax.models.layers import swiglu_hidden_dim
 from dinov2_jax.models.vit import BLOCKS, VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
+from dinov2_jax.ssl.objective import PATCHES
+from dinov2_jax.train.mesh_checks import check_mesh, divisors, nearest_divisor, nearest_multiple
 
+KINDS_OF_DISTILLATION = ("prototypes", "features")
 _SCALE = Range(1e-3, 1, ordered=True)
 # A rule, and the fields that follow it.
-_TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
+_TABLE: tuple[tuple[Range | Names | tuple[str, ...], str], ...] = (
     (COUNT, "total_steps log_every_steps"),
     (BATCH, "batch_size group_size micro_batches"),
     (SEED, "seed"),
@@ -94,6 +97,11 @@ _TABLE: tuple[tuple[Range | tuple[str, ...], str], ...] = (
     (TEMPERATURE, "eval.temperature"),
     (COUNT, "checkpoint.every_steps checkpoint.keep_last"),
     (COUNT_OR_NONE, "checkpoint.keep_every_steps"),
+    (KINDS_OF_DISTILLATION, "distill.kind"),
+    (PATCHES, "distill.patches"),
+    (Names(), "distill.students"),
+    (("", "train"), "distill.teacher_heads"),
+    (COUNT, "distill.head_steps"),
     (Range(0, 1000), "plan.trials"),
     (Range(0.01, 1), "plan.mfu"),
 )
@@ -119,16 +127,16 @@ def check_training(config: ConfigDict, device_count: int) -> list[str]:
     _check_prototypes(config)
     _check_images(config)
     _check_colours(config)
-    return _late_schedules(config) + _frozen_noise(config) + _check_mesh(config, device_count)
+    return _late_schedules(config) + _frozen_noise(config) + check_mesh(config, device_count)
 
 
 def _check_batch(config: ConfigDict) -> None:
     batch_size, group_size = config.batch_size, config.group_size
     if batch_size % group_size:
-        group = _nearest_divisor(batch_size, group_size)
+        group = nearest_divisor(batch_size, group_size)
         raise ConfigError(
             f"config.batch_size {batch_size} is not a multiple of config.group_size {group_size}; "
-            f"nearest valid: --config.batch_size={_nearest_multiple(batch_size, group_size)} or "
+            f"nearest valid: --config.batch_size={nearest_multiple(batch_size, group_size)} or "
             f"--config.group_size={group}"
         )
     if config.dino.koleo_loss_weight > 0 and group_size < 2:
@@ -143,7 +151,7 @@ def _check_prototypes(config: ConfigDict) -> None:
     for name in ("dino", "ibot") if config.ibot.separate_head else ("dino",):
         prototypes = config[name].head_prototypes
         if block and prototypes % block:
-            divisor = max(n for n in _divisors(prototypes) if n <= block)
+            divisor = max(n for n in divisors(prototypes) if n <= block)
             raise ConfigError(
                 f"config.prototype_block {block} does not divide config.{name}.head_prototypes "
                 f"{prototypes}; the next smaller divisor is --config.prototype_block={divisor}"
@@ -170,8 +178,8 @@ def _check_images(config: ConfigDict) -> None:
         inherited = " (0 stands for the variant's)" if dim != model.dim or not model.heads else ""
         raise ConfigError(
             f"config.model.dim {dim} is not a multiple of config.model.heads {heads}{inherited}; "
-            f"nearest valid: --config.model.dim={_nearest_multiple(dim, heads)} or "
-            f"--config.model.heads={_nearest_divisor(dim, heads)}"
+            f"nearest valid: --config.model.dim={nearest_multiple(dim, heads)} or "
+            f"--config.model.heads={nearest_divisor(dim, heads)}"
         )
 
 
@@ -180,7 +188,7 @@ def _require_multiple(fields: Mapping[str, Any], name: str, of: str, unit: str =
     if value % factor:
         raise ConfigError(
             f"config.{name} {value}{unit} is not a multiple of config.{of} {factor}{unit}; nearest "
-            f"valid: --config.{name}={_nearest_multiple(value, factor)}"
+            f"valid: --config.{name}={nearest_multiple(value, factor)}"
         )
 
 
@@ -250,96 +258,3 @@ def _frozen_noise(config: ConfigDict) -> list[str]:
         f"config.optimizer.freeze_backbone_steps {steps:,} keeps random weights for so many steps, "
         "because config.init_from is empty"
     ]
-
-
-def _check_axes(config: ConfigDict, device_count: int) -> int:
-    """Refuses axes that do not fit the devices or the model; returns the size of "data"."""
-    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-    if data == 0:
-        raise ConfigError(
-            "config.mesh.data is 0, but must be at least 1, or -1 for all devices that the other "
-            "axes leave; use --config.mesh.data=-1"
-        )
-    _check_tensor(config)
-    if data == -1 and device_count % (fsdp * tensor):
-        raise ConfigError(
-            f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide the "
-            f"{device_count} devices; use {_fitting_axes(fsdp, tensor, device_count)}"
-        )
-    data = device_count // (fsdp * tensor) if data == -1 else data
-    used = data * fsdp * tensor
-    if used > device_count:
-        fits = device_count % (fsdp * tensor) == 0
-        rest = "" if fits else f" {_fitting_axes(fsdp, tensor, device_count)}"
-        raise ConfigError(
-            f"config.mesh {data} x {fsdp} x {tensor} asks for {used} devices, but there are "
-            f"{device_count}; use --config.mesh.data=-1{rest}"
-        )
-    return data
-
-
-def _fitting_axes(fsdp: int, tensor: int, device_count: int) -> str:
-    """Flags near to the given axes that fit; says so where they change config.mesh.tensor."""
-    fit = math.gcd(device_count, tensor)
-    instead = f" --config.mesh.tensor={fit}, instead of your {tensor}" if fit != tensor else ""
-    return f"--config.mesh.fsdp={math.gcd(device_count // fit, fsdp)}{instead}"
-
-
-def _check_tensor(config: ConfigDict) -> None:
-    """A tensor axis splits the heads, and the hidden width, so it must divide both."""
-    model, tensor = config.model, config.mesh.tensor
-    variant = VARIANTS[model.variant]
-    dim, heads = model.dim or variant.dim, model.heads or variant.heads
-    sizes = {"heads": heads}
-    if model.ffn == "swiglu":  # that of "mlp" is a multiple of dim, and so of the heads
-        sizes["hidden units"] = swiglu_hidden_dim(dim)
-    if any(size % tensor for size in sizes.values()):
-        said = " and ".join(f"{size} {name}" for name, size in sizes.items())
-        raise ConfigError(
-            f"config.mesh.tensor {tensor} does not divide the {said} of the model; use "
-            f"--config.mesh.tensor={math.gcd(tensor, *sizes.values())}"
-        )
-
-
-def _check_mesh(config: ConfigDict, device_count: int) -> list[str]:
-    data, fsdp, tensor = _check_axes(config, device_count), config.mesh.fsdp, config.mesh.tensor
-    used, shards = data * fsdp * tensor, data * fsdp
-    if config.batch_size % shards:
-        valid = _nearest_multiple(config.batch_size, math.lcm(shards, config.group_size))
-        raise ConfigError(
-            f"config.batch_size {config.batch_size} does not divide over the {shards} shards of "
-            f"the mesh (data x fsdp); nearest valid: --config.batch_size={valid}"
-        )
-    groups, parts = config.batch_size // config.group_size, config.micro_batches
-    if parts > 1 and groups % (shards * parts):
-        raise ConfigError(
-            f"config.micro_batches {parts} does not divide the {groups} statistical groups of a "
-            f"batch over {shards} shards of the mesh; nearest valid: "
-            f"--config.micro_batches={math.gcd(max(groups // shards, 1), parts)}"
-        )
-    notes = []
-    if used < device_count:
-        notes.append(
-            f"the mesh uses {used} of {device_count} devices; --config.mesh.data=-1 uses all"
-        )
-    if groups % shards:
-        notes.append(
-            f"{groups} statistical groups of {config.group_size} do not divide over {shards} "
-            "shards of the mesh, so some groups span devices: results are the same, but "
-            "activations cross the network; "
-            f"--config.group_size={config.batch_size // shards} would divide"
-        )
-    return notes
-
-
-def _nearest_multiple(value: int, of: int) -> int:
-    return max(of, of * round(value / of))
-
-
-def _nearest_divisor(of: int, to: int) -> int:
-    return min(_divisors(of), key=lambda n: abs(n - to))
-
-
-def _divisors(of: int) -> set[int]:
-    small = [n for n in range(1, math.isqrt(of) + 1) if of % n == 0]
-    return {*small, *(of // n for n in small)}

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError
 from dinov2_jax.models.vit import VARIANTS, Variant, VisionTransformer
+from dinov2_jax.parallel.placement import place
 from dinov2_jax.parallel.processes import main_first
 from dinov2_jax.train.setup import Run
 from dinov2_jax.weights.adapt import with_channels, with_image_size
@@ -62,7 +62,7 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     heads, notes = _matching_heads(weights.heads, run.abstract_state.student)
     given = {"backbone": backbone} | heads
     wanted = {name: run.abstract_state.student[name] for name in given}
-    return jax.tree.map(_place, given, wanted), [*_origin(config, weights), *notes]
+    return jax.tree.map(place, given, wanted), [*_origin(config, weights), *notes]
 
 
 def _with_own_positions(
@@ -87,12 +87,6 @@ def _origin(config: ConfigDict, weights: Backbone) -> list[str]:
             f"which are {config.colour.mean} and {config.colour.std} here"
         )
     return notes
-
-
-def _place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """Puts the shards of a host array on the devices of this process."""
-    x = np.asarray(x, like.dtype)
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: x[index])
 
 
 def _matching_heads(

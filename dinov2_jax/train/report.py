@@ -15,11 +15,12 @@ from dinov2_jax.data.sources.source import Source
 from dinov2_jax.data.stream import stream_pictures
 from dinov2_jax.features.extractor import Extractor
 from dinov2_jax.features.request import central_square
+from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel.mesh import own_mesh
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.files import write_bytes
-from dinov2_jax.train.setup import Run, make_photometric
+from dinov2_jax.train.setup import make_photometric
 from dinov2_jax.viz.pca import pca_rgb
 from dinov2_jax.viz.report import write_report
 from dinov2_jax.viz.sheet import as_rgb, crop_sheet
@@ -43,9 +44,11 @@ def _to_uint8(images: Any, colour: ConfigDict) -> np.ndarray:
     return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> list[tuple]:
+def pca_pairs(
+    config: ConfigDict, model: VisionTransformer, teacher: Any, source: Source
+) -> list[tuple]:
     """(picture, joint PCA of its patch features as colours) of a few evenly spread pictures."""
-    model, colour, patch = run.objective.teacher.backbone, config.colour, config.model.patch_size
+    colour, patch = config.colour, config.model.patch_size
     side = max(config.eval.image_size, 8 * patch) // patch * patch  # at least 8 x 8 patches
     preprocessing = Preprocessing(side, side, tuple(colour.mean), tuple(colour.std))
     backbone = Backbone(model, teacher["backbone"], preprocessing, {}, "teacher", "run", ())
@@ -67,13 +70,18 @@ def pca_pairs(config: ConfigDict, run: Run, teacher: Any, source: Source) -> lis
 
 
 def report(
-    folder: Path, config: ConfigDict, run: Run, teacher: Any, source: Source, notes: list[str]
+    folder: Path,
+    config: ConfigDict,
+    model: VisionTransformer,
+    teacher: Any,
+    source: Source,
+    notes: list[str],
 ) -> None:
     """Writes report.html from what the run directory holds and the teacher as it is now.
 
     All processes take part in the pictures' features, and process 0 writes.
     """
-    pairs = pca_pairs(config, run, teacher, source)
+    pairs = pca_pairs(config, model, teacher, source)
     if not is_main():
         return
     sheet = folder / "crops.png"

@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from dinov2_jax.data.masking import slots_of, upperbound
 from dinov2_jax.data.photometric import ColourSpec, augment_batch
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.layers import compute_dtype
-from dinov2_jax.models.vit import from_config
+from dinov2_jax.models.vit import VisionTransformer, from_config
 from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.mesh import state_shardings
@@ -26,23 +26,30 @@ from dinov2_jax.ssl.objective import Batch, Networks, Objective
 from dinov2_jax.train.optimizer import AdamW, parameter_multipliers
 from dinov2_jax.train.schedules import Schedules
 from dinov2_jax.train.state import init_state
-from dinov2_jax.train.step import train_step
+from dinov2_jax.train.step import Update, family_step, train_step
 
 
 class Run(NamedTuple):
-    """The parts of a training run.
+    """The parts of the training of one network.
 
     Attributes:
+      model: of the average of the student's weights (the teacher's place in a state), which is
+        evaluated.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
       init: (modules to start with instead of random ones, on the mesh) -> fresh TrainState.
-      step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
+      step: (state, batch, hyper) -> (state, metrics), jitted, state donated; with a frozen teacher
+        its parameters follow.
+      frozen: these parameters as ShapeDtypeStruct with shardings; () in pretraining, else (tree,).
     """
 
     objective: Objective
+    model: VisionTransformer
     schedules: Schedules
     abstract_state: Any
-    init: Callable[[], Any]
+    init: Callable[..., Any]
     step: Callable[..., Any]
+    update: Update
+    frozen: tuple[Any, ...] = ()
 
 
 def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
@@ -63,17 +70,26 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
     )
 
 
-def make_objective(config: ConfigDict) -> Objective:
-    """The networks and losses that `config` describes."""
+def make_objective(config: ConfigDict, teacher: Networks | None = None) -> Objective:
+    """The networks and losses that `config` describes.
+
+    Args:
+      teacher: the frozen one of a distillation, which has no stochastic depth and no masks, and
+        whose targets are Sinkhorn-Knopp's (paper section 5).
+    """
+    patches = "masked" if teacher is None else config.distill.patches
+    # Without a patch to learn nothing of iBOT is computed, as with weight 0.
+    learns = patches == "all" or _most_masked(config)
     return Objective(
-        student=make_networks(config, drop_path=True),
-        teacher=make_networks(config, drop_path=False),
+        student=make_networks(config, drop_path=teacher is None),
+        teacher=teacher or make_networks(config, drop_path=False),
         micro_batches=config.micro_batches,
-        centering=config.centering,
+        masked_student=teacher is None,
+        patches=patches,
+        centering=config.centering if teacher is None else "sinkhorn_knopp",
         dino_weight=config.dino.loss_weight,
         koleo_weight=config.dino.koleo_loss_weight,
-        # Without a masked patch nothing of iBOT is computed, as with weight 0.
-        ibot_weight=config.ibot.loss_weight if _most_masked(config) else 0.0,
+        ibot_weight=config.ibot.loss_weight if learns else 0.0,
     )
 
 
@@ -125,9 +141,13 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
     }
 
 
-def make_run(config: ConfigDict, mesh: Mesh) -> Run:
-    """The parts of the run of `config` on `mesh`; compiles nothing yet."""
-    objective = make_objective(config)
+def make_run(config: ConfigDict, mesh: Mesh, teacher: Networks | None = None) -> Run:
+    """The training of one network of `config` on `mesh`; compiles nothing yet.
+
+    Args:
+      teacher: see `make_objective`.
+    """
+    objective = make_objective(config, teacher)
     size = config.crops.global_size
     key = seed_key(config.seed)
     student_shapes = jax.eval_shape(lambda k: objective.student.init(k, size), key)
@@ -135,26 +155,90 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
     init = functools.partial(init_state, objective=objective, optimizer=optimizer, image_size=size)
     shapes = jax.eval_shape(init, key)
     shardings = state_shardings(shapes, mesh, config.min_shard_bytes)
+    grads = shardings.student if mesh.size > 1 else None
     step = functools.partial(
         train_step,
         objective=objective,
         optimizer=optimizer,
         photometric=make_photometric(config),
-        shardings=shardings.student if mesh.size > 1 else None,
+        shardings=grads,
     )
     return Run(
         objective=objective,
+        model=objective.student.backbone.clone(drop_path_rate=0.0),
         schedules=Schedules(config),
-        abstract_state=jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-        ),
+        abstract_state=_placed(shapes, shardings),
         init=lambda given=None: jax.jit(init, out_shardings=shardings)(key, given=given or {}),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
+        update=Update(objective, optimizer, grads),
+        frozen=() if teacher is None else (abstract_teacher(config, mesh, teacher),),
+    )
+
+
+class Family(NamedTuple):
+    """The training of one network or of several students, who share crops and a teacher.
+
+    Attributes:
+      runs: by name of the student; "" is the name of one alone.
+      step: as `Run.step`, with states, schedules and metrics by name.
+    """
+
+    runs: dict[str, Run]
+    schedules: "FamilySchedules"
+    abstract_state: dict[str, Any]
+    step: Callable[..., Any]
+    frozen: tuple[Any, ...]
+
+
+class FamilySchedules(NamedTuple):
+    """The schedules of several students."""
+
+    runs: dict[str, Run]
+
+    def at(self, step: int) -> dict[str, dict[str, Any]]:
+        """The scalars for update number `step` (0-based), by name of the student."""
+        return {name: run.schedules.at(step) for name, run in self.runs.items()}
+
+
+def make_family(
+    configs: Mapping[str, ConfigDict], mesh: Mesh, teacher: Networks | None = None
+) -> Family:
+    """The training of all students on `mesh`, of their configurations by name.
+
+    They share all but what belongs to a student (train/students.py).
+    """
+    runs = {name: make_run(config, mesh, teacher) for name, config in configs.items()}
+    states = {name: run.abstract_state for name, run in runs.items()}
+    shardings = jax.tree.map(lambda x: x.sharding, states)
+    step = functools.partial(
+        family_step,
+        updates={name: run.update for name, run in runs.items()},
+        photometric=make_photometric(next(iter(configs.values()))),
+    )
+    return Family(
+        runs=runs,
+        schedules=FamilySchedules(runs),
+        abstract_state=states,
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
+        frozen=next(iter(runs.values())).frozen,
+    )
+
+
+def abstract_teacher(config: ConfigDict, mesh: Mesh, teacher: Networks) -> Any:
+    """Shapes and shardings of a frozen teacher's parameters."""
+    size = config.crops.global_size
+    shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0), size))
+    return _placed(shapes, state_shardings(shapes, mesh, config.min_shard_bytes))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 
 def compiled_step(
-    run: Run, batch: Any, mesh: Mesh, options: dict[str, Any] | None = None
+    run: "Run | Family", batch: Any, mesh: Mesh, options: dict[str, Any] | None = None
 ) -> jax.stages.Compiled:
     """`run.step` compiled for `mesh` before there is a batch; it takes what `run.step` takes.
 
@@ -162,9 +246,10 @@ def compiled_step(
       batch: from `abstract_batch`.
       options: for XLA, beside those of the platform (parallel/runtime.py).
     """
-    hyper = dict.fromkeys(run.schedules.at(0), jax.ShapeDtypeStruct((), jnp.float32))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    hyper = jax.tree.map(lambda _: scalar, run.schedules.at(0))
     with jax.set_mesh(mesh):
-        lowered = run.step.lower(run.abstract_state, batch, hyper)
+        lowered = run.step.lower(run.abstract_state, batch, hyper, *run.frozen)
         return runtime.compile_step(lowered, mesh.devices.flat[0].platform, options or {})
 
 

@@ -1,8 +1,9 @@
 """What happens before the first step: pictures are checked, the state is made or restored."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,8 @@ from dinov2_jax.parallel.processes import is_main, main_first, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
 from dinov2_jax.train.init_from import initial_params
-from dinov2_jax.train.setup import Run
+from dinov2_jax.train.setup import Family, Run
+from dinov2_jax.train.teacher import Teacher
 
 
 def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]:
@@ -45,25 +47,71 @@ def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]
     return source, bad
 
 
-def start_state(
-    config: ConfigDict, run: Run, checkpoints: Checkpoints, bad: BadRecords, notes: list[str]
-) -> tuple[Any, int, int]:
-    """A fresh state, or the newest checkpoint; returns it with its step and the pictures seen.
+class Started(NamedTuple):
+    """The states at the start by name of the student, their step, and the pictures seen by then."""
+
+    states: dict[str, Any]
+    step: int
+    seen: int
+
+
+def start_states(
+    configs: Mapping[str, ConfigDict],
+    family: Family,
+    checkpoints: Mapping[str, Checkpoints],
+    bad: BadRecords,
+    teacher: Teacher | None,
+    notes: list[str],
+) -> Started:
+    """Fresh states, or those of the newest checkpoint; of several students, of one that all have.
 
     Args:
-      bad: restored with the state.
+      bad: restored with the states.
       notes: gets a sentence on everything that the user should know about the start.
 
     Raises:
       ConfigError, WeightsError: `config.init_from` cannot be used.
-      CheckpointError: the checkpoint cannot be read, or belongs to other pictures.
+      CheckpointError: the checkpoint cannot be read, or belongs to other pictures or to another
+        teacher.
     """
-    if checkpoints.latest_step() is None:
-        bad.load({})
-        given, origin = initial_params(config, run)
-        notes.extend(origin)
-        return run.init(given), 0, 0
-    state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
+    step = _common_step(checkpoints)
+    states, position = {}, (0, 0)
+    for name, config in configs.items():
+        own: list[str] = []
+        if step == 0:
+            bad.load({})
+            given, origin = initial_params(config, family.runs[name])
+            own += origin
+            states[name] = family.runs[name].init(given)
+        else:
+            states[name], *position = _continued(
+                config, family.runs[name], checkpoints[name], step, bad, teacher, own
+            )
+        notes += [f"{name}: {note}" if name else note for note in own]
+    return Started(states, *position)
+
+
+def _common_step(checkpoints: Mapping[str, Checkpoints]) -> int | None:
+    """The step to continue from: 0 for none, None for the newest that can be read."""
+    if len(checkpoints) == 1:
+        return 0 if next(iter(checkpoints.values())).latest_step() is None else None
+    step = max(set.intersection(*(own.steps() for own in checkpoints.values())), default=0)
+    for own in checkpoints.values():
+        own.forget_after(step)  # a killed run may have saved some students and not all
+    return step
+
+
+def _continued(
+    config: ConfigDict,
+    run: Run,
+    checkpoints: Checkpoints,
+    step: int | None,
+    bad: BadRecords,
+    teacher: Teacher | None,
+    notes: list[str],
+) -> tuple[Any, int, int]:
+    """The state of a checkpoint, its step and the pictures seen."""
+    state, loader, stored = checkpoints.restore(run.abstract_state, step, config=to_dict(config))
     notes.extend(checkpoints.notes)
     own = bad.state()
     pictures = own["pictures"]
@@ -80,6 +128,7 @@ def start_state(
             "the run continues, in another order of pictures than it would have had"
         )
     bad.load(loader)
+    _require_same_teacher(config, checkpoints, loader, teacher)
     changed = diff_configs(stored, to_dict(config))
     if changed:
         notes.append(f"the configuration differs from the checkpoint's: {', '.join(changed)}")
@@ -95,6 +144,25 @@ def start_state(
     # Checkpoints of version 0.1.0 count batches.
     seen = loader.get("next_image", loader.get("next_batch", 0) * stored["batch_size"])
     return state, int(state.step), seen
+
+
+def _require_same_teacher(
+    config: ConfigDict, checkpoints: Checkpoints, loader: dict[str, Any], teacher: Teacher | None
+) -> None:
+    before, now = loader.get("teacher", ""), teacher.digest if teacher else ""
+    if before == now:
+        return
+    if not before or not now:
+        kinds = [f"{'distillation' if digest else 'pretraining'}" for digest in (before, now)]
+        raise CheckpointError(
+            f"{checkpoints.directory} holds a run of {kinds[0]}, and this configuration is of "
+            f"{kinds[1]}; use another --workdir"
+        )
+    raise CheckpointError(
+        f"{checkpoints.directory} holds a student of other weights than those of "
+        f"config.distill.teacher {config.distill.teacher}; give its teacher (a run that went on is "
+        "another one: name the step's directory), or use another --workdir"
+    )
 
 
 def batch_spec(config: ConfigDict) -> BatchSpec:

@@ -68,25 +68,22 @@ def train_step(
       The next state and scalar metrics. A non-finite loss or gradient leaves weights, moments,
       centres and teacher unchanged, and the state counts the step.
     """
-    batch = _prepared(state, batch, objective, photometric)
-    teacher = state.teacher if frozen is None else frozen
-    targets, centers = teacher_targets(
-        objective, teacher, state.centers, batch, hyper["teacher_temp"]
-    )
     update = Update(objective, optimizer, shardings)
-    return _updated(state, batch, hyper, targets, centers, update)
+    one = {"": state}, batch, {"": hyper}, frozen
+    states, metrics = family_step(*one, updates={"": update}, photometric=photometric)
+    return states[""], metrics[""]
 
 
 def family_step(
     states: Mapping[str, TrainState],
     batch: Batch,
     hypers: Mapping[str, Mapping[str, Array]],
-    frozen: Any,
+    frozen: Any = None,
     *,
     updates: Mapping[str, Update],
     photometric: Photometric | None = None,
 ) -> tuple[dict[str, TrainState], dict[str, Metrics]]:
-    """As `train_step` for several students of one frozen teacher, by name.
+    """As `train_step`, for one network or for several students of one frozen teacher, by name.
 
     Each student takes the step that it would take alone. The crops and the teacher's targets are
     computed once, with the key, the temperature and the patches of the first student, which all
@@ -97,8 +94,9 @@ def family_step(
     ibot = max(update.objective.ibot_weight for update in updates.values())
     objective = dataclasses.replace(updates[first].objective, ibot_weight=ibot)
     batch = _prepared(states[first], batch, objective, photometric)
+    teacher = states[first].teacher if frozen is None else frozen
     targets, centers = teacher_targets(
-        objective, frozen, states[first].centers, batch, hypers[first]["teacher_temp"]
+        objective, teacher, states[first].centers, batch, hypers[first]["teacher_temp"]
     )
     taken = {
         name: _updated(state, batch, hypers[name], targets, centers, updates[name])

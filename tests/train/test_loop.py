@@ -18,7 +18,7 @@ from dinov2_jax.data.loader import TrainLoader
 from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.run.late import Late
 from dinov2_jax.run.progress import Throughput
-from dinov2_jax.train import loop
+from dinov2_jax.train import loop, students
 from dinov2_jax.train.nonfinite import NonFiniteLoss
 from dinov2_jax.train.step_log import StepLog, Taken
 from tests.train.test_resume import OVERRIDES, metrics, pictures  # noqa: F401
@@ -67,12 +67,12 @@ def events(monkeypatch) -> Events:
         happens("copy", number("copy"))
         return batch
 
-    def step(state: Any, batch: Any, hyper: Any) -> tuple[Any, dict[str, Measured]]:
+    def step(states: Any, batch: Any, hyper: Any) -> tuple[Any, dict[str, dict[str, Measured]]]:
         n = number("step")
         happens("step", n)
         values = {"loss": n, "nonfinite_streak": 0}
-        return state, {
-            name: Measured(x, lambda what: happens(what, n)) for name, x in values.items()
+        return states, {
+            "": {name: Measured(x, lambda what: happens(what, n)) for name, x in values.items()}
         }
 
     def save(self: Checkpoints, step: int, *_: Any, **__: Any) -> None:
@@ -82,7 +82,7 @@ def events(monkeypatch) -> Events:
     monkeypatch.setattr(loop, "put_batch", put)
     monkeypatch.setattr(loop, "compiled_step", lambda *_: step)
     monkeypatch.setattr(Checkpoints, "save", save)
-    monkeypatch.setattr(loop, "report", lambda *_: None)
+    monkeypatch.setattr(students, "report", lambda *_: None)
     return happened
 
 
@@ -128,7 +128,7 @@ def test_lines_are_written_before_a_save_and_a_probe(
         return {"knn_top1": 1.0}
 
     monkeypatch.setattr(Checkpoints, "save", save)
-    monkeypatch.setattr(loop, "make_probe", lambda *_: (probe, "a probe"))
+    monkeypatch.setattr(students, "make_probe", lambda *_: (probe, "a probe"))
     changes = {"total_steps": 5, "checkpoint.every_steps": 3, "eval.every_steps": 2}
     loop.train(config_of(pictures, **changes), str(tmp_path))
     # probe 0, probe 2, save 3, probe 4, save and probe 5

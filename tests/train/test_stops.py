@@ -92,7 +92,7 @@ def test_a_probe_that_fails_costs_no_step(
 
     monkeypatch.setattr(Probe, "__call__", probe)
     monkeypatch.setattr(
-        "dinov2_jax.train.loop.make_probe", lambda *_: (Probe.__new__(Probe), "a probe")
+        "dinov2_jax.train.students.make_probe", lambda *_: (Probe.__new__(Probe), "a probe")
     )
     with pytest.raises(type(error)):
         train(config_of(pictures, **{"eval.every_steps": 2}), str(tmp_path))
@@ -132,7 +132,7 @@ def test_a_signal_while_the_probe_reads_is_obeyed_at_once(
 
     monkeypatch.setattr(Probe, "__call__", probe)
     monkeypatch.setattr(
-        "dinov2_jax.train.loop.make_probe", lambda *_: (Probe.__new__(Probe), "a probe")
+        "dinov2_jax.train.students.make_probe", lambda *_: (Probe.__new__(Probe), "a probe")
     )
     changes = {"eval.every_steps": 2}
     train(config_of(pictures, **changes), str(tmp_path))
