@@ -34,14 +34,15 @@ class Run(NamedTuple):
 
     Attributes:
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
-      init: (modules to start with instead of random ones, on the mesh) -> fresh TrainState.
+      init: (modules of the student, other parts of the state; both on the mesh, to start with
+        instead of fresh ones) -> TrainState.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated.
     """
 
     objective: Objective
     schedules: Schedules
     abstract_state: Any
-    init: Callable[[], Any]
+    init: Callable[..., Any]
     step: Callable[..., Any]
 
 
@@ -148,7 +149,9 @@ def make_run(config: ConfigDict, mesh: Mesh) -> Run:
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         ),
-        init=lambda given=None: jax.jit(init, out_shardings=shardings)(key, given=given or {}),
+        init=lambda given=None, parts=None: jax.jit(init, out_shardings=shardings)(
+            key, given=given or {}, parts=parts or {}
+        ),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
     )
 

@@ -18,7 +18,7 @@ from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.processes import is_main, main_first, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
-from dinov2_jax.train.init_from import initial_params
+from dinov2_jax.train.from_run import first_parts
 from dinov2_jax.train.setup import Run
 
 
@@ -60,9 +60,9 @@ def start_state(
     """
     if checkpoints.latest_step() is None:
         bad.load({})
-        given, origin = initial_params(config, run)
+        given, parts, origin = first_parts(config, run)
         notes.extend(origin)
-        return run.init(given), 0, 0
+        return run.init(given, parts), 0, 0
     state, loader, stored = checkpoints.restore(run.abstract_state, config=to_dict(config))
     notes.extend(checkpoints.notes)
     own = bad.state()
