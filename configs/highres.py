@@ -5,7 +5,7 @@ Command:   python -m dinov2_jax.main --config=configs/highres.py:vitl14 --workdi
            The text behind the colon is the recipe of the first run, by name or as the path of a
            .py file; without it, vitl14. --config.init_from is the run itself.
 Hardware:  as the recipe
-Time:      a step takes about 4 times as long as one of the recipe; not measured for large models
+Time:      a picture has 3.5 times as many tokens as in the recipe; not measured for large models
 Expected:  the paper's ablation (ViT-L/16, ImageNet-1k): close to a model that trained at the high
            resolution throughout; not measured here for large models
 Small:     --config=configs/highres.py:quickstart --config.init_from=runs/quickstart, on 2 cores

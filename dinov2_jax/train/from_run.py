@@ -26,6 +26,7 @@ from dinov2_jax.train.init_from import (
 )
 from dinov2_jax.train.setup import Run
 from dinov2_jax.weights.architecture import in_channels
+from dinov2_jax.weights.hub import released_name
 from dinov2_jax.weights.load import Backbone, is_run
 
 _SIZES = ("head_prototypes", "head_bottleneck_dim", "head_layers", "head_hidden_dim")
@@ -80,10 +81,12 @@ def _run_directory(config: ConfigDict) -> Path:
     path = local_path(config.init_from, "config.init_from")
     if is_run(path):
         return path
-    if path.is_dir() and not any(path.iterdir()):
-        what = "is empty"
+    if path.exists():
+        what = "is no run"
+    elif released_name(config.init_from):
+        what = "is a released backbone"
     else:
-        what = "is no run" if path.exists() else "is no directory here"
+        what = "does not exist"
     raise ConfigError(
         f"{field} needs the directory of a run, which holds student, teacher, heads and loss "
         f"centres, but config.init_from {config.init_from} {what}; name a run, or add {_TEACHER} "
