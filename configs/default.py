@@ -59,6 +59,16 @@ def get_config() -> ml_collections.ConfigDict:
     # mask_token, float16, bfloat16, fields of config.json or preprocessor_config.json that are not
     # followed, interpolate_offset or interpolate_antialias to keep those of config.model. Ours
     config.allow = ""
+    # What a new run takes from config.init_from. teacher: student and teacher start from the
+    # teacher's backbone, and from its heads if they fit | both: student from student, teacher from
+    # teacher, with heads and loss centres; needs a run | optimizer: both, and Adam's moments. Step
+    # and schedules begin at 0. Ours
+    config.init_state = "teacher"
+    # How the position table of config.init_from is resampled to crops.global_size. model: as the
+    # network does it, so that its features at this size stay the same | offset: torch's bicubic
+    # with scale (n + 0.1) / m | size: with exact sizes | offset_antialias, size_antialias: the same
+    # two with antialias. Ours
+    config.init_positions = "model"
     config.model = _model()
     config.dino, config.ibot = _dino(), _ibot()
     # Teacher targets: centering (softmax) | sinkhorn_knopp. Reference train.centering

@@ -26,6 +26,7 @@ from dinov2_jax.config.checks import (
 from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.models.block import REMAT
+from dinov2_jax.models.positions import CONVENTIONS
 from dinov2_jax.models.vit import BLOCKS, VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 from dinov2_jax.ssl.objective import PATCHES
@@ -39,6 +40,8 @@ _TABLE: tuple[tuple[Range | Names | tuple[str, ...], str], ...] = (
     (BATCH, "batch_size group_size micro_batches"),
     (SEED, "seed"),
     (Range(0, 2**24), "prototype_block"),
+    (("teacher", "both", "optimizer"), "init_state"),
+    (("model", *CONVENTIONS), "init_positions"),
     (("auto", "float32", "bfloat16"), "compute_dtype"),
     (COUNT, "mesh.fsdp mesh.tensor"),
     (Range(-1, MOST), "mesh.data"),

@@ -1,5 +1,7 @@
 """`config.init_from`: a fresh run that starts from weights instead of random numbers.
 
+With `config.init_state` other than "teacher", it goes on with another run: see train/from_run.py.
+
 The configured model must equal the model of the weights, and is never taken from them. So the
 configuration alone tells a reader, an evaluation or a resumed run what the run trains, and no field
 of the command line is overruled in silence. The error message lists all differences and the flags
@@ -7,7 +9,7 @@ that remove them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError
+from dinov2_jax.models.positions import CONVENTIONS
 from dinov2_jax.models.vit import VARIANTS, Variant, VisionTransformer
 from dinov2_jax.parallel.placement import place
 from dinov2_jax.parallel.processes import main_first
@@ -36,9 +39,9 @@ _FIELDS = (
 def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[str]]:
     """The modules that `config.init_from` gives, and notes on where each of them comes from.
 
-    The position table is resampled to the size of the global crops, and the patch embedding is
-    spread over `config.model.in_channels`. Heads are used if the weights have them in the
-    configured shape. Loss centres start at 0 anyway.
+    The position table is resampled to the size of the global crops (see `fitted`), and the patch
+    embedding is spread over `config.model.in_channels`. Heads are used if the weights have them in
+    the configured shape. Loss centres start at 0 anyway.
 
     Returns:
       {"backbone"[, "dino_head"][, "ibot_head"]}, sharded like the student of `run`: only the host
@@ -51,32 +54,83 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     if not config.init_from:
         return {}, []
     model = run.objective.student.backbone
-    # Not every width tells the number of heads; then the configured number fills in.
-    fallback = model.heads if model.dim % HEAD_DIM else None
-    with main_first():  # it downloads weights that are given by name
-        weights = load(config.init_from, heads=fallback, allow=config.allow.split(","))
-    weights = _with_own_positions(weights, model, config.allow.split(","))
-    _require_same_model(config, model, weights)
-    backbone = with_image_size(weights.params, weights.model, model.image_size)
-    backbone = with_channels(backbone, model.patch_size, config.model.in_channels)
-    heads, notes = _matching_heads(weights.heads, run.abstract_state.student)
-    given = {"backbone": backbone} | heads
+    weights = read_backbone(config, model, config.init_from)
+    heads, notes = matching_heads(weights.heads, run.abstract_state.student)
+    if not weights.heads.keys() & run.abstract_state.student.keys():
+        notes.append(_headless(config))
+    given = {"backbone": fitted(config, model, weights)} | heads
     wanted = {name: run.abstract_state.student[name] for name in given}
-    return jax.tree.map(place, given, wanted), [*_origin(config, weights), *notes]
+    notes = [*origin(config, weights, "student and teacher start"), *notes]
+    notes += positions_note(config, model, weights)
+    return jax.tree.map(place, given, wanted), notes
 
 
-def _with_own_positions(
-    weights: Backbone, model: VisionTransformer, allow: Sequence[str]
+def read_backbone(
+    config: ConfigDict, model: VisionTransformer, source: str, which: str = "teacher"
 ) -> Backbone:
-    """The weights, whose positions are resampled as `model` does where `allow` says so."""
+    """The weights of `source`, whose positions are resampled as `model` does where allowed.
+
+    Raises:
+      ConfigError: they belong to another model than the configured one.
+      WeightsError, CheckpointError: they cannot be read.
+    """
+    # Not every width tells the number of heads; then the configured number fills in.
+    fallback, allow = model.heads if model.dim % HEAD_DIM else None, config.allow.split(",")
+    with main_first():  # it downloads weights that are given by name
+        weights = load(source, which=which, heads=fallback, allow=allow)
     own = {name: getattr(model, name) for name in _POSITIONS if name in allow}
-    return dataclasses.replace(weights, model=weights.model.clone(**own))
+    weights = dataclasses.replace(weights, model=weights.model.clone(**own))
+    _require_same_model(config, model, weights)
+    return weights
 
 
-def _origin(config: ConfigDict, weights: Backbone) -> list[str]:
-    """Where the backbone comes from, and how its pictures differed from those of this run."""
+def fitted(config: ConfigDict, model: VisionTransformer, weights: Backbone) -> dict[str, Any]:
+    """The weights' backbone with the positions and channels of the configured `model`.
+
+    By `config.init_positions` "model", the table is the one that the old network computes at the
+    new size, so its features of that size stay the same.
+    """
+    rule = CONVENTIONS.get(config.init_positions)
+    params = with_image_size(weights.params, weights.model, model.image_size, rule)
+    return with_channels(params, model.patch_size, config.model.in_channels)
+
+
+def positions_note(config: ConfigDict, model: VisionTransformer, weights: Backbone) -> list[str]:
+    """A sentence on how positions were resampled, if they were."""
+    old = round((weights.params["pos_embed"].shape[1] - 1) ** 0.5)
+    new, held = model.table_grid()[0], weights.model
+    if old == new:
+        return []
+    own = held.interpolate_offset, held.interpolate_antialias
+    if CONVENTIONS.get(config.init_positions, own) == own:
+        how = "as the network does it, so that its features at this size stay the same"
+    else:
+        how = f"by {config.init_positions!r}, which changes the network's features at this size"
+    return [f"positions of {old} x {old} patches are resampled to {new} x {new} {how}"]
+
+
+def _headless(config: ConfigDict) -> str:
+    """What weights without heads lack, and the field that keeps it from doing harm."""
+    steps, field = config.optimizer.freeze_backbone_steps, "config.optimizer.freeze_backbone_steps"
+    if steps:
+        remedy = f"{field} {steps:,} lets the heads train alone for so long"
+    else:
+        likely = max(1, config.total_steps // 10)
+        remedy = f"--{field}={likely} would let the heads train alone for so long"
+    return (
+        "the weights hold a backbone only: heads start random and loss centres at 0, student and "
+        f"teacher are alike, and random heads send random gradients into the backbone; {remedy}"
+    )
+
+
+def origin(config: ConfigDict, weights: Backbone, who: str) -> list[str]:
+    """Where the backbone comes from, and how its pictures differed from those of this run.
+
+    Args:
+      who: subject and verb of the first sentence.
+    """
     first, *more = weights.report
-    notes = [f"student and teacher start from {first}", *more]
+    notes = [f"{who} from {first}", *more]
     held, channels = in_channels(weights.params, weights.model.patch_size), config.model.in_channels
     if held != channels:
         notes.append(f"the patch embedding of {held} channels is spread over {channels}")
@@ -89,7 +143,7 @@ def _origin(config: ConfigDict, weights: Backbone) -> list[str]:
     return notes
 
 
-def _matching_heads(
+def matching_heads(
     heads: Mapping[str, Any], student: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """The heads that have the student's shapes, and a sentence on every head."""

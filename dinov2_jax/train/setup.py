@@ -36,7 +36,8 @@ class Run(NamedTuple):
       model: of the average of the student's weights (the teacher's place in a state), which is
         evaluated.
       abstract_state: TrainState of ShapeDtypeStruct with shardings.
-      init: (modules to start with instead of random ones, on the mesh) -> fresh TrainState.
+      init: (modules of the student, other parts of the state; both on the mesh, to start with
+        instead of fresh ones) -> TrainState.
       step: (state, batch, hyper) -> (state, metrics), jitted, state donated; with a frozen teacher
         its parameters follow.
       frozen: these parameters as ShapeDtypeStruct with shardings; () in pretraining, else (tree,).
@@ -168,7 +169,9 @@ def make_run(config: ConfigDict, mesh: Mesh, teacher: Networks | None = None) ->
         model=objective.student.backbone.clone(drop_path_rate=0.0),
         schedules=Schedules(config),
         abstract_state=_placed(shapes, shardings),
-        init=lambda given=None: jax.jit(init, out_shardings=shardings)(key, given=given or {}),
+        init=lambda given=None, parts=None: jax.jit(init, out_shardings=shardings)(
+            key, given=given or {}, parts=parts or {}
+        ),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
         update=Update(objective, optimizer, grads),
         frozen=() if teacher is None else (abstract_teacher(config, mesh, teacher),),

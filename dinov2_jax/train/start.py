@@ -19,7 +19,7 @@ from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.processes import is_main, main_first, require_same
 from dinov2_jax.run.bad_records import BadRecords
 from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
-from dinov2_jax.train.init_from import initial_params
+from dinov2_jax.train.from_run import first_parts
 from dinov2_jax.train.setup import Family, Run
 from dinov2_jax.train.teacher import Teacher
 
@@ -80,9 +80,9 @@ def start_states(
         own: list[str] = []
         if step == 0:
             bad.load({})
-            given, origin = initial_params(config, family.runs[name])
+            given, parts, origin = first_parts(config, family.runs[name])
             own += origin
-            states[name] = family.runs[name].init(given)
+            states[name] = family.runs[name].init(given, parts)
         else:
             states[name], *position = _continued(
                 config, family.runs[name], checkpoints[name], step, bad, teacher, own

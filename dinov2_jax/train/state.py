@@ -42,15 +42,17 @@ def init_state(
     optimizer: AdamW,
     image_size: int,
     given: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """A fresh state; the teacher starts as an exact copy of the student.
 
     Args:
       given: modules of the student to use instead of random ones, such as {"backbone": ...}.
+      parts: further fields of the state to use instead of fresh ones, such as {"teacher": ...}.
     """
     init_key, run_key = jax.random.split(key)
     student = objective.student.init(init_key, image_size) | jax.tree.map(jnp.copy, given or {})
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         student=student,
         teacher=jax.tree.map(jnp.copy, student),
@@ -60,3 +62,4 @@ def init_state(
         nonfinite_steps=jnp.zeros((), jnp.int32),
         nonfinite_streak=jnp.zeros((), jnp.int32),
     )
+    return state.replace(**jax.tree.map(jnp.copy, dict(parts or {})))

@@ -13,19 +13,23 @@ Params = Mapping[str, Any]
 
 
 def with_image_size(
-    params: Params, model: VisionTransformer, image_size: int | tuple[int, int]
+    params: Params,
+    model: VisionTransformer,
+    image_size: int | tuple[int, int],
+    rule: tuple[float, bool] | None = None,
 ) -> dict[str, Any]:
     """Resamples the position table for images of `image_size` px.
 
-    The model itself computes this table at that size, so features of that size stay the same. At
-    other sizes they change, because positions are then resampled from the new table.
+    By its own rule, the model computes this table at that size, so features of that size stay the
+    same. At other sizes they change, because positions are then resampled from the new table.
 
     Args:
-      params: of `model`, whose interpolate_offset and interpolate_antialias are followed.
+      params: of `model`.
       image_size: px of the side, or (height, width), multiples of the patch.
+      rule: offset and antialias, see models/positions.py; None: those of the model.
     """
     grid = model.clone(image_size=image_size).table_grid()
-    rule = model.interpolate_offset, model.interpolate_antialias
+    rule = rule or (model.interpolate_offset, model.interpolate_antialias)
     table = resize_positions(np.asarray(params["pos_embed"]), grid, *rule)
     return {**params, "pos_embed": np.asarray(table)}
 

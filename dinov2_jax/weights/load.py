@@ -102,7 +102,7 @@ def load(
         path = find(released)
     if is_bundle(path):
         found = _from_bundle(path, dtype)
-    elif any((path / name).is_dir() for name in ("checkpoints", "state")):
+    elif is_run(path):
         found = _from_run(path, which, dtype)
     else:
         if not path.exists() and path.suffix == "" and _is_a_name(str(name_or_path)):
@@ -116,6 +116,11 @@ def load(
         _require_architecture(found, architecture)
     _require_finite(found)
     return _interpolating(found, interpolate_offset, interpolate_antialias)
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is the directory of a run, or of one of its checkpoints."""
+    return any((path / name).is_dir() for name in ("checkpoints", "state"))
 
 
 @contextlib.contextmanager
