@@ -2,6 +2,7 @@
 
 --config   a recipe's name, such as quickstart or eval/knn, or a Python file with get_config()
 --workdir  the run directory; the same one again continues the run (task "train")
+           a recipe of several stages continues too, and without a workdir its plan is printed
 --config.task=plan compiles the step for config.plan.topology and says what a run would take
 --config.a.b=value overrides a field; --help together with --config explains every field
 
@@ -28,6 +29,7 @@ from dinov2_jax.config.comments import field_comments
 from dinov2_jax.config.files import ConfigError, leaves, load_config, nearest
 from dinov2_jax.config.overrides import Arguments, override, parse_arguments
 from dinov2_jax.errors import sentence
+from dinov2_jax.stages.settings import override_recipe
 
 
 def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
@@ -37,7 +39,10 @@ def resolve_config(arguments: Arguments) -> ml_collections.ConfigDict:
       ConfigError: a missing file, an unknown field or a value of the wrong type.
     """
     config = load_config(arguments.config_path)
-    override(config, arguments.overrides)
+    if config.get("task") == "stages":
+        override_recipe(config, arguments.overrides)
+    else:
+        override(config, arguments.overrides)
     return config.lock()
 
 
@@ -98,6 +103,17 @@ def visualize(config: ml_collections.ConfigDict, workdir: str) -> None:
     task.visualize(config, workdir)
 
 
+def stages(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.parallel import processes
+    from dinov2_jax.stages.rules import check_recipe
+
+    check_recipe(config)
+    processes.start(config.distributed)
+    from dinov2_jax.stages import run as task
+
+    task.run(config, workdir)
+
+
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
     "train": train,
     "eval": evaluate,
@@ -105,6 +121,7 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
     "plan": plan,
     "export": export,
     "visualize": visualize,
+    "stages": stages,
 }
 
 

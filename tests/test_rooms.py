@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     {"heads", "viz"},
     {"train", "eval"},
     {"plan"},
-    {"bench"},
+    {"bench", "stages"},
 )
 HOST_ONLY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {"tensorflow", "clu"}
@@ -137,6 +137,8 @@ def test_starting_the_command_line_imports_nothing_heavy() -> None:
         "config/overrides.py",
         "config/checks.py",
         "config/files.py",
+        "stages/__init__.py",
+        "stages/settings.py",
         "data/__init__.py",
     ):
         assert not outside(at_module_level(parse(ROOT / name))) & HOST_ONLY, name

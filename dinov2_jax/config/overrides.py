@@ -98,17 +98,21 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
     """
     fields = leaves(config)
     for name in values:
-        inside = [field for field in fields if field.startswith(f"{name}.")]
-        if inside:
-            raise ConfigError(
-                f"config.{name} is a group of fields; set one of them, such as "
-                f"--config.{inside[0]}=..."
-            )
         if name not in fields:
-            near = nearest(name, list(fields))
-            raise ConfigError(f"unknown field config.{name}; did you mean config.{near}?")
+            raise unknown_field(name, list(fields))
     typed = {name: _converted(name, value, fields[name]) for name, value in values.items()}
     config.update_from_flattened_dict(typed)
+
+
+def unknown_field(name: str, fields: Sequence[str]) -> ConfigError:
+    """The error for a name that is none of the fields: a group of them, or the nearest one."""
+    inside = [field for field in fields if field.startswith(f"{name}.")]
+    if inside:
+        return ConfigError(
+            f"config.{name} is a group of fields; set one of them, such as --config.{inside[0]}=..."
+        )
+    near = nearest(name, fields)
+    return ConfigError(f"unknown field config.{name}; did you mean config.{near}?")
 
 
 def _converted(name: str, given: Any, default: Any) -> Any:

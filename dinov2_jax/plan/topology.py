@@ -116,6 +116,15 @@ def open_target(topology: str) -> Target:
     return Target(topology, devices, chip)
 
 
+def chip_named(topology: str) -> Chip | None:
+    """The chip of `config.plan.topology`, or of this machine; None for an unknown kind.
+
+    Raises:
+      ConfigError: for a name that is no topology. Its compiler need not be installed.
+    """
+    return _parse(topology)[0] if topology else chip_of(jax.devices()[0].device_kind)
+
+
 def _parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
     name, _, sizes = topology.lower().partition(":")
     if name not in CHIPS:

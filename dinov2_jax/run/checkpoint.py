@@ -176,6 +176,11 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     return tuples(_read_json(step_dir, "config")), step_dir
 
 
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """See `provenance`; `path` as for `read_config`."""
+    return _read_json(_find_step(Path(path)), "provenance")
+
+
 def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
     """A sub-tree of the stored state as numpy arrays, from any devices; CheckpointError if none."""
     state_dir = Path(step_dir).resolve() / "state"

@@ -62,12 +62,12 @@ def first_parts(config: ConfigDict, run: Run) -> tuple[dict[str, Any], dict[str,
     parts["centers"] = jax.tree.map(place, restore_params(step_dir, "centers"), wanted.centers)
     kept = "teacher, heads and loss centres are those of that run, too"
     if config.init_state == "optimizer":
-        moments = _moments(config, networks[0].backbone, weights, step_dir)
+        moments = _moments(config, models[0], weights, step_dir)
         parts["opt_state"] = jax.tree.map(place, moments, wanted.opt_state)
         notes.append(f"{kept}, and so are Adam's moments")
     else:
         notes.append(f"{kept}; Adam's moments are fresh")
-    return sides["student"], parts, notes + positions_note(config, networks[0].backbone, weights)
+    return sides["student"], parts, notes + positions_note(config, models[0], weights)
 
 
 def _run_directory(config: ConfigDict) -> Path:

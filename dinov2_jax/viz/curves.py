@@ -11,7 +11,7 @@ import numpy as np
 WIDTH, HEIGHT = 420, 240  # the view box; text of 12 units stays readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 40
 MAX_POINTS = 400  # about the width of the plot; longer lines are averaged
-LINE_COLOURS = 4  # classes line0, line1, ... of the style sheet
+LINE_COLOURS = 8  # classes line0, line1, ... of the style sheet
 
 Points = list[tuple[float, float | None]]
 

@@ -38,8 +38,10 @@ svg text { fill: var(--quiet); font-size: 12px; font-variant-numeric: tabular-nu
 .curve { fill: none; stroke: var(--accent); stroke-width: 1.75; stroke-linejoin: round; }
 .dot { fill: var(--accent); } .chosen { fill: none; stroke: var(--text); stroke-width: 2; }
 .line0 { --line: var(--accent); } .line1 { --line: #d07000; } .line2 { --line: #2e9a57; }
-.line3 { --line: #a34fc4; } .curve[class*=line] { stroke: var(--line); }
-.dot[class*=line] { fill: var(--line); } .legend { display: flex; flex-wrap: wrap; gap: 0 1rem;
+.line3 { --line: #a34fc4; } .line4 { --line: #c43a4f; } .line5 { --line: #1c98a8; }
+.line6 { --line: #8a7a1c; } .line7 { --line: #7a808a; }
+.curve[class*=line] { stroke: var(--line); } .dot[class*=line] { fill: var(--line); }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1rem;
   margin: 0; color: var(--quiet); font-size: .875rem; }
 .key::before { content: ""; display: inline-block; width: 1rem; height: .2rem;
   margin-right: .35rem; vertical-align: middle; background: var(--line); }
@@ -55,6 +57,7 @@ ul { padding-left: 1.2rem; } .warning { color: var(--warning); }
 .lines { white-space: pre-line; }
 details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; font-size: 1.1rem; }
 table { border-collapse: collapse; font-size: .875rem; margin-top: .5rem; }
+a { color: var(--accent); }
 td, th { text-align: left; vertical-align: top; padding: .2rem 1.25rem .2rem 0;
   border-bottom: 1px solid var(--rule); font-weight: 400; }
 th { color: var(--quiet); }

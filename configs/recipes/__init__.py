@@ -1,0 +1,1 @@
+"""Recipes of several stages, from pretraining to a family of models."""

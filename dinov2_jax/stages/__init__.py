@@ -1,0 +1,1 @@
+"""Recipes: several trainings, one after another, from pretraining to a family of models."""
