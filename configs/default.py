@@ -297,8 +297,8 @@ def _distill() -> ml_collections.ConfigDict:
     # ibot, the momentum and init_from; all else is that of this configuration. (): one student,
     # this configuration's. Ours
     distill.students = ()
-    # prototypes: DINO and iBOT on the teacher's prototypes, as in the paper | features: cls and
-    # patch features of the teacher through linear projections, without heads. Ours
+    # What the student learns. prototypes: DINO and iBOT on the teacher's prototypes, as in the paper.
+    # There is no other kind yet. Ours
     distill.kind = "prototypes"
     # Patches that iBOT learns: all of both global crops | masked: those that pretraining would
     # mask, whose loss is half as large. Ours: the reference has no code of its distillation

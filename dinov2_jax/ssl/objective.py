@@ -85,6 +85,7 @@ class Objective:
       micro_batches: number of parts in which the networks see a batch; divides its groups.
       masked_student: False shows the student whole crops, as in distillation.
       patches: which patches of the global crops iBOT learns, one of PATCHES.
+      train_backbone: False trains the heads alone, without the cost of the backbone's gradient.
     """
 
     student: Networks
@@ -92,6 +93,7 @@ class Objective:
     micro_batches: int = 1
     masked_student: bool = True
     patches: str = "masked"
+    train_backbone: bool = True
     centering: str = "centering"
     dino_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -219,8 +221,11 @@ def student_loss(
     if views:
         crops.append(group_crops(batch["local_crops"], groups))
         masks.append(None)
+    backbone = params["backbone"]
+    if not objective.train_backbone:
+        backbone = jax.lax.stop_gradient(backbone)
     out: Any = nets.backbone.apply(
-        {"params": params["backbone"]},
+        {"params": backbone},
         crops,
         masks=masks,
         drop_path_keys=keys,

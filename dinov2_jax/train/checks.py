@@ -32,7 +32,6 @@ from dinov2_jax.ops.attention import BACKENDS
 from dinov2_jax.ssl.objective import PATCHES
 from dinov2_jax.train.mesh_checks import check_mesh, divisors, nearest_divisor, nearest_multiple
 
-KINDS_OF_DISTILLATION = ("prototypes", "features")
 _SCALE = Range(1e-3, 1, ordered=True)
 # A rule, and the fields that follow it.
 _TABLE: tuple[tuple[Range | Names | tuple[str, ...], str], ...] = (
@@ -100,7 +99,7 @@ _TABLE: tuple[tuple[Range | Names | tuple[str, ...], str], ...] = (
     (TEMPERATURE, "eval.temperature"),
     (COUNT, "checkpoint.every_steps checkpoint.keep_last"),
     (COUNT_OR_NONE, "checkpoint.keep_every_steps"),
-    (KINDS_OF_DISTILLATION, "distill.kind"),
+    (("prototypes",), "distill.kind"),
     (PATCHES, "distill.patches"),
     (Names(), "distill.students"),
     (("", "train"), "distill.teacher_heads"),

@@ -203,13 +203,22 @@ def _differences(model: VisionTransformer, weights: Backbone) -> dict[str, tuple
 
 def _flags(config: ConfigDict, held: VisionTransformer, names: set[str]) -> list[str]:
     """Flags for the command line that make config.model the model `held`."""
+    values = model_fields(config, held, names)
+    return [f"--config.model.{name}={str(value).lower()}" for name, value in values.items()]
+
+
+def model_fields(
+    config: ConfigDict, held: VisionTransformer, names: set[str] | None = None
+) -> dict[str, Any]:
+    """Fields of config.model that make it the model `held`; of `names` alone, where given."""
+    names = {*_SIZES, *_FIELDS, "layerscale"} if names is None else names
     values: dict[str, Any] = {}
     if names & set(_SIZES):
         values |= _size_fields(config, held)
     values |= {name: getattr(held, name) for name in _FIELDS if name in names}
     if "layerscale" in names:
         values["layerscale"] = 0.0 if held.layerscale is None else 1e-5
-    return [f"--config.model.{name}={str(value).lower()}" for name, value in values.items()]
+    return values
 
 
 def _size_fields(config: ConfigDict, held: VisionTransformer) -> dict[str, Any]:

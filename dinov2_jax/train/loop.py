@@ -34,6 +34,7 @@ from dinov2_jax.train.start import describe, loading, open_pictures, start_state
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.students import Students, open_checkpoints, open_students
 from dinov2_jax.train.teacher import open_teacher, place_teacher
+from dinov2_jax.train.teacher_heads import FOLDER, heads_config, with_heads
 
 
 class _Open(NamedTuple):
@@ -69,13 +70,21 @@ def train(config: ConfigDict, workdir: str) -> None:
     for name, own in configs.items():
         if name:
             notes += [f"{name}: {note}" for note in check_training(own, jax.device_count())]
+    heads = heads_config(config, next(iter(configs.values())))
     with locked(folder, wait=False):
+        if heads is not None:
+            about = check_training(heads, jax.device_count())
+            if not _train(heads, {"": heads}, folder / FOLDER, about):
+                return
+            config = with_heads(config, folder)
+            configs = student_configs(config)
         _train(config, configs, folder, notes)
 
 
 def _train(
     config: ConfigDict, configs: Mapping[str, ConfigDict], folder: Path, notes: list[str]
-) -> None:
+) -> bool:
+    """Trains to the last step; False after a signal to stop."""
     mesh = make_mesh(**config.mesh)
     share = local_groups(mesh, config.batch_size // config.group_size)
     source, bad = open_pictures(config, folder)
@@ -115,6 +124,7 @@ def _train(
     if stop.signal_name is None:
         with jax.set_mesh(mesh):
             students.report(whole.states, source, notes)
+    return stop.signal_name is None
 
 
 def _take_steps(

@@ -87,6 +87,7 @@ def make_objective(config: ConfigDict, teacher: Networks | None = None) -> Objec
         micro_batches=config.micro_batches,
         masked_student=teacher is None,
         patches=patches,
+        train_backbone=config.optimizer.freeze_backbone_steps < config.total_steps,
         centering=config.centering if teacher is None else "sinkhorn_knopp",
         dino_weight=config.dino.loss_weight,
         koleo_weight=config.dino.koleo_loss_weight,

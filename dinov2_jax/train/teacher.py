@@ -119,7 +119,7 @@ def _require_heads(weights: Backbone, name: str) -> None:
         raise ConfigError(
             f"config.distill.teacher {name} comes without projection heads, so it has no "
             "prototypes to learn from; add --config.distill.teacher_heads=train to train heads on "
-            "it first, or --config.distill.kind=features to learn its features instead"
+            "it first"
         )
 
 

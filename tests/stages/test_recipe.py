@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from configs.recipes import default
 from dinov2_jax.config.files import ConfigError, leaves, load_config, to_dict
-from dinov2_jax.main import main, resolve_config
 from dinov2_jax.config.overrides import parse_arguments
+from dinov2_jax.main import main, resolve_config
 from dinov2_jax.stages import recipe as reading
 from dinov2_jax.stages.evaluation import evaluation_of
 from dinov2_jax.stages.recipe import Stage, read_recipe
@@ -80,7 +80,7 @@ def test_the_command_line_sets_fields_with_their_types(tmp_path):
     config = resolve_config(parse_arguments(["--config=recipes/default", *words]))
     assert config.stages.pretrain.set.crops.global_scale == (0.5, 1.0)
     assert config.set.data.path == "/my, own"
-    with pytest.raises(ConfigError, match="config.total_steps expects a whole number"):
+    with pytest.raises(ConfigError, match=r"config.total_steps expects a whole number"):
         resolve_config(parse_arguments(["--config=recipes/default", "--config.total_steps=few"]))
 
 

@@ -115,8 +115,12 @@ def test_an_interrupted_recipe_continues_bit_for_bit(desk, finished, tmp_path, c
     task.run(tiny_recipe(desk), str(tmp_path))
     assert "stage 1 of 2: first is finished" in capsys.readouterr().out
     for name in ("first", "second"):
-        strip = [{k: v for k, v in row.items() if k != "probe_s"} for row in metrics(tmp_path / name)]
-        want = [{k: v for k, v in row.items() if k != "probe_s"} for row in metrics(finished / name)]
+        strip = [
+            {k: v for k, v in row.items() if k != "probe_s"} for row in metrics(tmp_path / name)
+        ]
+        want = [
+            {k: v for k, v in row.items() if k != "probe_s"} for row in metrics(finished / name)
+        ]
         assert strip == want
         ours, theirs = weights(tmp_path / name), weights(finished / name)
         for got, expected in zip(*map(_leaves, (ours, theirs)), strict=True):
@@ -176,7 +180,7 @@ def test_a_stage_of_other_weights_than_those_that_are_there(desk, finished, tmp_
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)
     shutil.rmtree(workdir / "first")
-    with pytest.raises(ConfigError, match="second was made from another first .*none"):
+    with pytest.raises(ConfigError, match=r"second was made from another first .*none"):
         task.run(tiny_recipe(desk), str(workdir))
     shutil.rmtree(workdir / "second")
     task.run(tiny_recipe(desk), str(workdir))
@@ -196,7 +200,7 @@ def test_other_evaluations_train_nothing(desk, finished, tmp_path, monkeypatch):
 
 def test_mistakes_are_told_before_the_first_stage(desk, tmp_path):
     wrong = tiny_recipe(desk, third=stage(desk, {"data.path": str(tmp_path / "nothing")}))
-    with pytest.raises(ConfigError, match="stage third: .*nothing"):
+    with pytest.raises(ConfigError, match=r"stage third: .*nothing"):
         task.run(wrong, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -19,6 +19,7 @@ from dinov2_jax.train import loop
 from dinov2_jax.train.setup import make_family, make_run
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.teacher import open_teacher, place_teacher
+from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import load
 from tests.train.test_resume import OVERRIDES, metrics, pictures  # noqa: F401
 from tests.train.tiny import random_batch
@@ -207,6 +208,24 @@ def test_wrong_input_is_told_in_a_sentence(pictures, teacher, tmp_path, changes,
     with pytest.raises((ConfigError, OSError, ValueError), match=message) as caught:
         loop.train(config, str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
+
+
+def test_heads_are_trained_for_a_teacher_without_heads(pictures, teacher, tmp_path):  # noqa: F811
+    """The backbone stays as it was, and the student learns from the run that trained the heads."""
+    folder = tmp_path / "bundle"
+    write_bundle(folder, *load(teacher), load(teacher).preprocessing, "a test")
+    with pytest.raises(ConfigError, match=r"without projection heads.*teacher_heads=train"):
+        loop.train(distilling(pictures, folder), str(tmp_path / "run"))
+    changes = {"distill.teacher_heads": "train", "distill.head_steps": 3, "total_steps": 2}
+    loop.train(distilling(pictures, folder, **changes), str(tmp_path / "run"))
+    heads = load(tmp_path / "run" / "teacher_heads")
+    jax.tree.map(np.testing.assert_array_equal, heads.params, dict(load(folder).params))
+    assert [row["step"] for row in metrics(tmp_path / "run" / "teacher_heads")] == [1, 2, 3]
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
+    fresh = restore_params(tmp_path / "run" / "teacher_heads" / "checkpoints" / "3", "student")
+    rows = metrics(tmp_path / "run" / "teacher_heads")
+    assert rows[-1]["grad_norm/dino_head"] > 0 == rows[-1]["grad_norm/backbone"]
+    assert fresh["dino_head"]["mlp_0"]["kernel"].shape == (48, 16)
 
 
 def test_a_larger_student_is_told(pictures, teacher):  # noqa: F811
