@@ -297,7 +297,7 @@ def _distill() -> ml_collections.ConfigDict:
     # ibot, the momentum and init_from; all else is that of this configuration. (): one student,
     # this configuration's. Ours
     distill.students = ()
-    # What the student learns. prototypes: DINO and iBOT on the teacher's prototypes, as in the paper.
+    # What the student learns: DINO and iBOT on the prototypes of the teacher, as in the paper.
     # There is no other kind yet. Ours
     distill.kind = "prototypes"
     # Patches that iBOT learns: all of both global crops | masked: those that pretraining would

@@ -163,6 +163,8 @@ def _configs_modules() -> list[str]:
 
 def _missing_config(path: Path) -> str:
     recipes = recipes_folder()
+    if not path.name:  # "", "." or "/"
+        return f"{str(path)!r} names no configuration; give a recipe such as quickstart, or a file"
     names = {
         recipe.relative_to(recipes).with_suffix("").as_posix(): ""
         for recipe in recipes.rglob("*.py")

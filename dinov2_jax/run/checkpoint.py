@@ -66,19 +66,17 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def steps(self) -> set[int]:
+        return set(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """Newest complete step, None in a new run."""
         return self._manager.latest_step()
 
-    def steps(self) -> set[int]:
-        """All complete steps."""
-        return set(self._manager.all_steps())
-
     def forget_after(self, step: int) -> None:
         """Deletes all later steps, which a run that continues from `step` takes again."""
-        for later in sorted(self.steps()):
-            if later > step:
-                self._manager.delete(later)
+        for later in filter(lambda known: known > step, self._manager.all_steps()):
+            self._manager.delete(later)
 
     def save(
         self, step: int, state: Any, *, loader: dict[str, Any], config: dict[str, Any]

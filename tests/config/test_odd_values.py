@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from dinov2_jax.config.files import ConfigError, leaves, load_config
 from dinov2_jax.config.overrides import override
 from dinov2_jax.errors import UserError
 from dinov2_jax.main import require_task
+from dinov2_jax.stages.recipe import read_recipe
+from dinov2_jax.stages.rules import check_recipe
+from dinov2_jax.stages.settings import override_recipe
 from dinov2_jax.train.checks import check_training
 from tests.config.test_rules import RECIPES, ROOMS
 
@@ -54,6 +58,9 @@ def check(config: ConfigDict, devices: int) -> None:
     require_task(config)
     if config.task in ("train", "plan"):
         check_training(config, devices)
+    elif config.task == "stages":
+        check_recipe(config)
+        read_recipe(config, Path("runs/odd"))
     else:
         check_values(config, importlib.import_module(ROOMS[config.task]).RULES)
 
@@ -71,7 +78,7 @@ def test_odd_overrides_are_refused_or_accepted() -> None:
     for recipe, given, devices in drawn(0, RECIPES):
         config = load_config(recipe)
         try:
-            override(config, given)
+            (override_recipe if "stages" in config else override)(config, given)
             check(config, devices)
         except UserError as error:
             refused += 1

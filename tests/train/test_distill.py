@@ -219,7 +219,9 @@ def test_heads_are_trained_for_a_teacher_without_heads(pictures, teacher, tmp_pa
     changes = {"distill.teacher_heads": "train", "distill.head_steps": 3, "total_steps": 2}
     loop.train(distilling(pictures, folder, **changes), str(tmp_path / "run"))
     heads = load(tmp_path / "run" / "teacher_heads")
-    jax.tree.map(np.testing.assert_array_equal, heads.params, dict(load(folder).params))
+    # The average of two equal backbones is rounded.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, heads.params, dict(load(folder).params))
     assert [row["step"] for row in metrics(tmp_path / "run" / "teacher_heads")] == [1, 2, 3]
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
     fresh = restore_params(tmp_path / "run" / "teacher_heads" / "checkpoints" / "3", "student")
