@@ -30,10 +30,10 @@ from dinov2_jax.plan.hlo import Kernel, Program, kernels, read_program
 from dinov2_jax.plan.memory import argument_memory
 from dinov2_jax.plan.plan import for_target
 from dinov2_jax.plan.topology import Target, open_target
-from dinov2_jax.plan.trial import compile_step
+from dinov2_jax.plan.trial import compile_step, planned_run
 from dinov2_jax.run.files import write_json
 from dinov2_jax.train.checks import check_training
-from dinov2_jax.train.setup import abstract_batch, make_run
+from dinov2_jax.train.setup import abstract_batch
 
 PRODUCT_FLOPS = 650e12  # FLOP/s that cuBLAS reaches on H100 in large products
 BANDWIDTH_SHARE = 0.85  # of the datasheet's, in kernels that only move data
@@ -97,10 +97,10 @@ def account(config: ConfigDict, target: Target) -> Report:
     """Compiles the step of `config` for `target` and adds up the bytes of one device."""
     assert target.chip is not None
     mesh = make_mesh(**config.mesh, devices=target.devices)
-    run, batch = make_run(config, mesh), abstract_batch(config, mesh)
+    run, batch = planned_run(config, mesh), abstract_batch(config, mesh)
     compiled = compile_step(run, batch, mesh)
     found, count = by_cause(read_program(compiled.as_text()))
-    arguments = argument_memory(run.abstract_state, batch)
+    arguments = argument_memory(run, batch)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     images, flops = config.batch_size / len(target.devices), step_flops(config)
     seconds = predicted_s(found, images * flops["executed"], target.chip.memory_bandwidth)

@@ -14,8 +14,11 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
-from dinov2_jax.ssl.objective import student_loss, teacher_targets
+from dinov2_jax.ssl.distillation import with_all_patches
+from dinov2_jax.ssl.objective import Networks, student_loss, teacher_targets
 from dinov2_jax.train.setup import abstract_batch, make_objective
+from dinov2_jax.train.student_configs import student_configs
+from dinov2_jax.train.teacher import planned_teacher
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
@@ -27,40 +30,57 @@ def count_flops(function: Any, *arguments: Any) -> float:
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def step_flops(config: ConfigDict) -> dict[str, float]:
+def step_flops(config: ConfigDict, teacher: Networks | None = None) -> dict[str, float]:
     """FLOPs an image of one training step of `config`; remat "auto" counts as "none".
+
+    Args:
+      teacher: of a distillation, where its weights are not there yet.
 
     Returns:
       "model": forward and backward of networks and losses without recomputation, the measure of
       MFU; "executed": with everything that `model.remat` and `prototype_block` compute again.
     """
-    plain = _step_flops(config, remat="none", block=0)
+    plain = _step_flops(config, teacher, remat="none", block=0)
     remat, block = config.model.remat, config.prototype_block
     again = remat not in ("none", "auto") or block
-    executed = _step_flops(config, remat=remat, block=block) if again else plain
+    executed = _step_flops(config, teacher, remat=remat, block=block) if again else plain
     return {"model": plain, "executed": executed}
 
 
-def _step_flops(config: ConfigDict, *, remat: str, block: int) -> float:
+def _step_flops(config: ConfigDict, teacher: Networks | None, *, remat: str, block: int) -> float:
     # One group stands for all: FLOPs an image do not depend on their number.
     config = config.copy_and_resolve_references()
     config.batch_size, config.micro_batches = config.group_size, 1
     config.model.remat, config.prototype_block = remat, block
     config.model.attention = "xla"  # whose products can be seen; other kernels do the same work
-    objective = make_objective(config)
+    configs = student_configs(config)
+    teacher = teacher or planned_teacher(config, configs.values())
+    objectives = {name: make_objective(own, teacher) for name, own in configs.items()}
+    first = next(iter(objectives.values()))
     size, keys = config.crops.global_size, jax.random.split(jax.random.key(0), 1)
-    params = jax.eval_shape(lambda k: objective.student.init(k[0], size), keys)
+    students, frozen = jax.eval_shape(
+        lambda k: (
+            {name: own.student.init(k[0], size) for name, own in objectives.items()},
+            first.teacher.init(k[0], size),
+        ),
+        keys,
+    )
 
-    def step(params: Any, batch: Any, keys: Array) -> Any:
-        centers = objective.init_centers()
-        targets, _ = teacher_targets(objective, params, centers, batch, jnp.ones(()))
-        return jax.grad(student_loss, has_aux=True)(params, objective, targets, batch, keys)[0]
+    def step(students: Any, frozen: Any, batch: Any, keys: Array) -> Any:
+        if first.patches == "all":
+            batch = with_all_patches(batch, config.model.patch_size)
+        # The targets once, whatever the number of students.
+        targets, _ = teacher_targets(first, frozen, first.init_centers(), batch, jnp.ones(()))
+        return {
+            name: jax.grad(student_loss, has_aux=True)(params, own, targets, batch, keys)[0]
+            for (name, params), own in zip(students.items(), objectives.values(), strict=True)
+        }
 
     batch = abstract_batch(config, make_mesh(1, devices=jax.devices()[:1]))
     # Colours are no part of the model: the crops are taken as already normalised.
     for name in ("global_crops", "local_crops"):
         batch[name] = batch[name].update(dtype=jnp.float32)
-    return count_flops(step, params, batch, keys) / config.batch_size
+    return count_flops(step, students, frozen, batch, keys) / config.batch_size
 
 
 def _jaxpr_flops(jaxpr: Any) -> float:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dinov2_jax.train.setup import Family, Run
+
 
 class Memory(NamedTuple):
     """Bytes on each device while a step runs; the first five from shapes and shardings."""
@@ -34,14 +36,19 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def argument_memory(state: Any, batch: Any) -> Memory:
-    """The part of `Memory` that is known before compiling.
+def argument_memory(run: Run | Family, batch: Any) -> Memory:
+    """The part of `Memory` that is known before compiling; a frozen teacher counts as teacher.
 
     Args:
-      state: abstract TrainState; batch: abstract batch, both with shardings.
+      batch: abstract batch with shardings.
     """
-    held = [shard_bytes(tree) for tree in (state.student, state.teacher, state.opt_state)]
-    return Memory(*held, shard_bytes(state) - sum(held), shard_bytes(batch))
+    states = run.abstract_state
+    of_each = states.values() if isinstance(states, dict) else [states]
+    parts = ("student", "teacher", "opt_state")
+    held = [shard_bytes([getattr(state, part) for state in of_each]) for part in parts]
+    other = shard_bytes(states) - sum(held)
+    held[1] += shard_bytes(run.frozen)
+    return Memory(*held, other, shard_bytes(batch))
 
 
 def compiled_memory(arguments: Memory, compiled: Any) -> Memory:

@@ -13,7 +13,9 @@ from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.plan.estimate import Traffic, read_traffic
 from dinov2_jax.plan.memory import Memory, argument_memory, compiled_memory, missing_memory
 from dinov2_jax.plan.topology import Target, for_described
-from dinov2_jax.train.setup import Run, abstract_batch, compiled_step, make_run
+from dinov2_jax.train.setup import Family, Run, abstract_batch, compiled_step, make_family
+from dinov2_jax.train.student_configs import student_configs
+from dinov2_jax.train.teacher import planned_teacher
 
 Changes = dict[str, Any]
 
@@ -54,8 +56,8 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
     """Compiles the step of `config` with `changes` for `target`; nothing is allocated or run."""
     config = changed(config, changes or {})
     mesh = make_mesh(**config.mesh, devices=target.devices)
-    run, batch = make_run(config, mesh), abstract_batch(config, mesh)
-    arguments = argument_memory(run.abstract_state, batch)
+    run, batch = planned_run(config, mesh), abstract_batch(config, mesh)
+    arguments = argument_memory(run, batch)
     chip, began, traffic = target.chip, time.monotonic(), None
     try:
         compiled = compile_step(run, batch, mesh)
@@ -81,6 +83,12 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
     )
 
 
+def planned_run(config: ConfigDict, mesh: Mesh) -> Family:
+    """What `config` trains: one network, or the students of a frozen teacher."""
+    configs = student_configs(config)
+    return make_family(configs, mesh, planned_teacher(config, configs.values()))
+
+
 def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
     """A copy with `changes`."""
     config = config.copy_and_resolve_references()
@@ -88,7 +96,7 @@ def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
     return config
 
 
-def compile_step(run: Run, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
+def compile_step(run: Run | Family, batch: Any, mesh: Mesh) -> jax.stages.Compiled:
     """The training step of `run`, compiled for the devices of `mesh` and an abstract batch.
 
     Raises:
@@ -115,6 +123,8 @@ def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
         return ScoreBytes(0, 0)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     images, slots = config.batch_size // shards, batch["mask_indices"].size // shards
+    if config.distill.teacher and config.distill.patches == "all":
+        slots = batch["masks"].size // shards
     cls, patch = prototypes(config)
     views = 2 + config.crops.local_number
     targets = 4 * (2 * images * cls + slots * patch)

@@ -11,6 +11,8 @@ from dinov2_jax.models.vit import from_config
 from dinov2_jax.plan.flops import step_flops
 from dinov2_jax.plan.topology import Chip, chip_named
 from dinov2_jax.stages.recipe import Stage, in_stage
+from dinov2_jax.train.student_configs import student_configs
+from dinov2_jax.train.teacher import described_teacher
 
 HEAD = ("stage", "reads", "leaves", "model", "parameters", "steps", "images", "crops", "FLOP")
 _NUMBERS = ("parameters", "steps", "images", "FLOP", "chip-hours")
@@ -24,10 +26,18 @@ class Cost(NamedTuple):
     chip_hours: float | None  # None where the peak of the chip is not known
 
 
-def cost(stage: Stage, chip: Chip | None, mfu: float) -> Cost:
-    """The cost of a whole stage; see `plan.flops.step_flops` for what counts as a FLOP."""
-    images = stage.config.total_steps * stage.config.batch_size
-    flops = images * step_flops(stage.config)["model"]
+def cost(stage: Stage, stages: Sequence[Stage], chip: Chip | None, mfu: float) -> Cost:
+    """The cost of a whole stage; see `plan.flops.step_flops` for what counts as a FLOP.
+
+    The teacher of a distillation is that of its stage, whose weights need not be there yet.
+    """
+    images, teacher = stage.config.total_steps * stage.config.batch_size, None
+    for other in stages:
+        if stage.teacher and other.name == stage.teacher.partition("/")[0]:
+            own = student_configs(other.config)
+            whose = stage.teacher.partition("/")[2]
+            teacher = described_teacher(stage.config, own[whose])
+    flops = images * step_flops(stage.config, teacher)["model"]
     hours = None if chip is None else flops / (mfu * chip.peak_flops) / 3600
     return Cost(images, flops, hours)
 
@@ -39,7 +49,7 @@ def describe(stages: Sequence[Stage], recipe: ConfigDict) -> list[str]:
       ConfigError: `plan.topology` names no chip.
     """
     chip, mfu = chip_named(recipe.plan.topology), recipe.plan.mfu
-    costs = [cost(stage, chip, mfu) for stage in stages]
+    costs = [cost(stage, stages, chip, mfu) for stage in stages]
     head = (*HEAD, "chip-hours") if chip else HEAD
     pairs = zip(stages, costs, strict=True)
     rows = [_row(stage, one)[: len(head)] for stage, one in pairs]

@@ -81,13 +81,18 @@ def planned_teacher(config: ConfigDict, students: Iterable[ConfigDict]) -> Netwo
     if local_path(name).exists() or not _is_recipe(name):
         found = open_teacher(config, by_name)
         return None if found is None else found.networks
-    own = load_config(name)
+    networks = described_teacher(config, load_config(name))
+    _require_fit(networks, by_name, name)
+    return networks
+
+
+def described_teacher(config: ConfigDict, teacher: ConfigDict) -> Networks:
+    """The networks that a training configuration makes, as a teacher in `config`."""
+    own = teacher.copy_and_resolve_references().unlock()
     own.crops.global_size = config.crops.global_size
     own.compute_dtype, own.prototype_block = config.compute_dtype, config.prototype_block
     own.model.blocks, own.model.attention = config.model.blocks, config.model.attention
-    networks = make_networks(own, drop_path=False)
-    _require_fit(networks, by_name, name)
-    return networks
+    return make_networks(own, drop_path=False)
 
 
 def place_teacher(teacher: Teacher | None, abstract: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -61,8 +61,9 @@ def test_the_batch_is_what_the_loader_delivers():
 def test_arguments_by_arithmetic():
     config = plan_config()
     mesh = make_mesh(1, 8)
-    state = make_run(config, mesh).abstract_state
-    memory = argument_memory(state, abstract_batch(config, mesh))
+    run = make_run(config, mesh)
+    state = run.abstract_state
+    memory = argument_memory(run, abstract_batch(config, mesh))
     assert memory.optimizer == 2 * memory.student + 4  # two moments and a counter
     assert memory.teacher == memory.student
     # All but vectors is split 8 ways.
