@@ -294,8 +294,9 @@ def _distill() -> ml_collections.ConfigDict:
     distill.teacher = ""
     # Recipes of several students who share the crops and the teacher's pass, such as
     # ("vits14", "vitb14"); each trains in <workdir>/<name>. A recipe gives model, optimizer, dino,
-    # ibot, the momentum and init_from; all else is that of this configuration. (): one student,
-    # this configuration's. Ours
+    # ibot, the momentum and init_from; all else, and what has to fit the teacher (patches,
+    # channels, prototypes), is that of this configuration. (): one student, this configuration's.
+    # Ours
     distill.students = ()
     # What the student learns: DINO and iBOT on the prototypes of the teacher, as in the paper.
     # There is no other kind yet. Ours

@@ -54,7 +54,7 @@ def _step_flops(config: ConfigDict, teacher: Networks | None, *, remat: str, blo
     config.model.remat, config.prototype_block = remat, block
     config.model.attention = "xla"  # whose products can be seen; other kernels do the same work
     configs = student_configs(config)
-    teacher = teacher or planned_teacher(config, configs.values())
+    teacher = teacher or planned_teacher(config, configs)
     objectives = {name: make_objective(own, teacher) for name, own in configs.items()}
     first = next(iter(objectives.values()))
     size, keys = config.crops.global_size, jax.random.split(jax.random.key(0), 1)

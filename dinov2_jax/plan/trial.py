@@ -86,7 +86,7 @@ def try_setting(config: ConfigDict, target: Target, changes: Changes | None = No
 def planned_run(config: ConfigDict, mesh: Mesh) -> Family:
     """What `config` trains: one network, or the students of a frozen teacher."""
     configs = student_configs(config)
-    return make_family(configs, mesh, planned_teacher(config, configs.values()))
+    return make_family(configs, mesh, planned_teacher(config, configs))
 
 
 def changed(config: ConfigDict, changes: Changes) -> ConfigDict:

@@ -10,6 +10,14 @@ from dinov2_jax.config.files import ConfigError, load_config
 # What a student's recipe gives.
 _OWN = ("model", "optimizer", "dino", "ibot")
 _OWN_FIELDS = ("teacher.momentum", "teacher.final_momentum", "init_from")
+# But what has to fit the teacher is the same for all students.
+_SHARED_FIELDS = (
+    "model.patch_size",
+    "model.in_channels",
+    "dino.head_prototypes",
+    "ibot.separate_head",
+    "ibot.head_prototypes",
+)
 
 
 def student_configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -60,6 +68,8 @@ def _student(config: ConfigDict, own: ConfigDict, recipe: str) -> ConfigDict:
         student[group] = own[group]
     for field in _OWN_FIELDS:
         student.update_from_flattened_dict({field: _leaf(own, field)})
+    for field in _SHARED_FIELDS:
+        student.update_from_flattened_dict({field: _leaf(config, field)})
     student.distill.students = ()
     return student.lock()
 

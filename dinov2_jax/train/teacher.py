@@ -5,7 +5,7 @@ student's. Both need the same patches and the same prototypes.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +68,7 @@ def open_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> Teac
     return Teacher(networks, params, _digest(params), notes)
 
 
-def planned_teacher(config: ConfigDict, students: Iterable[ConfigDict]) -> Networks | None:
+def planned_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> Networks | None:
     """The teacher's networks for a plan, which needs no weights: a recipe's name tells them, too.
 
     Raises:
@@ -77,12 +77,11 @@ def planned_teacher(config: ConfigDict, students: Iterable[ConfigDict]) -> Netwo
     name = config.distill.teacher
     if not name:
         return None
-    by_name = {str(number): student for number, student in enumerate(students)}
     if local_path(name).exists() or not _is_recipe(name):
-        found = open_teacher(config, by_name)
+        found = open_teacher(config, students)
         return None if found is None else found.networks
     networks = described_teacher(config, load_config(name))
-    _require_fit(networks, by_name, name)
+    _require_fit(networks, students, name)
     return networks
 
 

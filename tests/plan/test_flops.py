@@ -108,3 +108,19 @@ def test_blocks_of_prototypes_are_computed_again():
     flops = step_flops(config)
     assert flops["model"] / 1e9 == pytest.approx(1150.6, rel=0.02)
     assert flops["executed"] > flops["model"]
+
+
+def distilling(*students: str) -> float:
+    """FLOPs an image where ViT-g/14 teaches."""
+    config = vitl14.get_config()
+    config.distill.teacher, config.distill.students = "vitg14", students
+    config.distill.patches = "masked"
+    return step_flops(config)["model"]
+
+
+def test_students_share_the_pass_of_their_teacher():
+    """Twice the teacher's pass is in the sum of both alone, once in both together."""
+    large, small = distilling("vitl14"), distilling("vits14")
+    shared = large + small - distilling("vitl14", "vits14")
+    # ViT-g/14: 1.13 G weights in 40 blocks, 2 global crops of 257 tokens, 2 FLOPs a weight.
+    assert shared == pytest.approx(2 * 257 * 2 * 1.13e9, rel=0.1)
