@@ -72,7 +72,7 @@ def naming(stage: str) -> Iterator[None]:
     """Inside, a refusal names the stage."""
     try:
         yield
-    except UserError as error:
+    except (UserError, FileNotFoundError) as error:
         raise ConfigError(in_stage(stage, str(error))) from error
 
 
