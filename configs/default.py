@@ -287,10 +287,11 @@ def _checkpoint() -> ml_collections.ConfigDict:
 
 def _distill() -> ml_collections.ConfigDict:
     distill = ml_collections.ConfigDict()
-    # The frozen teacher: a run, a bundle or weights with heads; "": pretraining, where the teacher
-    # is the student's average. With a teacher there are no masks and no stochastic depth, the
-    # targets are Sinkhorn-Knopp's, and the average is kept to be evaluated and exported. Task
-    # "plan" also takes the name of the teacher's recipe. Paper section 5; ours
+    # The frozen teacher: a run, or weights with their projection heads (bundles and released files
+    # hold none, see teacher_heads); "": pretraining, where the teacher is the student's average.
+    # With a teacher there are no masks and no stochastic depth, the targets are Sinkhorn-Knopp's,
+    # and the average is kept to be evaluated and exported. Task "plan" also takes the name of the
+    # teacher's recipe. Paper section 5; ours
     distill.teacher = ""
     # Recipes of several students who share the crops and the teacher's pass, such as
     # ("vits14", "vitb14"); each trains in <workdir>/<name>. A recipe gives model, optimizer, dino,

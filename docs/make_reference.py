@@ -17,6 +17,7 @@ FILES = {
     "embed": "Features",
     "export": "Export",
     "visualize": "Pictures",
+    "recipes/default": "Recipes of stages",
 }
 HEAD = """# Configuration reference
 

@@ -3,9 +3,10 @@
 Command:   python -m dinov2_jax.main --config=configs/recipes/quick.py --workdir=runs/quick
            without --workdir the plan is printed, and nothing is run
 Hardware:  2 CPU cores, 4 GB of memory
-Time:      ten minutes on 2 CPU cores
+Time:      13 min on 2 cores of an AMD EPYC that had other work, 17 min of CPU time
 Expected:  runs/quick/stages.html: four runs side by side, each with k-NN and a linear probe on the
-           392 held-out drawings
+           392 held-out drawings; k-NN of one run: 57.9 % (pretrain), 56.6 (highres), 55.6
+           (distil_64), 54.1 (distil_32)
 Own pictures: add --config.data.source=folder --config.data.path=/labelled, which every stage takes
 Resume:    the same command
 

@@ -67,7 +67,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> set[int]:
-        return set(self._manager.all_steps())
+        """All complete steps."""
+        return {*self._manager.all_steps()}
 
     def latest_step(self) -> int | None:
         """Newest complete step, None in a new run."""
@@ -75,14 +76,14 @@ class Checkpoints:
 
     def forget_after(self, step: int) -> None:
         """Deletes all later steps, which a run that continues from `step` takes again."""
-        for later in filter(lambda known: known > step, self._manager.all_steps()):
+        for later in (known for known in self.steps() if known > step):
             self._manager.delete(later)
 
     def save(
         self, step: int, state: Any, *, loader: dict[str, Any], config: dict[str, Any]
     ) -> bool:
         """Copies `state` to the host, writes it in the background; False if already stored."""
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return False
         plain = {"loader": loader, "config": config, "provenance": provenance()}
         items = {name: ocp.args.JsonSave(values) for name, values in plain.items()}
@@ -99,7 +100,7 @@ class Checkpoints:
         Raises CheckpointError where there is no such step, or its arrays differ from that tree; if
         the current `config` is given, the message names the fields that differ.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self.steps(), reverse=True)
         if not steps or step not in (None, *steps):
             stored = "; ".join(
                 [f"stored: {', '.join(map(str, steps[::-1])) or 'none'}", *self.notes]
@@ -175,7 +176,6 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
-    """See `provenance`; `path` as for `read_config`."""
     return _read_json(_find_step(Path(path)), "provenance")
 
 

@@ -1,5 +1,6 @@
 """How a stage is evaluated: as task "eval" does with its run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,32 @@ def _has_own_data(config: ConfigDict) -> bool:
     return any(config.data[name] for name in ("set", "source", "path", "train_path"))
 
 
-def check_pictures(stage: Stage, config: ConfigDict, folder: Path) -> None:
+def check_pictures(
+    stages: Sequence[Stage], configs: Mapping[str, ConfigDict], folder: Path
+) -> None:
     """Opens the labelled pictures, so that a missing label ends no recipe after days of training.
 
     Published sets and sources that are slow to open are checked when they are read.
 
+    Args:
+      configs: by name of a stage, from `evaluation_of`.
+      folder: keeps labels that cost the read of a record.
+
     Raises:
       ConfigError, SourceError: there are none, or their labels do not fit.
     """
-    data = {**stage.config.data, **stage.config.eval}
-    source = config.data.source or ("folder" if _has_own_data(config) else data["source"])
-    if config.data.set or source in _SLOW:
-        return
-    with naming(stage.name):
-        open_data(config.data, data, folder)
+    seen = set()
+    for stage in stages:
+        if not stage.evaluate:
+            continue
+        given, run = configs[stage.name].data, {**stage.config.data, **stage.config.eval}
+        source = given.source or ("folder" if _has_own_data(configs[stage.name]) else run["source"])
+        key = repr((sorted(given.items()), [(k, v) for k, v in run.items() if k in given]))
+        if given.set or source in _SLOW or key in seen:
+            continue
+        seen.add(key)
+        with naming(stage.name):
+            open_data(given, run, folder)
 
 
 def evaluate_run(config: ConfigDict, run: Path) -> list[str]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError, leaves, load_config, nearest
 from dinov2_jax.config.overrides import override
-from dinov2_jax.errors import UserError
+from dinov2_jax.errors import UserError, sentence
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.train.checks import check_training
 
@@ -73,7 +73,7 @@ def naming(stage: str) -> Iterator[None]:
     try:
         yield
     except (UserError, FileNotFoundError) as error:
-        raise ConfigError(in_stage(stage, str(error))) from error
+        raise ConfigError(in_stage(stage, sentence(error))) from error
 
 
 def read_recipe(recipe: ConfigDict, workdir: Path) -> list[Stage]:

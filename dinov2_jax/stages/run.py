@@ -42,9 +42,7 @@ def run(recipe: ConfigDict, workdir: str = "") -> None:
         return
     with locked(folder, wait=False), _ends_at_sigterm():
         progress.check_unchanged(stages, folder)
-        for stage in _waiting(stages, evaluations, folder):
-            if stage.evaluate:
-                check_pictures(stage, evaluations[stage.name], folder / "labels")
+        check_pictures(_waiting(stages, evaluations, folder), evaluations, folder / "labels")
         if is_main():
             write_json(folder / "config.json", to_dict(recipe))
         if not _run_all(stages, evaluations, folder):

@@ -121,7 +121,9 @@ def test_every_file_opens_with_command_hardware_time_and_result(name: str) -> No
     assert f"--config=configs/{name}.py" in opening
 
 
-@pytest.mark.parametrize("name", ["default", "eval/default", *sorted(set(FILES) - set(OVERLAYS))])
+@pytest.mark.parametrize(
+    "name", ["default", "eval/default", "recipes/default", *sorted(set(FILES) - set(OVERLAYS))]
+)
 def test_every_field_has_a_comment(name: str) -> None:
     comments = field_comments(str(CONFIGS / f"{name}.py"))
     assert [field for field, (_, comment) in comments.items() if not comment] == []
