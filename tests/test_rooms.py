@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     {"weights", "ssl"},
     {"features"},
     {"heads", "viz"},
-    {"train", "eval"},
+    {"train", "eval", "curation"},
     {"plan"},
     {"bench", "stages"},
 )
