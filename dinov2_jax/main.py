@@ -114,6 +114,17 @@ def stages(config: ml_collections.ConfigDict, workdir: str) -> None:
     task.run(config, workdir)
 
 
+def curate(config: ml_collections.ConfigDict, workdir: str) -> None:
+    from dinov2_jax.curation.rules import RULES
+    from dinov2_jax.parallel import processes
+
+    check_values(config, RULES)
+    processes.start(config.distributed)
+    from dinov2_jax.curation import task
+
+    task.curate(config, workdir)
+
+
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
     "train": train,
     "eval": evaluate,
@@ -122,6 +133,7 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, str], None]] = {
     "export": export,
     "visualize": visualize,
     "stages": stages,
+    "curate": curate,
 }
 
 

@@ -1,0 +1,88 @@
+"""What loader workers find out about pictures: sizes, digests, thumbnails. No JAX here."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from dinov2_jax.curation.hashes import SIDE, digest, is_blank, pixel_digest, thumbnail
+from dinov2_jax.curation.pixels import WIDTH, describe
+from dinov2_jax.data.decode import BadImage, DecodeSpec, decode, to_channels
+from dinov2_jax.data.reader import Batch, Reader, join
+from dinov2_jax.data.sources.source import Source
+
+# Pictures that a worker hands over at a time.
+_CHUNK = 16
+DIGEST = 16  # bytes
+REASON = 200  # bytes of UTF-8, filled up with spaces
+
+# Shape and dtype of each fact of a picture.
+FACTS = {
+    "row": ((), np.dtype(np.int64)),
+    "width": ((), np.dtype(np.int32)),
+    "height": ((), np.dtype(np.int32)),
+    "bytes": ((), np.dtype(np.int64)),
+    "byte_digest": ((DIGEST,), np.dtype(np.uint8)),
+    "pixel_digest": ((DIGEST,), np.dtype(np.uint8)),
+    "grey": ((SIDE * SIDE,), np.dtype(np.uint8)),
+    "pixels": ((WIDTH,), np.dtype(np.float16)),
+    "blank": ((), np.dtype(bool)),
+    "readable": ((), np.dtype(bool)),
+    "reason": ((REASON,), np.dtype(np.uint8)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looking:
+    """A grain transformation: row numbers -> their facts; picklable."""
+
+    source: Source
+    decoding: DecodeSpec
+
+    def __call__(self, rows: np.ndarray) -> Batch:
+        found = [facts_of(self.source, int(row), self.decoding) for row in rows]
+        return {
+            name: np.stack([np.asarray(one[name], dtype) for one in found])
+            for name, (_, dtype) in FACTS.items()
+        }
+
+
+def stream_facts(
+    source: Source, rows: np.ndarray, decoding: DecodeSpec, workers: int
+) -> Iterator[Batch]:
+    """Yields the facts of the records `rows` in their order, at most 16 pictures at a time."""
+    looking = functools.partial(_Looking(source, decoding))
+    dataset = grain.MapDataset.source(rows).batch(_CHUNK).map(looking)
+    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in FACTS.values())
+    with contextlib.closing(Reader(dataset, workers, _CHUNK * size)) as reader:
+        yield from map(lambda chunk: join([chunk]), reader)
+
+
+def facts_of(source: Source, row: int, decoding: DecodeSpec) -> dict[str, object]:
+    """The facts of one picture; an unreadable one has zeros, its file's digest and a reason."""
+    found = {name: np.zeros(shape, dtype) for name, (shape, dtype) in FACTS.items()}
+    found["row"] = np.int64(row)
+    try:
+        record = source[row]
+        if isinstance(record, bytes):
+            found |= {"bytes": len(record), "byte_digest": digest(record)}
+            image = decode(record, decoding)
+        else:
+            image = to_channels(record, decoding.channels)
+            found |= {"bytes": image.nbytes, "byte_digest": pixel_digest(image)}
+    except (BadImage, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).encode()[:REASON].ljust(REASON)
+        return found | {"reason": np.frombuffer(reason, np.uint8)}
+    grey = thumbnail(image).reshape(-1)
+    return found | {
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "pixel_digest": pixel_digest(image),
+        "grey": grey,
+        "pixels": describe([image])[0],
+        "blank": is_blank(grey[None])[0],
+        "readable": True,
+    }

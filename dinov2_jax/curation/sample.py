@@ -1,0 +1,98 @@
+"""Stage "sample": which pictures are trained on, how often, and why.
+
+part-*.parquet   row, repeat, reason: kept, sample:<query set>, cluster:<query set> or balanced
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinov2_jax.curation.balance import nested_quotas, pick, quotas
+from dinov2_jax.curation.blocks import CurationError
+from dinov2_jax.curation.pool import Pool
+from dinov2_jax.curation.stage import Stage, load_array
+from dinov2_jax.curation.tables import read_arrays
+
+
+def stage(used: tuple[str, ...]) -> Stage:
+    """The stage for a run that uses these stages."""
+    reads = tuple(name for name in ("dedup", "exclude", "cluster", "retrieve") if name in used)
+
+    def settings(pool: Pool) -> Mapping[str, Any]:
+        return {"target": pool.config.curate.target, "seed": pool.config.seed}
+
+    def run(pool: Pool, folder: Path) -> Mapping[str, int]:
+        if "retrieve" in reads:
+            table = _retrieved(pool)
+        elif pool.config.curate.target and "cluster" in reads:
+            table = _balanced(pool)
+        else:
+            table = _kept(pool, reads)
+        tables = pool.tables
+        tables.write(table.select("row", "repeat", "reason"), folder, ["row"])
+        repeat = read_arrays(folder, ("repeat",))["repeat"]
+        if not len(repeat):
+            raise CurationError(
+                "no picture is left to train on; look at the counts in the stages' stage.json, and "
+                "loosen the thresholds or the queries"
+            )
+        return {"rows": len(repeat), "with_repeats": int(repeat.sum())}
+
+    return Stage("sample", reads, settings, run)
+
+
+def kept_rows(pool: Pool, reads: tuple[str, ...]) -> np.ndarray:
+    """Rows that dedup keeps and no reference excludes, int64 ascending."""
+    tables = pool.tables
+    dedup = tables.read(pool.folder / "dedup")
+    kept = dedup.where(dedup["kept"]).select("row", "component")
+    if "exclude" in reads:
+        dropped = tables.read(pool.folder / "exclude").select("component").distinct()
+        kept = tables.join(kept, dropped, "component", "anti")
+    return tables.arrays(kept.select("row"), ["row"])["row"]
+
+
+def _kept(pool: Pool, reads: tuple[str, ...]) -> Any:
+    rows, target = kept_rows(pool, reads), pool.config.curate.target
+    if target:
+        if target > len(rows):
+            raise CurationError(
+                f"config.curate.target={target:,} is more than the {len(rows):,} pictures that "
+                f"are left; lower it by {target - len(rows):,}, or add pictures"
+            )
+        rows = pick(rows, target, pool.config.seed)
+    reason = np.full(len(rows), "kept", object)
+    return _table(pool, rows, np.ones(len(rows), np.int32), reason)
+
+
+def _balanced(pool: Pool) -> Any:
+    """The same number of pictures from every cluster of every level, as far as they reach."""
+    tables, folder, target = pool.tables, pool.folder / "cluster", pool.config.curate.target
+    found = read_arrays(folder, ("row", "cluster"))
+    parents = [np.asarray(load_array(path)) for path in sorted(folder.glob("parent-*.npy"))]
+    clusters = int(found["cluster"].max(initial=0)) + 1
+    clusters = max(clusters, len(parents[0]) if parents else 0)
+    sizes = np.bincount(found["cluster"], minlength=clusters)
+    given = nested_quotas(sizes, parents, target) if parents else quotas(sizes, target)
+    quota = tables.of({"cluster": np.arange(clusters, dtype=np.int32), "quota": given})
+    chosen = tables.sample(tables.of(found), "cluster", quota, pool.config.seed)
+    rows = tables.arrays(chosen.select("row"), ["row"])["row"]
+    return _table(pool, rows, np.ones(len(rows), np.int32), np.full(len(rows), "balanced", object))
+
+
+def _retrieved(pool: Pool) -> Any:
+    """Every retrieved picture once, with the reason of its best place."""
+    tables = pool.tables
+    found = tables.read(pool.folder / "retrieve")
+    arrays = tables.arrays(found.select("row", "query_set", "how"), ["row", "query_set", "how"])
+    rows, first = np.unique(arrays["row"], return_index=True)
+    reason = np.array(
+        [f"{arrays['how'][at]}:{arrays['query_set'][at]}" for at in first], object
+    )
+    return _table(pool, rows, np.ones(len(rows), np.int32), reason)
+
+
+def _table(pool: Pool, rows: np.ndarray, repeat: np.ndarray, reason: np.ndarray) -> Any:
+    return pool.tables.of({"row": rows, "repeat": repeat, "reason": reason})
