@@ -1,1 +1,1 @@
-"""Curation: copies of a picture found and removed, clusters balanced, a pool made into a set."""
+"""Curation: from a pool of pictures to a set to train on (paper section 3 and appendix A)."""
