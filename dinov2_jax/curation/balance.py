@@ -1,11 +1,12 @@
 """How many pictures each cluster gives, and which: the same share of all as far as they reach."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from dinov2_jax.curation.order import scatter
 from dinov2_jax.errors import UserError
+
+_STEP, _FIRST, _SECOND = (
+    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def quotas(sizes: np.ndarray, target: int) -> np.ndarray:
@@ -39,35 +40,6 @@ def _level(ascending: np.ndarray, target: int) -> int:
     return int((target - before[whole]) // (count - whole))
 
 
-def nested_quotas(sizes: np.ndarray, parents: Sequence[np.ndarray], target: int) -> np.ndarray:
-    """Quotas of the finest clusters of a hierarchy: int64 [C], the sum is `target`.
-
-    `sizes` [C] are the pictures of the finest clusters; parents[0] [C] gives the cluster of the
-    next level that each belongs to, parents[1] the one above that, and so on. The top level shares
-    `target` by `quotas`; each cluster shares its part among its own in the same way. Raises
-    UserError if the clusters hold fewer than `target`.
-    """
-    held = [np.asarray(sizes, np.int64)]
-    for above in parents:
-        held.append(np.zeros(int(above.max(initial=-1)) + 1, np.int64))
-        np.add.at(held[-1], above, held[-2])
-    given = quotas(held[-1], target)
-    for above, below in zip(reversed(parents), reversed(held[:-1]), strict=True):
-        given = _share(below, np.asarray(above), given)
-    return given
-
-
-def _share(sizes: np.ndarray, parent: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Divides what each parent gives among its children."""
-    children = np.argsort(parent, kind="stable")
-    ends = np.cumsum(np.bincount(parent, minlength=len(given)))
-    parts = np.zeros(len(sizes), np.int64)
-    for number, group in enumerate(np.split(children, ends[:-1])):
-        if given[number]:
-            parts[group] = quotas(sizes[group], int(given[number]))
-    return parts
-
-
 def pick(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """`n` of the distinct `rows` [N], ascending; all if there are no more.
 
@@ -77,5 +49,22 @@ def pick(rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     rows = np.sort(np.asarray(rows))
     if n >= len(rows):
         return rows
-    chance = scatter(seed, rows)
+    chance = keys(rows, seed)
     return np.sort(rows[np.argsort(chance, kind="stable")[: max(n, 0)]])
+
+
+def keys(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Whole numbers [N] -> uint64 [N], as if drawn at random; different rows never share one.
+
+    It is SplitMix64 (Steele, Lea, Flood 2014) at position `row` of the stream that starts at the
+    scattered seed: chance without a state, which no order of the rows and no number of processes
+    changes.
+    """
+    start = _mix(np.asarray([seed % 2**64], np.uint64) * _STEP + _STEP)
+    return _mix(start + (np.asarray(rows).astype(np.uint64) + np.uint64(1)) * _STEP)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * _FIRST
+    state = (state ^ (state >> np.uint64(27))) * _SECOND
+    return state ^ (state >> np.uint64(31))

@@ -11,7 +11,7 @@ _MOST_INT32 = 2**31 - 1
 
 
 def labels(nodes: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The lowest row of each row's component: int32 [nodes], or int64 where int32 is too small.
+    """The lowest row of each row's component: int64 [nodes].
 
     `a` and `b` [E] are the edges' ends; repeated edges and loops do no harm. Every round hooks
     the higher root of an edge to the lower one and quarters the paths, so a chain takes about
@@ -22,9 +22,9 @@ def labels(nodes: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if nodes > _MOST_INT32:
         return labels_in_batches(nodes, [(a, b)])
     if not len(a):
-        return np.arange(nodes, dtype=np.int32)
+        return np.arange(nodes, dtype=np.int64)
     ends = (np.asarray(end, np.int32) for end in (a, b))
-    return np.asarray(_hook(nodes, *ends))
+    return np.asarray(_hook(nodes, *ends)).astype(np.int64)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -10,14 +10,15 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from dinov2_jax.curation.area import shrink
+from dinov2_jax.curation.balance import keys
 
 SIDE = 16  # cells
 BITS = 64
 BLANK_STD = 4.0  # grey levels
+_LUMA = np.array([77, 150, 29], np.int32)  # of 256
 _PRIOR = 64  # pictures for which the spectrum of photos counts beside the pool's own
 _BLOCK = 1 << 14  # rows
 _TILE = 1 << 16  # pairs compared at once: 0.5 MiB, which stays in a core's cache
@@ -26,40 +27,45 @@ _BANDS = 4
 _ROWS = 64
 
 
-def digest(data: bytes) -> np.ndarray:
-    """BLAKE2b of a file's bytes: uint8 [16]."""
-    return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
+def byte_digest(data: bytes) -> bytes:
+    """BLAKE2b of a file's bytes: 16 bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def pixel_digest(image: np.ndarray) -> np.ndarray:
-    """BLAKE2b of size and pixels of uint8 [H, W, C]: uint8 [16].
+def pixel_digest(image: np.ndarray) -> bytes:
+    """BLAKE2b of size and pixels of uint8 [H, W, C]: 16 bytes.
 
     `data.decode` lays alpha on white, so files of any format that show the same get the same.
     """
     found = hashlib.blake2b(np.asarray(image.shape, "<i8").tobytes(), digest_size=16)
     found.update(np.ascontiguousarray(image))
-    return np.frombuffer(found.digest(), np.uint8)
+    return found.digest()
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB [H, W, 3] -> uint8 grey [16, 16] (ITU-R 601), averaged over equal areas."""
-    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    return shrink(grey[:, :, None], SIDE)[:, :, 0]
+    """uint8 RGB [H, W, 3] -> uint8 RGB [16, 16, 3], averaged over equal areas."""
+    return shrink(image, SIDE)
 
 
 def thumbnails(images: Iterable[np.ndarray]) -> np.ndarray:
-    """`thumbnail` of each of N pictures: uint8 [N, 256]."""
-    rows = [thumbnail(image).reshape(-1) for image in images]
-    return np.stack(rows) if rows else np.zeros((0, SIDE * SIDE), np.uint8)
+    """`thumbnail` of each of N pictures: uint8 [N, 16, 16, 3]."""
+    rows = [thumbnail(image) for image in images]
+    return np.stack(rows) if rows else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+
+
+def grey(thumbs: np.ndarray) -> np.ndarray:
+    """Thumbnails uint8 [N, 16, 16, 3] -> float32 [N, 256]: whole grey levels (ITU-R 601)."""
+    luma = thumbs.reshape(len(thumbs), SIDE**2, 3).astype(np.int32) @ _LUMA
+    return ((luma + 128) >> 8).astype(np.float32)
 
 
 def is_blank(thumbs: np.ndarray) -> np.ndarray:
-    """Thumbnails uint8 [N, 256] -> bool [N]: the cells differ by less than 4 grey levels (std).
+    """Thumbnails uint8 [N, 16, 16, 3] -> bool [N]: the grey cells' std is below 4 levels.
 
     To every descriptor such pictures are copies of one another.
     """
-    counts = thumbs.astype(np.int64)
-    cells = thumbs.shape[1]
+    counts = grey(thumbs).astype(np.int64)
+    cells = counts.shape[1]
     variance = cells * (counts * counts).sum(1) - counts.sum(1) ** 2  # times cells**2: exact
     return variance < BLANK_STD**2 * cells**2
 
@@ -73,24 +79,29 @@ class HashBasis:
 
 
 def fit_basis(thumbs: np.ndarray) -> HashBasis:
-    """PCA of thumbnails uint8 [N, 256]; any N, also 0.
+    """PCA of the grey of thumbnails uint8 [N, 16, 16, 3]; any N, also 0.
 
     The spectrum of photos counts as 64 further pictures: a pool of few pictures, or of like ones,
-    does not determine 64 directions. The largest entry of each direction is positive.
+    does not determine 64 directions. Signs are settled by a fixed vector of chance: many entries
+    of a wave are as large as one another, so rounding would decide which is the largest.
     """
     count = len(thumbs) + _PRIOR
     total, square = np.zeros(SIDE**2), np.zeros((SIDE**2, SIDE**2))
     for start in range(0, len(thumbs), _BLOCK):
-        rows = thumbs[start : start + _BLOCK].astype(np.float64) - 128
+        rows = grey(thumbs[start : start + _BLOCK]).astype(np.float64) - 128
         total += rows.sum(0)
         square += rows.T @ rows  # whole numbers: exact, in whatever order
     mean = total / count
     covariance = (square + _PRIOR * _photo_covariance()) / count - np.outer(mean, mean)
     _, vectors = np.linalg.eigh(covariance)
     components = vectors[:, ::-1][:, :BITS]
-    largest = np.abs(components).argmax(0)
-    components = components * np.sign(components[largest, np.arange(BITS)])
+    components = components * np.where(_settling() @ components < 0, -1, 1)
     return HashBasis(np.rint(mean * 2**8) / 2**8 + 128, np.rint(components * 2**20) / 2**20)
+
+
+def _settling() -> np.ndarray:
+    """A fixed vector [256] of chance between -1 and 1, at right angles to no wave."""
+    return keys(np.arange(SIDE**2), seed=0) / 2.0**63 - 1
 
 
 def _photo_covariance() -> np.ndarray:
@@ -108,10 +119,10 @@ def _photo_covariance() -> np.ndarray:
 
 
 def hash_rows(basis: HashBasis, thumbs: np.ndarray) -> np.ndarray:
-    """Thumbnails uint8 [N, 256] -> uint64 [N]; bit 0 is the sign along the main direction."""
+    """Thumbnails uint8 [N, 16, 16, 3] -> uint64 [N]; bit 0 is the sign along the main direction."""
     bits = np.zeros((len(thumbs), BITS), np.uint8)
     for start in range(0, len(thumbs), _BLOCK):
-        rows = thumbs[start : start + _BLOCK] - basis.mean
+        rows = grey(thumbs[start : start + _BLOCK]) - basis.mean
         bits[start : start + _BLOCK] = rows @ basis.components > 0
     return _packed(bits)
 
