@@ -18,7 +18,7 @@ from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.descriptor import COPY, Descriptor, Edited
 from dinov2_jax.curation.edits import EDITS_19
 from dinov2_jax.curation.hashes import cross_pairs
-from dinov2_jax.curation.order import scatter
+from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
 from dinov2_jax.data.decode import DecodeSpec
@@ -47,13 +47,12 @@ def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
     rows = load_array(pool.folder / "embed" / "rows.npy")
     features = load_array(pool.folder / "embed" / "features" / f"{COPY}.npy")
     calibrate, seed = pool.config.curate.calibrate, pool.config.seed
-    chosen = rows[np.argsort(scatter(seed, rows), kind="stable")[: calibrate.pictures]]
-    chosen = np.sort(chosen)
+    chosen = pick(rows, calibrate.pictures, seed)
     originals, copies = _made_copies(descriptor, pool, chosen)
     fit, test = thresholds.split(chosen, seed)
     if not len(fit) or not len(test):
         fit = test = np.arange(len(chosen))
-    sample = np.sort(np.argsort(scatter(seed, rows), kind="stable")[:_POOL_ROWS])
+    sample = np.searchsorted(rows, pick(rows, _POOL_ROWS, seed))
     known = whitening.fit(originals[fit], copies[fit], features[sample], calibrate.width)
     with replacing(folder / "whitening.npz") as new, open(new, "wb") as file:
         np.savez(file, **vars(known))

@@ -15,7 +15,7 @@ from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.cells import pairs_above, plan_pairs
 from dinov2_jax.curation.components import labels
 from dinov2_jax.curation.descriptor import COPY
-from dinov2_jax.curation.hashes import BITS, near_pairs
+from dinov2_jax.curation.hashes import BITS, grey, near_pairs
 from dinov2_jax.curation.pictures import read_facts
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array
@@ -83,8 +83,8 @@ def _equal_pixels(first: np.ndarray, digests: np.ndarray) -> Edges:
 def _blanks(pictures: Path, facts: Mapping[str, np.ndarray], first: np.ndarray) -> Edges:
     """Blank pictures of the same grey are copies: to a descriptor all blank ones are."""
     rows = np.flatnonzero(facts["blank"] & (first == np.arange(len(first))))
-    grey = load_array(pictures / "grey.npy")[rows].astype(np.float64)
-    tone = np.rint(grey.mean(axis=1) / 4) if len(rows) else np.zeros(0)
+    thumbs = load_array(pictures / "thumbnail.npy")[rows]
+    tone = np.rint(grey(thumbs).mean(axis=1) / 4) if len(rows) else np.zeros(0)
     _, start, group = np.unique(tone, return_index=True, return_inverse=True)
     a, b = rows[start[group]], rows
     other = a != b

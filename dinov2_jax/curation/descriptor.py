@@ -128,11 +128,18 @@ class Edited(Unlabelled):
     def __getitem__(self, index: int) -> np.ndarray:
         place, edit = divmod(index, 1 + len(EDITS_19))
         row = int(self.rows[place])
-        image = load_record(self.source, row, self.decoding)
+        image = self._picture(row)
         if not edit:
             return image
         name = list(EDITS_19)[edit - 1]
         return copies(image, row, self.seed, {name: EDITS_19[name]})[0]
+
+    def _picture(self, row: int) -> np.ndarray:
+        """All copies of a picture are asked for in turn: it is decoded once."""
+        held = vars(self).get("_held")
+        if held is None or held[0] != row:
+            held = vars(self)["_held"] = row, load_record(self.source, row, self.decoding)
+        return held[1]
 
     def name(self, index: int) -> str:
         return f"copy {index} of {self.source.name(int(self.rows[index // (1 + len(EDITS_19))]))}"

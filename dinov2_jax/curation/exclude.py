@@ -91,10 +91,10 @@ def _edges(descriptor: Descriptor, one: Set, number: int, pool: Pool) -> tuple[n
 def _hashes(one: Set, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     """Records of a set that can be read and are not blank, and their hashes by the pool's basis."""
     data, rows = pool.config.data, np.arange(len(one.source))
-    grey, use = [], []
+    thumbs, use = [], []
     for chunk in stream_facts(one.source, rows, DecodeSpec(data.max_pixels), data.workers):
         keep = chunk["readable"] & ~chunk["blank"]
-        grey.append(chunk["grey"][keep])
+        thumbs.append(chunk["thumbnail"][keep])
         use.append(chunk["row"][keep])
-    hashes = hash_rows(read_basis(pool.folder / "pictures"), np.concatenate(grey))
+    hashes = hash_rows(read_basis(pool.folder / "pictures"), np.concatenate(thumbs))
     return np.concatenate(use), hashes

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from dinov2_jax.curation.hashes import SIDE, digest, is_blank, pixel_digest, thumbnail
+from dinov2_jax.curation.hashes import SIDE, byte_digest, is_blank, pixel_digest, thumbnail
 from dinov2_jax.curation.pixels import WIDTH, describe
 from dinov2_jax.data.decode import BadImage, DecodeSpec, decode, to_channels
 from dinov2_jax.data.reader import Batch, Reader, join
@@ -27,7 +27,7 @@ FACTS = {
     "bytes": ((), np.dtype(np.int64)),
     "byte_digest": ((DIGEST,), np.dtype(np.uint8)),
     "pixel_digest": ((DIGEST,), np.dtype(np.uint8)),
-    "grey": ((SIDE * SIDE,), np.dtype(np.uint8)),
+    "thumbnail": ((SIDE, SIDE, 3), np.dtype(np.uint8)),
     "pixels": ((WIDTH,), np.dtype(np.float16)),
     "blank": ((), np.dtype(bool)),
     "readable": ((), np.dtype(bool)),
@@ -68,21 +68,25 @@ def facts_of(source: Source, row: int, decoding: DecodeSpec) -> dict[str, object
     try:
         record = source[row]
         if isinstance(record, bytes):
-            found |= {"bytes": len(record), "byte_digest": digest(record)}
+            found |= {"bytes": len(record), "byte_digest": _array(byte_digest(record))}
             image = decode(record, decoding)
         else:
             image = to_channels(record, decoding.channels)
-            found |= {"bytes": image.nbytes, "byte_digest": pixel_digest(image)}
+            found |= {"bytes": image.nbytes, "byte_digest": _array(pixel_digest(image))}
     except (BadImage, OSError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).encode()[:REASON].ljust(REASON)
         return found | {"reason": np.frombuffer(reason, np.uint8)}
-    grey = thumbnail(image).reshape(-1)
+    small = thumbnail(image)
     return found | {
         "width": image.shape[1],
         "height": image.shape[0],
-        "pixel_digest": pixel_digest(image),
-        "grey": grey,
+        "pixel_digest": _array(pixel_digest(image)),
+        "thumbnail": small,
         "pixels": describe([image])[0],
-        "blank": is_blank(grey[None])[0],
+        "blank": is_blank(small[None])[0],
         "readable": True,
     }
+
+
+def _array(digest: bytes) -> np.ndarray:
+    return np.frombuffer(digest, np.uint8)

@@ -1,7 +1,7 @@
 """Stage "pictures": every picture is opened once; its size, digests, thumbnails and hash are kept.
 
 part-*.parquet   row, name, readable, reason, width, height, bytes, byte_digest, pixel_digest, blank
-grey.npy         uint8 [n, 256], 16 x 16 grey cells
+thumbnail.npy    uint8 [n, 16, 16, 3]
 pixels.npy       float16 [n, 176], the descriptor that needs no weights
 first.npy        int64 [n], the first row with equal pixels: its own if there is none before
 basis.npz        what the hash was fitted to; hash.npy uint64 [n], 0 for unreadable pictures
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.facts import FACTS, stream_facts
 from dinov2_jax.curation.hashes import HashBasis, fit_basis, hash_rows
-from dinov2_jax.curation.order import scatter
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, part_name, save_array
 from dinov2_jax.curation.tables import read_arrays
@@ -29,7 +29,7 @@ from dinov2_jax.features.store import NpyWriter
 from dinov2_jax.run.files import replacing
 from dinov2_jax.run.progress import Progress
 
-_ARRAYS = ("grey", "pixels")
+_ARRAYS = ("thumbnail", "pixels")
 _BASIS_ROWS = 100_000  # thumbnails that the hash is fitted to, at most
 
 
@@ -110,14 +110,12 @@ def _write_part(path: Path, found: Batch, names: Sequence[str]) -> None:
 
 def _hash(folder: Path) -> None:
     """Fits the hash to the readable pictures that are not blank, and applies it to all."""
-    grey, facts = load_array(folder / "grey.npy"), read_facts(folder, ("readable", "blank"))
-    fit = np.flatnonzero(facts["readable"] & ~facts["blank"])
-    if len(fit) > _BASIS_ROWS:
-        fit = np.sort(fit[np.argsort(scatter(0, fit), kind="stable")[:_BASIS_ROWS]])
-    basis = fit_basis(np.asarray(grey[fit]))
+    thumbs, facts = load_array(folder / "thumbnail.npy"), read_facts(folder, ("readable", "blank"))
+    fit = pick(np.flatnonzero(facts["readable"] & ~facts["blank"]), _BASIS_ROWS, 0)
+    basis = fit_basis(np.asarray(thumbs[fit]))
     with replacing(folder / "basis.npz") as new, open(new, "wb") as file:
         np.savez(file, **vars(basis))
-    hashes = hash_rows(basis, grey)
+    hashes = hash_rows(basis, thumbs)
     hashes[~facts["readable"]] = 0
     save_array(folder / "hash.npy", hashes)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dinov2_jax.curation.blocks import CurationError
-from dinov2_jax.curation.order import scatter
+from dinov2_jax.curation.balance import keys
 from dinov2_jax.run.files import replacing
 
 Table = Any  # daft.DataFrame; Daft is imported when the first table is needed
@@ -100,7 +100,7 @@ class Tables:
         def key(rows: Any) -> Any:
             import pyarrow as pa
 
-            return pa.array(scatter(seed, rows.to_arrow().to_numpy(zero_copy_only=False)))
+            return pa.array(keys(rows.to_arrow().to_numpy(zero_copy_only=False), seed))
 
         keyed = table.with_column("key", key(daft.col("row")))
         ranked = self._ranked(keyed, by, [("key", False), ("row", False)])
