@@ -1,0 +1,1 @@
+"""Curation: which pictures of a pool to train on, and how often."""
