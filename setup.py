@@ -36,6 +36,7 @@ PARQUET = ["pyarrow>=17"]
 HUB = ["huggingface-hub>=0.30"]
 VIDEO = ["av>=14"]
 EVAL = ["scipy>=1.13"]
+CURATION = ["daft>=0.7,<0.8", "pyarrow>=17,<26"]  # daft 0.7 refuses pyarrow 26
 # What ruff and pyrefly accept changes from version to version.
 TEST = [
     "pyrefly==1.4.1",
@@ -67,6 +68,8 @@ setup(
     extras_require={
         "samples": SAMPLES,  # the drawings of the quick start
         "cuda": ["jax[cuda13]"],
+        "curation": CURATION,  # tables of pictures on one machine
+        "curation-cluster": [*CURATION, "ray>=2.40,<3"],  # the same on a cluster of Ray
         "tpu": ["jax[tpu]"],
         "eval": EVAL,  # label files of Stanford Cars, Flowers-102 and ImageNet's devkit
         "faiss": ["faiss-cpu>=1.8"],  # retrieval by an index, in place of exact search
@@ -75,8 +78,8 @@ setup(
         ],  # compiles for GPUs that are elsewhere; no CUDA libraries
         "hub": HUB,  # released weights by name
         "onnx": ["jax2onnx>=0.13", "onnxruntime>=1.20"],  # exports in this format
-        "parquet": PARQUET,  # features in Parquet files, config.store.format
-        "test": SAMPLES + PARQUET + HUB + VIDEO + EVAL + TEST,
+        "parquet": PARQUET,  # features in Parquet files; data.source=manifest
+        "test": SAMPLES + PARQUET + CURATION + HUB + VIDEO + EVAL + TEST,
         "video": VIDEO,  # UCF-101, Kinetics, Something-Something
         "torch": ["torch>=2.6", "transformers>=5"],  # .pth files, parity tests
         # What python -m dinov2_jax.bench.* compares with; torch 2.13 needs torchvision 0.28.

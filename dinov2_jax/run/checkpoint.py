@@ -6,13 +6,9 @@ devices, and an evaluation uses one.
 """
 
 import contextlib
-import datetime
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dinov2_jax import __version__
 from dinov2_jax.config.files import diff_configs, tuples
 from dinov2_jax.data.sources.source import short_message
 from dinov2_jax.errors import UserError, of_machine, one_line, sentence
 from dinov2_jax.parallel.processes import from_main, is_main
+from dinov2_jax.run.provenance import provenance
 
 _ITEMS = ("state", "loader", "config", "provenance")
 _STEP_MARKER = "_CHECKPOINT_METADATA"
@@ -42,6 +38,9 @@ class Checkpoints:
     Steps behind the newest whole one are damaged: they are renamed to <step>.damaged, so that the
     whole one counts.
 
+    Args:
+      origin: what made the pictures, for the provenance.
+
     Attributes:
       notes: a sentence on each damaged step.
 
@@ -50,7 +49,14 @@ class Checkpoints:
         renamed then.
     """
 
-    def __init__(self, workdir: str | Path, keep_last: int, keep_every_steps: int) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep_last: int,
+        keep_every_steps: int,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._origin = dict(origin or {})
         self.directory = Path(workdir).resolve() / "checkpoints"
         # Process 0 decides, and all raise the same error.
         self.notes, problem = from_main(_put_in_order(self.directory) if is_main() else ())
@@ -85,7 +91,7 @@ class Checkpoints:
         """Copies `state` to the host, writes it in the background; False if already stored."""
         if step in self.steps():
             return False
-        plain = {"loader": loader, "config": config, "provenance": provenance()}
+        plain = {"loader": loader, "config": config, "provenance": provenance(self._origin)}
         items = {name: ocp.args.JsonSave(values) for name, values in plain.items()}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), **items)
         with self._saving():
@@ -191,32 +197,6 @@ def restore_params(step_dir: str | Path, which: str = "teacher") -> Any:
     handler = ocp.PyTreeCheckpointHandler()
     args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
     return handler.restore(_epath(state_dir), args=args)[which]
-
-
-def provenance() -> dict[str, Any]:
-    """The origin of a checkpoint: versions, commit, devices, time, host and command."""
-    devices = jax.devices()
-    return {
-        "dinov2_jax": __version__,
-        "jax": jax.__version__,
-        "python": sys.version.split()[0],
-        "git_commit": _git_commit(),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-    }
-
-
-def _git_commit() -> str:
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():  # else git answers for a repository around site-packages
-        return ""
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _find_step(path: Path) -> Path:

@@ -95,7 +95,7 @@ def _train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stop = stack.enter_context(StopRequest(alone=jax.process_count() == 1))
-        checkpoints = open_checkpoints(stack, configs, folder)
+        checkpoints = open_checkpoints(stack, configs, folder, source)
         newest = [own.latest_step() for own in checkpoints.values()]
         require_same(newest_checkpoint=str(newest))
         states, start, seen = start_states(configs, family, checkpoints, bad, teacher, notes)

@@ -14,7 +14,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import to_dict
-from dinov2_jax.data.sources.source import Source
+from dinov2_jax.data.sources.source import Source, provenance_of
 from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.checkpoint import Checkpoints
 from dinov2_jax.run.files import write_json
@@ -38,9 +38,9 @@ class Student(NamedTuple):
 
 
 def open_checkpoints(
-    stack: contextlib.ExitStack, configs: Mapping[str, ConfigDict], folder: Path
+    stack: contextlib.ExitStack, configs: Mapping[str, ConfigDict], folder: Path, source: Source
 ) -> dict[str, Checkpoints]:
-    """The checkpoints of each student, closed with `stack`."""
+    """The checkpoints of each student, closed with `stack`; they say what made the pictures."""
     # With several, one may be a save ahead of the others when a run is killed.
     least = 1 if len(configs) == 1 else 2
     return {
@@ -50,6 +50,7 @@ def open_checkpoints(
                     folder / name,
                     max(least, config.checkpoint.keep_last),
                     config.checkpoint.keep_every_steps,
+                    provenance_of(source),
                 )
             )
         )

@@ -35,3 +35,7 @@ class ArrayRecord(Unlabelled):
     def name(self, index: int) -> str:
         """`path[index]`."""
         return f"{self._path}[{index}]"
+
+    def names_digest(self) -> str:
+        """The records have no names of their own."""
+        return ""

@@ -1,6 +1,7 @@
 """Files of pictures: their names in little memory, which files may be pictures, and reading one."""
 
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -53,6 +54,12 @@ class Names:
         start = ends[index - 1] if index else 0
         return os.fsdecode(self._text.array[start : ends[index]].tobytes())
 
+    def digest(self) -> str:
+        """Hash of all names in their order; takes a second for a gigabyte."""
+        digest = hashlib.blake2b(self._ends.array.data, digest_size=16)
+        digest.update(self._text.array.data)
+        return digest.hexdigest()
+
 
 class NamedFiles(Unlabelled):
     """Files with names relative to the folder `root`; a file is read when it is indexed."""
@@ -69,6 +76,10 @@ class NamedFiles(Unlabelled):
     def name(self, index: int) -> str:
         """The path relative to the folder."""
         return self._names[index]
+
+    def names_digest(self) -> str:
+        """Hash of all names; where the folder lies does not count."""
+        return self._names.digest()
 
     def path(self, index: int) -> str:
         """The whole path."""

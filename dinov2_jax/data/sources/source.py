@@ -58,6 +58,11 @@ def notes_of(source: Source) -> tuple[str, ...]:
     return getattr(source, "notes", ())
 
 
+def provenance_of(source: Source) -> dict[str, Any]:
+    """What made a source, for the provenance of a run; {} for pictures as they were found."""
+    return getattr(source, "provenance", {})
+
+
 def check_name(field: str, value: str, valid: Sequence[str]) -> None:
     """Raises SourceError with the nearest of `valid` unless `value` is one of them."""
     if value not in valid:

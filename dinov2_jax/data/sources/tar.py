@@ -1,6 +1,7 @@
 """Pictures in tar files, read in place: nothing is unpacked."""
 
 import array
+import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
@@ -62,6 +63,15 @@ class Tar(Unlabelled):
         """`file.tar:member`."""
         number = int(self._places.array[index, 0])
         return f"{os.path.basename(self._files[number])}:{self._names[index]}"
+
+    def names_digest(self) -> str:
+        """Hash of all names and sizes; where the files lie does not count."""
+        files = "\n".join(map(os.path.basename, self._files))
+        digest = hashlib.blake2b(
+            f"{self._names.digest()}\n{files}".encode("utf-8", "surrogateescape")
+        )
+        digest.update(np.ascontiguousarray(self._places.array[:, ::2]).data)  # file, bytes
+        return digest.hexdigest()
 
 
 def _members(path: str, links: list[str]) -> Iterator[tuple[bytes, int, int]]:

@@ -104,6 +104,10 @@ class Tfds:
         """`name/split[index]`."""
         return f"{self._title}[{index}]"
 
+    def names_digest(self) -> str:
+        """The records have no names of their own."""
+        return ""
+
 
 def _open_builder(path: str) -> Any:
     """The builder of a prepared data set, by its folder or its name."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
 from dinov2_jax.data.sources.label_file import read_classes
-from dinov2_jax.data.sources.source import Source, SourceError, notes_of
+from dinov2_jax.data.sources.source import Source, SourceError, notes_of, provenance_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,6 +24,11 @@ class View:
     def notes(self) -> tuple[str, ...]:
         """The source's notes."""
         return notes_of(self.source)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The source's provenance."""
+        return provenance_of(self.source)
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
