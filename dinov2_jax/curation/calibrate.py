@@ -49,7 +49,8 @@ def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
     calibrate, seed = pool.config.curate.calibrate, pool.config.seed
     chosen = pick(rows, calibrate.pictures, seed)
     originals, copies = _made_copies(descriptor, pool, chosen)
-    fit, test = thresholds.split(chosen, seed)
+    is_fit = thresholds.fit_half(chosen, seed)
+    fit, test = np.flatnonzero(is_fit), np.flatnonzero(~is_fit)
     if not len(fit) or not len(test):
         fit = test = np.arange(len(chosen))
     sample = np.searchsorted(rows, pick(rows, _POOL_ROWS, seed))
@@ -59,9 +60,10 @@ def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
     whitened = whitening.apply(known, features).astype(np.float16)
     save_array(folder / f"{COPY}.npy", whitened)
     scores = _scores(known, originals[test], copies[test])
-    best = _best_unrelated(pool, rows, whitened, np.searchsorted(rows, chosen[test]))
+    mirrored = whitening.apply(known, copies[test][:, list(EDITS_19).index("flip")])
+    best = _best_unrelated(pool, rows, whitened, chosen[test], mirrored)
     curve = thresholds.curve(scores, best, list(EDITS_19))
-    write_json(folder / "curve.json", list(curve.rows()))
+    write_json(folder / "curve.json", _as_json(curve))
     write_json(folder / "thresholds.json", _choose(pool, curve, len(test)))
     return {"rows": len(rows), "pictures": len(chosen), "fitted_on": len(fit), "tested_on": len(test)}
 
@@ -90,23 +92,35 @@ def _scores(
 
 
 def _best_unrelated(
-    pool: Pool, rows: np.ndarray, whitened: np.ndarray, places: np.ndarray
+    pool: Pool, rows: np.ndarray, whitened: np.ndarray, chosen: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
-    """The best cosine of each of `places` with a picture that its hash does not know as a copy."""
+    """The best cosine of each mirrored picture with the pool, without the picture itself.
+
+    A mirrored picture has no copies in the pool, but looks as much like unrelated ones as the
+    picture does. So copies that are not known yet do not raise the threshold.
+    """
     hashes = np.asarray(load_array(pool.folder / "pictures" / "hash.npy")[rows])
-    a, b, _ = cross_pairs(hashes[places], hashes, pool.config.curate.dedup.hash_bits)
-    copies = set(zip(a.tolist(), b.tolist(), strict=True))
+    places = np.searchsorted(rows, chosen)
+    a, b, _ = cross_pairs(hashes[places], hashes, max(0, pool.config.curate.dedup.hash_bits))
+    own = set(zip(a.tolist(), b.tolist(), strict=True))
     k = min(_NEIGHBOURS, len(rows))
-    found = Bank(whitened, np.zeros(len(whitened), np.int32)).search(
-        np.asarray(whitened[places], np.float32), k
-    )
-    best = np.full(len(places), -1.0)
-    for query, place in enumerate(places):
+    found = Bank(whitened, np.zeros(len(whitened), np.int32)).search(mirrored, k)
+    best = np.full(len(chosen), -1.0)
+    for query in range(len(chosen)):
         for score, row in zip(found.similarities[query], found.rows[query], strict=True):
-            if row != place and (query, int(row)) not in copies:
+            if (query, int(row)) not in own:
                 best[query] = score
                 break
     return best
+
+
+def _as_json(curve: thresholds.Curve) -> list[dict[str, float]]:
+    """A row a threshold: false_share, recall of all edits, and of each."""
+    return [
+        {"threshold": float(t), "false_share": float(linked), "recall": float(recall.mean())}
+        | dict(zip(curve.names, map(float, recall), strict=True))
+        for t, linked, recall in zip(curve.threshold, curve.linked, curve.recall, strict=True)
+    ]
 
 
 def _choose(pool: Pool, curve: thresholds.Curve, tested: int) -> dict[str, Any]:

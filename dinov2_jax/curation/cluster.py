@@ -1,27 +1,27 @@
 """Stage "cluster": k-means of what is kept, and of its centroids, level by level.
 
-part-*.parquet       row, cluster (of the finest level), distance
-centroids-0.npy      float32 [k, D], the finest level; centroids-1.npy: the level above, ...
-parent-0.npy         int32 [k], the cluster of level 1 that each of level 0 belongs to, ...
-objective.json       sums of squared distances, by level and iteration
+part-*.parquet    row, cluster (of the finest level), squared distance to its centre
+centroids-0.npy   float32 [k, D], the finest level; centroids-1.npy: the level above, ...
+label-0.npy       int32 [n], the cluster of each picture; label-1.npy: of each centroid of level 0
+distance-0.npy    float32, squared distances to these centroids
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinov2_jax.curation import kmeans
+from dinov2_jax.curation import hierarchy
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.descriptor import SUBJECT
+from dinov2_jax.curation.levels import read_levels, save_level
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.sample import kept_rows
-from dinov2_jax.curation.stage import Stage, load_array, save_array
+from dinov2_jax.curation.stage import Stage, load_array
 from dinov2_jax.curation.tables import write_arrays
 from dinov2_jax.features.search import unit
-from dinov2_jax.run.files import write_json
-from dinov2_jax.run.progress import Progress
 
 # Fewer rows a cluster than this describe noise; faiss warns at the same number.
 _ROWS_PER_CLUSTER = 39
@@ -36,12 +36,17 @@ def stage(used: tuple[str, ...]) -> Stage:
 
     def run(pool: Pool, folder: Path) -> Mapping[str, int]:
         rows, features = kept_features(pool, reads)
-        found = _fit_levels(pool, features)
-        for level, clusters in enumerate(found):
-            save_array(folder / f"centroids-{level}.npy", clusters.centroids)
-            if level:
-                save_array(folder / f"parent-{level - 1}.npy", clusters.label)
-        write_json(folder / "objective.json", [clusters.objective for clusters in found])
+        wanted = pool.config.curate.kmeans
+        _check_sizes(wanted.sizes, len(rows))
+        found = hierarchy.fit(
+            features,
+            wanted.sizes,
+            pool.config.seed,
+            iterations=wanted.iterations,
+            resamples=wanted.resamples or None,
+            on_level=functools.partial(save_level, folder),
+            done=read_levels(folder),
+        )
         finest = found[0]
         write_arrays({"row": rows, "cluster": finest.label, "distance": finest.distance}, folder)
         used_clusters = int((np.bincount(finest.label) > 0).sum())
@@ -63,32 +68,16 @@ def kept_features(pool: Pool, reads: tuple[str, ...]) -> tuple[np.ndarray, np.nd
     return rows[places], found
 
 
-def _fit_levels(pool: Pool, features: np.ndarray) -> list[kmeans.Clusters]:
-    """k-means of the rows, then of the centroids of each level before.
-
-    DINOv2: the paper has one level; more levels are those of Vo et al. (2024), section 3.2.
-    """
-    wanted, found = pool.config.curate.kmeans, list[kmeans.Clusters]()
-    rows = features
-    for level, k in enumerate(wanted.sizes):
-        if k > len(rows):
-            raise CurationError(
-                f"config.curate.kmeans.sizes asks for {k:,} clusters of {len(rows):,} "
-                f"{'centroids' if level else 'pictures'}; use {max(1, len(rows) // 40):,} or fewer"
-            )
-        if len(rows) < _ROWS_PER_CLUSTER * k and not level:
-            print(
-                f"note: {len(rows):,} pictures in {k:,} clusters are fewer than "
-                f"{_ROWS_PER_CLUSTER} each; clusters will follow chance",
-                flush=True,
-            )
-        progress = Progress(wanted.iterations, unit=f"k-means iteration of level {level}")
-
-        def tell(step: int, centroids: np.ndarray, objective: float, bar: Progress = progress) -> None:
-            bar.update(step, objective=objective)
-
-        how = {"empty": "split", "on_step": tell}
-        found.append(kmeans.fit(rows, k, wanted.iterations, pool.config.seed + level, **how))
-        progress.close()
-        rows = found[-1].centroids
-    return found
+def _check_sizes(sizes: tuple[int, ...], rows: int) -> None:
+    k = sizes[0]
+    if k > rows:
+        raise CurationError(
+            f"config.curate.kmeans.sizes asks for {k:,} clusters of {rows:,} pictures; use "
+            f"{max(1, rows // _ROWS_PER_CLUSTER):,} or fewer"
+        )
+    if rows < _ROWS_PER_CLUSTER * k:
+        print(
+            f"note: {rows:,} pictures in {k:,} clusters are fewer than {_ROWS_PER_CLUSTER} each; "
+            "clusters will follow chance",
+            flush=True,
+        )

@@ -12,6 +12,7 @@ from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.edits import EDITS_19, copies
 from dinov2_jax.curation.facts import stream_facts
 from dinov2_jax.curation.pool import Pool
+from dinov2_jax.curation.stage import load_array, save_array
 from dinov2_jax.data.decode import DecodeSpec, load_record
 from dinov2_jax.data.sources.source import Source, Unlabelled
 from dinov2_jax.data.sources.views import View
@@ -24,6 +25,7 @@ from dinov2_jax.weights.load import Backbone, load_configured
 
 # The two columns: one in which copies are close, and one in which like subjects are.
 COPY, SUBJECT = "copy", "subject"
+_BLOCK = 1 << 16  # rows
 
 
 class Descriptor(Protocol):
@@ -41,7 +43,7 @@ class Descriptor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Colours and edges of stage "pictures"; both columns are the same."""
+    """Colours and edges of the thumbnails; both columns are the same."""
 
     pool: Pool
 
@@ -49,11 +51,12 @@ class Pixels:
         return {"descriptor": "pixels", "width": pixels.WIDTH}
 
     def store(self, pool: Pool, folder: Path, rows: np.ndarray) -> None:
-        whole = np.load(pool.folder / "pictures" / "pixels.npy", mmap_mode="r")
-        from dinov2_jax.curation.stage import save_array
-
+        thumbs = load_array(pool.folder / "pictures" / "thumbnail.npy")
+        found = np.empty((len(rows), pixels.WIDTH), np.float16)
+        for start in range(0, len(rows), _BLOCK):
+            found[start : start + _BLOCK] = pixels.describe(thumbs[rows[start : start + _BLOCK]])
         for name in (COPY, SUBJECT):
-            save_array(folder / f"{name}.npy", whole[rows])
+            save_array(folder / f"{name}.npy", found)
 
     def describe(self, source: Source, unit: str) -> dict[str, np.ndarray]:
         data = self.pool.config.data
@@ -61,7 +64,7 @@ class Pixels:
         found = np.full((len(source), pixels.WIDTH), np.nan, np.float32)
         for chunk in stream_facts(source, rows, decoding, data.workers):
             known = chunk["readable"]
-            found[chunk["row"][known]] = chunk["pixels"][known]
+            found[chunk["row"][known]] = pixels.describe(chunk["thumbnail"][known])
         return {COPY: found, SUBJECT: found}
 
 

@@ -9,7 +9,6 @@ import grain
 import numpy as np
 
 from dinov2_jax.curation.hashes import SIDE, byte_digest, is_blank, pixel_digest, thumbnail
-from dinov2_jax.curation.pixels import WIDTH, describe
 from dinov2_jax.data.decode import BadImage, DecodeSpec, decode, to_channels
 from dinov2_jax.data.reader import Batch, Reader, join
 from dinov2_jax.data.sources.source import Source
@@ -28,7 +27,6 @@ FACTS = {
     "byte_digest": ((DIGEST,), np.dtype(np.uint8)),
     "pixel_digest": ((DIGEST,), np.dtype(np.uint8)),
     "thumbnail": ((SIDE, SIDE, 3), np.dtype(np.uint8)),
-    "pixels": ((WIDTH,), np.dtype(np.float16)),
     "blank": ((), np.dtype(bool)),
     "readable": ((), np.dtype(bool)),
     "reason": ((REASON,), np.dtype(np.uint8)),
@@ -82,7 +80,6 @@ def facts_of(source: Source, row: int, decoding: DecodeSpec) -> dict[str, object
         "height": image.shape[0],
         "pixel_digest": _array(pixel_digest(image)),
         "thumbnail": small,
-        "pixels": describe([image])[0],
         "blank": is_blank(small[None])[0],
         "readable": True,
     }

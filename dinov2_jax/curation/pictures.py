@@ -2,7 +2,6 @@
 
 part-*.parquet   row, name, readable, reason, width, height, bytes, byte_digest, pixel_digest, blank
 thumbnail.npy    uint8 [n, 16, 16, 3]
-pixels.npy       float16 [n, 176], the descriptor that needs no weights
 first.npy        int64 [n], the first row with equal pixels: its own if there is none before
 basis.npz        what the hash was fitted to; hash.npy uint64 [n], 0 for unreadable pictures
 """
@@ -29,7 +28,7 @@ from dinov2_jax.features.store import NpyWriter
 from dinov2_jax.run.files import replacing
 from dinov2_jax.run.progress import Progress
 
-_ARRAYS = ("thumbnail", "pixels")
+_ARRAYS = ("thumbnail",)
 _BASIS_ROWS = 100_000  # thumbnails that the hash is fitted to, at most
 
 

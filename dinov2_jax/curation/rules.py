@@ -55,6 +55,7 @@ RULES: Rules = DISTRIBUTED | {
     "curate.exclude.threshold": SHARE,
     "curate.kmeans.sizes": COUNT,
     "curate.kmeans.iterations": Range(1, 1000),
+    "curate.kmeans.resamples": Range(0, 100, empty=True),
     "curate.retrieve.how": HOW,
     "curate.retrieve.neighbours": Range(1, 1000),
     "curate.retrieve.more_than": COUNT_OR_NONE,

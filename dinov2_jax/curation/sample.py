@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.curation.balance import nested_quotas, pick, quotas
+from dinov2_jax.curation.balance import pick, quotas
 from dinov2_jax.curation.blocks import CurationError
+from dinov2_jax.curation.hierarchy import leaf_shares
+from dinov2_jax.curation.levels import read_levels
 from dinov2_jax.curation.pool import Pool
-from dinov2_jax.curation.stage import Stage, load_array
+from dinov2_jax.curation.stage import Stage
 from dinov2_jax.curation.tables import read_arrays
 
 
@@ -71,11 +73,14 @@ def _balanced(pool: Pool) -> Any:
     """The same number of pictures from every cluster of every level, as far as they reach."""
     tables, folder, target = pool.tables, pool.folder / "cluster", pool.config.curate.target
     found = read_arrays(folder, ("row", "cluster"))
-    parents = [np.asarray(load_array(path)) for path in sorted(folder.glob("parent-*.npy"))]
-    clusters = int(found["cluster"].max(initial=0)) + 1
-    clusters = max(clusters, len(parents[0]) if parents else 0)
-    sizes = np.bincount(found["cluster"], minlength=clusters)
-    given = nested_quotas(sizes, parents, target) if parents else quotas(sizes, target)
+    levels = read_levels(folder)
+    if target > len(found["row"]):
+        raise CurationError(
+            f"config.curate.target={target:,} is more than the {len(found['row']):,} pictures that "
+            "are clustered; lower it, or add pictures"
+        )
+    given = leaf_shares(levels, target, quotas)
+    clusters = len(given)
     quota = tables.of({"cluster": np.arange(clusters, dtype=np.int32), "quota": given})
     chosen = tables.sample(tables.of(found), "cluster", quota, pool.config.seed)
     rows = tables.arrays(chosen.select("row"), ["row"])["row"]
