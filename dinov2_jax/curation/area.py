@@ -2,31 +2,33 @@
 
 import numpy as np
 
-# Whole numbers up to here are exact in float32, whatever the order in which they are added.
-_EXACT_FLOAT32 = 2**24
-
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """Averages uint8 [H, W, C] over side x side cells of equal area: uint8 [side, side, C].
 
-    A pixel on the border of two cells counts in each by its share. Sums are whole numbers that
-    float32 and float64 hold exactly, so neither the machine nor its threads change a bit; halves
-    are rounded up. A picture with fewer than `side` pixels in a row is enlarged in steps.
+    A pixel on the border of two cells counts in each by its share. All sums are whole numbers, so
+    neither the machine nor its threads change a bit; halves are rounded up. A picture with fewer
+    than `side` pixels in a row is enlarged in steps.
     """
-    height, width, channels = image.shape
-    kind = np.float32 if 255 * height < _EXACT_FLOAT32 else np.float64
-    flat = image.reshape(height, width * channels).astype(kind)
-    rows = (_overlaps(height, side).astype(kind) @ flat).astype(np.float64)
-    rows = rows.reshape(side, width, channels).transpose(0, 2, 1)
-    total = rows @ _overlaps(width, side).T  # [side, C, side], at most 255 H W: exact
-    area = height * width
-    means = (2 * total.astype(np.int64) + area) // (2 * area)
-    return means.transpose(0, 2, 1).astype(np.uint8)
+    area = image.shape[0] * image.shape[1]
+    total = _cells(_cells(image, side).swapaxes(0, 1), side).swapaxes(0, 1)  # side**2 x the mean
+    return ((2 * total + area) // (2 * area)).astype(np.uint8)
 
 
-def _overlaps(pixels: int, side: int) -> np.ndarray:
-    """[side, pixels]: how much of pixel p lies in cell c, in 1/side px; a row's sum is `pixels`."""
-    cell = np.arange(side)[:, None] * pixels
-    pixel = np.arange(pixels)[None, :] * side
-    shared = np.minimum(cell + pixels, pixel + side) - np.maximum(cell, pixel)
-    return np.maximum(shared, 0).astype(np.float64)
+def _cells(lines: np.ndarray, side: int) -> np.ndarray:
+    """[n, ...] -> int64 [side, ...]: sums over equal stretches of the first axis, times `side`.
+
+    Running sums, not a matrix product: products of this size keep all threads of a BLAS busy with
+    waiting.
+    """
+    whole, part = np.divmod(np.arange(side + 1) * len(lines), side)
+    sums = np.zeros((side + 1, *lines.shape[1:]), np.int64)
+    starts = np.minimum(whole[:-1], len(lines) - 1)
+    stretches = np.add.reduceat(lines, starts, axis=0, dtype=np.int64)
+    stretches[whole[1:] == whole[:-1]] = 0  # reduceat gives the line itself for an empty stretch
+    np.cumsum(stretches, axis=0, out=sums[1:])
+    sums *= side
+    inside = part > 0
+    shape = (-1, *[1] * (lines.ndim - 1))
+    sums[inside] += part[inside].reshape(shape) * lines[whole[inside]].astype(np.int64)
+    return np.diff(sums, axis=0)

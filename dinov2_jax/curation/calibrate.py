@@ -65,7 +65,12 @@ def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
     curve = thresholds.curve(scores, best, list(EDITS_19))
     write_json(folder / "curve.json", _as_json(curve))
     write_json(folder / "thresholds.json", _choose(pool, curve, len(test)))
-    return {"rows": len(rows), "pictures": len(chosen), "fitted_on": len(fit), "tested_on": len(test)}
+    return {
+        "rows": len(rows),
+        "pictures": len(chosen),
+        "fitted_on": len(fit),
+        "tested_on": len(test),
+    }
 
 
 def _made_copies(
@@ -82,9 +87,7 @@ def _made_copies(
     return found[:, 0], found[:, 1:]
 
 
-def _scores(
-    known: whitening.Whitening, originals: np.ndarray, copies: np.ndarray
-) -> np.ndarray:
+def _scores(known: whitening.Whitening, originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
     """Cosines of copies with their originals, [N, E]."""
     left = whitening.apply(known, originals)
     right = whitening.apply(known, copies.reshape(-1, copies.shape[-1]))

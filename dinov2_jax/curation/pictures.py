@@ -63,9 +63,7 @@ def run(pool: Pool, folder: Path) -> Mapping[str, int]:
     return _counts(pool, folder)
 
 
-def _read(
-    pool: Pool, shards: Sequence[range], paths: Sequence[Path], writer: NpyWriter
-) -> None:
+def _read(pool: Pool, shards: Sequence[range], paths: Sequence[Path], writer: NpyWriter) -> None:
     if not shards:
         return
     rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in shards])

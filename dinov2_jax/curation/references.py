@@ -75,5 +75,7 @@ def readable(features: np.ndarray, one: Set, why: str) -> np.ndarray:
         )
     if len(found) < len(one.source):
         lost = len(one.source) - len(found)
-        print(f"note: {lost:,} pictures of {one.name} cannot be read; they are left out", flush=True)
+        print(
+            f"note: {lost:,} pictures of {one.name} cannot be read; they are left out", flush=True
+        )
     return found

@@ -150,7 +150,8 @@ def _calibration(pool: Pool) -> str:
     names = {"recall": "all made copies", "false_share": "false"}
     names |= {edit: edit.replace("_", " ") for edit in _SHOWN_EDITS if edit in rows[0]}
     lines = {
-        title: [(row["threshold"], 100 * row[name]) for row in rows] for name, title in names.items()
+        title: [(row["threshold"], 100 * row[name]) for row in rows]
+        for name, title in names.items()
     }
     figure = curve("found, and falsely linked", lines, unit=" %", x_name="threshold")
     lead = (

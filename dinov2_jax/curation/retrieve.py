@@ -99,9 +99,7 @@ def _by_cluster(
     ]
     found = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
     if not len(found):
-        return _columns(
-            row=found, how=found.astype(object), query=found, rank=found, cosine=found
-        )
+        return _columns(row=found, how=found.astype(object), query=found, rank=found, cosine=found)
     near, which = nearest(bank[np.searchsorted(rows, found)], queries, 1)
     return _columns(
         row=found,

@@ -93,9 +93,7 @@ def _retrieved(pool: Pool) -> Any:
     found = tables.read(pool.folder / "retrieve")
     arrays = tables.arrays(found.select("row", "query_set", "how"), ["row", "query_set", "how"])
     rows, first = np.unique(arrays["row"], return_index=True)
-    reason = np.array(
-        [f"{arrays['how'][at]}:{arrays['query_set'][at]}" for at in first], object
-    )
+    reason = np.array([f"{arrays['how'][at]}:{arrays['query_set'][at]}" for at in first], object)
     return _table(pool, rows, np.ones(len(rows), np.int32), reason)
 
 

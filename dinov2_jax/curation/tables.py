@@ -47,7 +47,9 @@ class Tables:
             import ray  # noqa: F401  its absence is told before the first stage begins
 
             try:
-                daft.set_runner_ray(None if cluster == "auto" else cluster, noop_if_initialized=True)
+                daft.set_runner_ray(
+                    None if cluster == "auto" else cluster, noop_if_initialized=True
+                )
             except (ConnectionError, RuntimeError) as error:
                 raise CurationError(
                     f"config.curate.cluster={cluster} cannot be reached ({error}); start Ray there, "
