@@ -82,9 +82,9 @@ class Blocks:
         share = -(-int(counts.max()) // self._shards)
         # Shapes of products depend on nothing but the rows of all processes, so that every number
         # of devices computes the same bits.
-        inner = min(self.tile[0], -(-self.size // 128) * 128)
+        inner = min(self.tile[0], max(128, 1 << (self.size - 1).bit_length()))
         self.tile = inner, self.tile[1]
-        self._length = min(MOST_ROWS // inner, -(-share // inner)) * inner
+        self._length = inner * _products(-(-share // inner), MOST_ROWS // inner)
         self._steps = -(-share // self._length)
         held = self._steps * self._length * self.width * rows.dtype.itemsize
         self._resident = held <= _room(resident_bytes)
@@ -143,6 +143,14 @@ class Blocks:
             return np.asarray(x)
         parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def _products(count: int, most: int) -> int:
+    """How many of `count` products form a block, so that the last block is nearly full."""
+    if count > most:
+        return -(-count // -(-count // most))
+    # Few shapes, because a resample has as many rows as it likes, and each shape is compiled.
+    return max(1, (1 << (count.bit_length() - 1)) // 4)
 
 
 def _room(resident_bytes: int | None) -> int:
