@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.curation import thresholds, whitening
+from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.descriptor import COPY, Descriptor, Edited
 from dinov2_jax.curation.edits import EDITS_19
 from dinov2_jax.curation.hashes import cross_pairs
-from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
 from dinov2_jax.data.decode import DecodeSpec

@@ -19,7 +19,7 @@ from dinov2_jax.curation.cells import nearest, nearest_cells
 from dinov2_jax.curation.cluster import kept_features
 from dinov2_jax.curation.descriptor import SUBJECT, Descriptor
 from dinov2_jax.curation.pool import Pool
-from dinov2_jax.curation.references import Set, Sets
+from dinov2_jax.curation.references import Sets
 from dinov2_jax.curation.stage import Stage, load_array
 from dinov2_jax.curation.tables import read_arrays, write_arrays
 from dinov2_jax.features.search import unit

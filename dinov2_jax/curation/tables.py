@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.balance import keys
+from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.run.files import replacing
 
 Table = Any  # daft.DataFrame; Daft is imported when the first table is needed

@@ -7,9 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from dinov2_jax.config.files import ConfigError, local_path, nearest, to_dict
-from dinov2_jax.curation import dedup, embed, kept, pictures, sample
 from dinov2_jax.curation import calibrate as calibration
 from dinov2_jax.curation import cluster as clustering
+from dinov2_jax.curation import dedup, embed, kept, pictures, sample
 from dinov2_jax.curation import exclude as exclusion
 from dinov2_jax.curation import report as reporting
 from dinov2_jax.curation import retrieve as retrieval
