@@ -17,8 +17,11 @@ _NAMES: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()
 def names_fingerprint(source: Source) -> str:
     """Hash of the names of the pictures in their order; the content of the files does not count.
 
-    Computed once for each source.
+    Computed once for each source. A manifest has a hash of its records, which stands for names.
     """
+    known = getattr(source, "records_digest", None)
+    if known is not None:
+        return known()
     try:
         known = _NAMES.get(source)
         if known is None:

@@ -97,8 +97,8 @@ class Manifest:
         path = getattr(source, "path", None)
         return source.name(record) if len(self._sources) == 1 or path is None else path(record)
 
-    def names_digest(self) -> str:
-        """Changes with the records, not with where they lie."""
+    def records_digest(self) -> str:
+        """Changes with the records, not with where they lie; stands for all names, at no cost."""
         return self.provenance["curation"]["fingerprint"]
 
     @functools.cached_property

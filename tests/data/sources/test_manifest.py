@@ -118,15 +118,14 @@ def test_large_arrays_are_mapped_by_workers(tmp_path: Path) -> None:
     assert len(source) == len(expected)
 
 
-def test_a_manifest_of_all_records_is_the_source_itself(tmp_path: Path) -> None:
-    write_folder(tmp_path / "pool", ["a.png", "b.png", "c.png"])
-    path = manifest_of(
-        tmp_path / "kept",
-        [entry("folder", tmp_path / "pool")],
-        *((0, record, 1) for record in range(3)),
-    )
-    pool, kept = open_source("folder", str(tmp_path / "pool")), open_source("manifest", path)
-    assert names_fingerprint(kept) == names_fingerprint(pool)
+def test_the_fingerprint_of_names_reads_none_of_them(two, monkeypatch) -> None:
+    """It is that of the records, and a view of some of them still has one of its own."""
+    source = open_source("manifest", str(two[0]))
+    some = View(source, None, None, rows=np.array([0]))
+    of_some = names_fingerprint(some)
+    monkeypatch.setattr(source, "name", None)
+    stored = json.loads((two[0] / "manifest.json").read_text())
+    assert names_fingerprint(source) == stored["fingerprint"] != of_some
 
 
 def test_provenance_and_notes_name_the_curation(two: tuple[Path, list[bytes]]) -> None:
