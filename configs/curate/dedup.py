@@ -5,7 +5,7 @@ Command:   python -m dinov2_jax.main --config=configs/curate/dedup.py --workdir=
            With features, which find more edits: --config.weights=<what load takes>
 Hardware:  any; nothing is downloaded
 Time:      some 100 photographs a second and core to read them once; the rest is short
-Expected:  dedup/ (row, component, kept), manifest/kept.txt, report/report.html with pairs to look at
+Expected:  dedup/ (row, component, kept), manifest/kept.txt, report/report.html with pairs
 Then:      python -m dinov2_jax.main --config=configs/folder_single_gpu.py --workdir=runs/first
            --config.data.source=manifest --config.data.path=runs/pool/manifest
 """

@@ -16,6 +16,7 @@ from dinov2_jax.config.files import ConfigError, leaves, nearest
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
 _NAME = re.compile(r"[\w.-]+")
 _RECIPE = re.compile(r"[^\s,()'\"]+")  # a name or a path, which may have an argument
+_SET = re.compile(r"[^,()'\"]+")  # paths may hold blanks
 # By type of a field: the values it takes, and the words for one of them and for a tuple of them.
 _KINDS: dict[type, tuple[Any, str, str]] = {
     bool: (bool, "true or false", "a tuple of True, False or both"),
@@ -26,7 +27,11 @@ _KINDS: dict[type, tuple[Any, str, str]] = {
 # Tuples of numbers whose length the default does not fix: one number a channel, or a scale.
 _ANY_LENGTH = ("colour.mean", "colour.std", "retrieval.scales")
 # Tuples of recipes, of which there may be none.
-_RECIPES = ("distill.students",)
+_LISTS = {
+    "distill.students": (_RECIPE, "recipes with commas between", ("vits14", "vitb14")),
+    "curate.references": (_SET, "sets name:path with commas between", ("cub:/cub/test",)),
+    "curate.queries": (_SET, "sets name:path with commas between", ("cub:/cub/train",)),
+}
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,8 @@ def unknown_field(name: str, fields: Sequence[str]) -> ConfigError:
 
 def _converted(name: str, given: Any, default: Any) -> Any:
     """`given` as a value of the type of `default`."""
-    if name in _RECIPES:
-        return _recipes(name, given, default)
+    if name in _LISTS:
+        return _listed(name, given, default)
     value = _parsed(given, default) if isinstance(given, str) else given
     if isinstance(default, tuple):
         return _converted_tuple(name, given, value, default)
@@ -127,13 +132,14 @@ def _converted(name: str, given: Any, default: Any) -> Any:
     return type(default)(value)
 
 
-def _recipes(name: str, given: Any, default: Any) -> tuple[str, ...]:
-    """Recipes from text with commas between, or from a sequence; "" and () are none."""
+def _listed(name: str, given: Any, default: Any) -> tuple[str, ...]:
+    """Texts from one text with commas between, or from a sequence; "" and () are none."""
+    pattern, expected, example = _LISTS[name]
     items = _names(given) if isinstance(given, str) else given
     if not isinstance(items, tuple | list) or not all(
-        isinstance(item, str) and _RECIPE.fullmatch(item) for item in items
+        isinstance(item, str) and pattern.fullmatch(item) for item in items
     ):
-        raise _refusal(name, "recipes with commas between", default or ("vits14", "vitb14"), given)
+        raise _refusal(name, expected, default or example, given)
     return tuple(items)
 
 

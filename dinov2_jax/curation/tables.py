@@ -5,6 +5,7 @@ keys, so the engine's own order never enters a result. Every verb has a plain nu
 tests/curation/plain_tables.py.
 """
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class Tables:
 
         self._daft = daft
         if engine == "ray":
-            import ray  # noqa: F401  its absence is told before the first stage begins
+            importlib.import_module("ray")  # its absence is told before the first stage
 
             try:
                 daft.set_runner_ray(
@@ -52,8 +53,8 @@ class Tables:
                 )
             except (ConnectionError, RuntimeError) as error:
                 raise CurationError(
-                    f"config.curate.cluster={cluster} cannot be reached ({error}); start Ray there, "
-                    "or use --config.curate.engine=local"
+                    f"config.curate.cluster={cluster} cannot be reached ({error}); start Ray "
+                    "there, or use --config.curate.engine=local"
                 ) from error
 
     def read(self, folder: Path, pattern: str = "part-*.parquet") -> Table:
