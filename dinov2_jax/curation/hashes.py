@@ -131,8 +131,9 @@ def near_pairs(hashes: np.ndarray, within_bits: int) -> tuple[np.ndarray, np.nda
     """All pairs of rows whose hashes [N] differ in at most `within_bits`: (a, b, bits) [P].
 
     Exact; a < b in int64, sorted, bits uint8. Up to 16k rows all pairs are compared; beyond, four
-    bands of 16 bits: hashes that differ in few bits nearly agree in one of them. P grows as the
-    square of the rows that share a hash, so give distinct hashes and link equal ones yourself.
+    bands of 16 bits: hashes that differ in few bits nearly agree in one of them. A million rows
+    within 12 bits take about a minute of one core and 0.3 GB. P grows as the square of the rows
+    that share a hash, so give distinct hashes and link equal ones yourself.
     """
     hashes = np.asarray(hashes, np.uint64)
     found = list(_near(hashes, hashes, within_bits, own=True))
