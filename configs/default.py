@@ -288,11 +288,11 @@ def _checkpoint() -> ml_collections.ConfigDict:
 
 def _distill() -> ml_collections.ConfigDict:
     distill = ml_collections.ConfigDict()
-    # The frozen teacher: a run, or weights with their projection heads (bundles and released files
-    # hold none, see teacher_heads); "": pretraining, where the teacher is the student's average.
-    # With a teacher there are no masks and no stochastic depth, the targets are Sinkhorn-Knopp's,
-    # and the average is kept to be evaluated and exported. Task "plan" also takes the name of the
-    # teacher's recipe. Paper section 5; ours
+    # The frozen teacher: a run, or weights; bundles and released files hold no projection heads,
+    # see kind and teacher_heads. "": pretraining, where the teacher is the student's average.
+    # With a teacher there are no masks and no stochastic depth, and the average is kept to be
+    # evaluated and exported. Task "plan" also takes the name of the teacher's recipe. Paper section
+    # 5; ours
     distill.teacher = ""
     # Recipes of several students who share the crops and the teacher's pass, such as
     # ("vits14", "vitb14"); each trains in <workdir>/<name>. A recipe gives model, optimizer, dino,
@@ -300,14 +300,22 @@ def _distill() -> ml_collections.ConfigDict:
     # channels, prototypes), is that of this configuration. (): one student, this configuration's.
     # Ours
     distill.students = ()
-    # What the student learns: DINO and iBOT on the prototypes of the teacher, as in the paper.
-    # There is no other kind yet. Ours
+    # What the student learns. prototypes: DINO and iBOT on the prototypes of the teacher, as in the
+    # paper, with Sinkhorn-Knopp's targets; needs the teacher's heads | features: the directions of
+    # its cls and patch tokens through a linear projection, with dino.loss_weight (cls tokens),
+    # ibot.loss_weight (patches) and KoLeo; any teacher of the same patches and channels. It uses no
+    # field of prototypes, heads, temperatures or masks. Ours
     distill.kind = "prototypes"
-    # Patches that iBOT learns: all of both global crops | masked: those that pretraining would
-    # mask, whose loss is half as large. Ours: the reference has no code of its distillation
+    # Attention heads of a teacher whose file does not tell them; 0: those that its width tells.
+    # Ours
+    distill.attention_heads = 0
+    # Patches that iBOT learns with kind prototypes: all of both global crops | masked: those that
+    # pretraining would mask, whose loss is half as large. Ours: the reference has no code of its
+    # distillation
     distill.patches = "all"
-    # If the teacher has no heads, like released backbones. "": refuse it | train: train heads on
-    # the frozen backbone first, by the losses of pretraining, in <workdir>/teacher_heads. Ours
+    # If a teacher of prototypes has no heads, like released backbones. "": refuse it | train: train
+    # heads on the frozen backbone first, by the losses of pretraining, in <workdir>/teacher_heads.
+    # Ours
     distill.teacher_heads = ""
     distill.head_steps = 10_000  # steps of this training; schedules are shortened to it. Ours
     return distill

@@ -14,9 +14,8 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from dinov2_jax.parallel.mesh import make_mesh
-from dinov2_jax.ssl.distillation import with_all_patches
-from dinov2_jax.ssl.objective import Networks, student_loss, teacher_targets
 from dinov2_jax.train.setup import abstract_batch, make_objective
+from dinov2_jax.train.state import AnyNetworks
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.teacher import planned_teacher
 
@@ -30,7 +29,7 @@ def count_flops(function: Any, *arguments: Any) -> float:
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def step_flops(config: ConfigDict, teacher: Networks | None = None) -> dict[str, float]:
+def step_flops(config: ConfigDict, teacher: AnyNetworks | None = None) -> dict[str, float]:
     """FLOPs an image of one training step of `config`; remat "auto" counts as "none".
 
     Args:
@@ -47,7 +46,9 @@ def step_flops(config: ConfigDict, teacher: Networks | None = None) -> dict[str,
     return {"model": plain, "executed": executed}
 
 
-def _step_flops(config: ConfigDict, teacher: Networks | None, *, remat: str, block: int) -> float:
+def _step_flops(
+    config: ConfigDict, teacher: AnyNetworks | None, *, remat: str, block: int
+) -> float:
     # One group stands for all: FLOPs an image do not depend on their number.
     config = config.copy_and_resolve_references()
     config.batch_size, config.micro_batches = config.group_size, 1
@@ -67,12 +68,11 @@ def _step_flops(config: ConfigDict, teacher: Networks | None, *, remat: str, blo
     )
 
     def step(students: Any, frozen: Any, batch: Any, keys: Array) -> Any:
-        if first.patches == "all":
-            batch = with_all_patches(batch, config.model.patch_size)
+        batch = first.prepared(batch)
         # The targets once, whatever the number of students.
-        targets, _ = teacher_targets(first, frozen, first.init_centers(), batch, jnp.ones(()))
+        targets, _ = first.targets(frozen, first.init_centers(), batch, jnp.ones(()))
         return {
-            name: jax.grad(student_loss, has_aux=True)(params, own, targets, batch, keys)[0]
+            name: jax.grad(own.loss, has_aux=True)(params, targets, batch, keys)[0]
             for (name, params), own in zip(students.items(), objectives.values(), strict=True)
         }
 

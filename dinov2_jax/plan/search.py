@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from dinov2_jax.plan.topology import Target
-from dinov2_jax.plan.trial import Changes, Trial, prototypes, try_setting
+from dinov2_jax.plan.trial import Changes, Trial, prototypes, try_setting, uses_prototypes
 
 # The share of the temporaries that `pointwise` is expected to leave: of what the forward pass of
 # the recipes stores, it leaves 33 (L/16), 37 (S/14) and 40 % (g/14).
@@ -91,6 +91,8 @@ def leaner_settings(config: ConfigDict, last: Trial) -> list[tuple[int, int]]:
 
 def _block_of(config: ConfigDict) -> int:
     """A block that divides the prototypes of all heads; 0 where blocks would save nothing."""
+    if not uses_prototypes(config):
+        return 0
     numbers = prototypes(config)
     block = next((n for n in _BLOCKS if math.gcd(*numbers) % n == 0), 0)
     return block if block < max(numbers) else 0

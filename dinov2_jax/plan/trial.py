@@ -111,6 +111,11 @@ def compile_step(run: Run | Family, batch: Any, mesh: Mesh) -> jax.stages.Compil
         return compiled_step(run, batch, mesh, options)
 
 
+def uses_prototypes(config: ConfigDict) -> bool:
+    """Whether the losses need scores, which `prototype_block` can split."""
+    return config.distill.kind == "prototypes"
+
+
 def prototypes(config: ConfigDict) -> tuple[int, int]:
     """Numbers of prototypes of the DINO head and of the head for the patches."""
     patch_head = config.ibot if config.ibot.separate_head else config.dino
@@ -119,7 +124,7 @@ def prototypes(config: ConfigDict) -> tuple[int, int]:
 
 def score_bytes(config: ConfigDict, batch: Any, mesh: Mesh) -> ScoreBytes:
     """fp32 scores of cls tokens (two crops and all views) and of masked patches."""
-    if config.prototype_block:
+    if config.prototype_block or not uses_prototypes(config):
         return ScoreBytes(0, 0)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     images, slots = config.batch_size // shards, batch["mask_indices"].size // shards

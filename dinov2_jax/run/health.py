@@ -3,6 +3,9 @@
 import math
 from collections.abc import Mapping
 
+# The student's loss on cls tokens of a teacher's features, and that of the best fixed vector.
+_FEATURES = ("loss/cls_features", "health/constant_cls")
+
 
 class HealthMonitor:
     """Warnings in plain language, each given once, when the representation seems to collapse.
@@ -31,6 +34,7 @@ class HealthMonitor:
     def _signs(self, metrics: Mapping[str, float]) -> dict[str, tuple[bool, str]]:
         names = ("teacher_entropy", "target_kl", "prototypes_used", "effective_rank")
         entropy, divergence, used, rank = (metrics.get(f"health/{n}", math.nan) for n in names)
+        loss, constant = (metrics.get(n, math.nan) for n in _FEATURES)
         if self._first_rank is None and math.isfinite(rank):
             self._first_rank = rank
         first_rank = self._first_rank or math.nan
@@ -55,5 +59,12 @@ class HealthMonitor:
                 f"warning: the features have lost their dimensions (effective rank {rank:.1f}, "
                 f"{first_rank:.1f} at the start). Try a lower config.optimizer.base_lr or a higher "
                 "config.dino.koleo_loss_weight.",
+            ),
+            "constant": (
+                loss > 0.98 * constant,
+                f"warning: the student matches its teacher's cls tokens (loss {loss:.3f}) no "
+                f"better than one fixed vector for all pictures would ({constant:.3f}). If it is "
+                "past its warm-up, try another config.optimizer.base_lr, or a teacher that tells "
+                "these pictures apart.",
             ),
         }

@@ -1,12 +1,13 @@
 """What distillation changes in the objective (paper section 5, "Knowledge distillation").
 
 A frozen, larger teacher gives the targets. The student sees whole crops, without masks, and learns
-the teacher's patch tokens of both global crops. The losses are those of pretraining.
+the teacher's patch tokens of both global crops. The losses are those of pretraining, or those of
+ssl/feature_matching.py.
 """
 
 import jax.numpy as jnp
 
-from dinov2_jax.ssl.objective import Batch
+from dinov2_jax.ssl.forward import Batch
 
 
 def with_all_patches(batch: Batch, patch_size: int) -> Batch:

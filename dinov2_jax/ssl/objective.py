@@ -7,7 +7,7 @@ computes per GPU (KoLeo neighbours, the stochastic-depth subset, iBOT centres) i
 # DINOv2: groups of `group_size` images instead of GPUs, so that results do not depend on devices.
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,15 +19,16 @@ from jax import Array
 from dinov2_jax.models.head import DINOHead
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.ssl.centering import update_center
+from dinov2_jax.ssl.diagnostics import representation_health
 from dinov2_jax.ssl.dino import dino_global_loss, dino_local_loss, dino_terms
+from dinov2_jax.ssl.distillation import with_all_patches
+from dinov2_jax.ssl.forward import Batch, Params, student_features, teacher_features
 from dinov2_jax.ssl.ibot import ibot_loss
 from dinov2_jax.ssl.koleo import koleo_loss
-from dinov2_jax.ssl.microbatches import join_parts, take_part
+from dinov2_jax.ssl.microbatches import take_part
 from dinov2_jax.ssl.scores import Scores, Targets, make_scores
 
 PATCHES = ("all", "masked")
-Params = Mapping[str, Any]
-Batch = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,42 @@ class Objective:
         ibot = self.student.ibot_head or dino
         return {"dino": jnp.zeros(dino.prototypes), "ibot": jnp.zeros(ibot.prototypes)}
 
+    def serving(self, others: Sequence["Objective"]) -> "Objective":
+        """This objective with the targets that others need, too: patches if one learns them."""
+        return dataclasses.replace(self, ibot_weight=max(x.ibot_weight for x in others))
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch with the patches that iBOT learns."""
+        if self.patches == "all":
+            return with_all_patches(batch, self.student.backbone.patch_size)
+        return batch
+
+    def targets(
+        self, params: Params, centers: Mapping[str, Array], batch: Batch, temp: Array
+    ) -> tuple["TeacherOutput", dict[str, Array]]:
+        """See `teacher_targets`."""
+        return teacher_targets(self, params, centers, batch, temp)
+
+    def part(
+        self, targets: "TeacherOutput", batch: Batch, keys: Array, index: Array
+    ) -> tuple["TeacherOutput", dict[str, Array], Array]:
+        """See `part_of_batch`."""
+        return part_of_batch(self, targets, batch, keys, index)
+
+    def loss(
+        self, params: Params, targets: "TeacherOutput", batch: Batch, keys: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `student_loss`."""
+        return student_loss(params, self, targets, batch, keys)
+
+    def health(
+        self, targets: "TeacherOutput", parts: Mapping[str, Array], batch: Batch
+    ) -> dict[str, Array]:
+        """See `representation_health`; parts: of the loss."""
+        crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
+        prototypes = self.student.dino_head.prototypes
+        return representation_health(targets.dino, targets.cls, crossed, prototypes)
+
 
 @struct.dataclass
 class TeacherOutput:
@@ -119,33 +156,6 @@ class TeacherOutput:
     dino: Targets
     ibot: Targets | None
     cls: Array
-
-
-def group_crops(x: Array, groups: int) -> Array:
-    """[B, V, ...] -> [G, (B/G) V, ...], image before view."""
-    return rearrange(x, "(g n) v ... -> g (n v) ...", g=groups)
-
-
-def _teacher_features(objective: Objective, params: Params, batch: Batch) -> tuple[Array, Array]:
-    """The teacher's cls tokens [G, 2n, D] and patches at masked slots [G, M, D].
-
-    The networks see one micro-batch after the other; the targets need features of the whole batch.
-    """
-    groups, parts = batch["mask_indices"].shape[0], objective.micro_batches
-    backbone = {"params": params["backbone"]}
-
-    def one(crops: Array, indices: Array) -> tuple[Array, Array]:
-        grouped = group_crops(crops, indices.shape[0])
-        out: Any = objective.teacher.backbone.apply(backbone, [grouped], patches_at=indices)[0]
-        return out["cls"], out["patches"]
-
-    inputs = batch["global_crops"], batch["mask_indices"]
-    if parts == 1:
-        return one(*inputs)
-    outs = jax.lax.map(
-        lambda index: one(*(take_part(x, groups, parts, index) for x in inputs)), jnp.arange(parts)
-    )
-    return jax.tree.map(join_parts, outs)
 
 
 def _center(
@@ -167,7 +177,9 @@ def teacher_targets(
       batch: "global_crops" [B, 2, S, S, C] normalised, "mask_indices", "mask_weights" [G, M].
       temp: teacher temperature.
     """
-    cls, patches = _teacher_features(objective, params, batch)
+    cls, patches = teacher_features(
+        objective.teacher.backbone, params, batch, objective.micro_batches
+    )
     wanted = patches if objective.ibot_weight else None
     cls_scores, patch_scores = objective.teacher.scores(params, cls, wanted)
     dino, dino_center = _center(objective, cls_scores, centers["dino"], temp)
@@ -214,32 +226,22 @@ def student_loss(
     """
     nets, groups = objective.student, batch["mask_indices"].shape[0]
     images, views = batch["local_crops"].shape[:2]
-    crops = [group_crops(batch["global_crops"], groups)]
-    masks: list[Array | None] = [None]
-    if objective.masked_student:
-        masks = [group_crops(batch["masks"], groups)]
-    if views:
-        crops.append(group_crops(batch["local_crops"], groups))
-        masks.append(None)
-    backbone = params["backbone"]
-    if not objective.train_backbone:
-        backbone = jax.lax.stop_gradient(backbone)
-    out: Any = nets.backbone.apply(
-        {"params": backbone},
-        crops,
-        masks=masks,
-        drop_path_keys=keys,
-        patches_at=batch["mask_indices"],
+    out = student_features(
+        nets.backbone,
+        params,
+        batch,
+        keys,
+        masked=objective.masked_student,
+        trained=objective.train_backbone,
     )
-    cls = jnp.concatenate([x["cls"] for x in out], axis=1)
-    patches = None if targets.ibot is None else out[0]["patches"]
-    dino, ibot = nets.scores(params, cls, patches)
+    patches = None if targets.ibot is None else out.patches
+    dino, ibot = nets.scores(params, out.all_cls(), patches)
     global_scores, local_scores = _split_crops(dino, images // groups)
     terms = dino_terms(views)
     parts = {
         "loss/dino_global": dino_global_loss(global_scores, targets.dino) / terms,
         "loss/dino_local": jnp.zeros(()),
-        "loss/koleo": 2 * koleo_loss(rearrange(out[0]["cls"], "g (n v) d -> v g n d", v=2)),
+        "loss/koleo": 2 * koleo_loss(rearrange(out.global_cls, "g (n v) d -> v g n d", v=2)),
         "loss/ibot": jnp.zeros(()),
     }
     if ibot is not None and targets.ibot is not None:

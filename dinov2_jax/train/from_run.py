@@ -33,8 +33,13 @@ _SIZES = ("head_prototypes", "head_bottleneck_dim", "head_layers", "head_hidden_
 _TEACHER = "--config.init_state=teacher"
 
 
-def first_parts(config: ConfigDict, run: Run) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def first_parts(
+    config: ConfigDict, run: Run, weights: Backbone | None = None
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """What `config.init_from` gives to a fresh state, as `config.init_state` says.
+
+    Args:
+      weights: of `config.init_from` for init_state "teacher", if read already.
 
     Returns:
       Modules of the student; other fields of the state ("teacher", "centers", "opt_state"), only if
@@ -45,7 +50,7 @@ def first_parts(config: ConfigDict, run: Run) -> tuple[dict[str, Any], dict[str,
       WeightsError, CheckpointError: it cannot be read.
     """
     if config.init_state == "teacher":
-        given, notes = initial_params(config, run)
+        given, notes = initial_params(config, run, weights)
         return given, {}, notes
     stored, step_dir = read_config(_run_directory(config))
     _require_same_heads(config, leaves(stored), step_dir)
@@ -59,7 +64,8 @@ def first_parts(config: ConfigDict, run: Run) -> tuple[dict[str, Any], dict[str,
         sides[side] = jax.tree.map(place, params, getattr(wanted, side))
         notes += origin(config, weights, f"{side} starts") if side == "student" else []
     parts = {"teacher": sides["teacher"]}
-    parts["centers"] = jax.tree.map(place, restore_params(step_dir, "centers"), wanted.centers)
+    if wanted.centers:  # features have none
+        parts["centers"] = jax.tree.map(place, restore_params(step_dir, "centers"), wanted.centers)
     kept = "teacher, heads and loss centres are those of that run, too"
     if config.init_state == "optimizer":
         moments = _moments(config, models[0], weights, step_dir)
@@ -97,6 +103,8 @@ def _run_directory(config: ConfigDict) -> Path:
 def _require_same_heads(config: ConfigDict, stored: dict[str, Any], step_dir: Path) -> None:
     """The heads go on, so their sizes must be those of the run."""
     own = leaves(config)
+    if own["distill.kind"] == "features":  # whose projections have the sizes of both networks
+        return
     names = [f"dino.{size}" for size in _SIZES] + ["ibot.separate_head"]
     if stored["ibot.separate_head"]:
         names += [f"ibot.{size}" for size in _SIZES]

@@ -36,12 +36,15 @@ _FIELDS = (
 )  # fmt: skip
 
 
-def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[str]]:
+def initial_params(
+    config: ConfigDict, run: Run, weights: Backbone | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The modules that `config.init_from` gives, and notes on where each of them comes from.
 
     The position table is resampled to the size of the global crops (see `fitted`), and the patch
     embedding is spread over `config.model.in_channels`. Heads are used if the weights have them in
-    the configured shape. Loss centres start at 0 anyway.
+    the configured shape. Loss centres start at 0 anyway. `weights` are those of init_from, if read
+    already.
 
     Returns:
       {"backbone"[, "dino_head"][, "ibot_head"]}, sharded like the student of `run`: only the host
@@ -54,7 +57,7 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
     if not config.init_from:
         return {}, []
     model = run.objective.student.backbone
-    weights = read_backbone(config, model, config.init_from)
+    weights = read_backbone(config, model, config.init_from, given=weights)
     heads, notes = matching_heads(weights.heads, run.abstract_state.student)
     if not weights.heads.keys() & run.abstract_state.student.keys():
         notes.append(_headless(config))
@@ -66,9 +69,16 @@ def initial_params(config: ConfigDict, run: Run) -> tuple[dict[str, Any], list[s
 
 
 def read_backbone(
-    config: ConfigDict, model: VisionTransformer, source: str, which: str = "teacher"
+    config: ConfigDict,
+    model: VisionTransformer,
+    source: str,
+    which: str = "teacher",
+    given: Backbone | None = None,
 ) -> Backbone:
     """The weights of `source`, whose positions are resampled as `model` does where allowed.
+
+    Args:
+      given: these weights, if read already.
 
     Raises:
       ConfigError: they belong to another model than the configured one.
@@ -76,8 +86,10 @@ def read_backbone(
     """
     # Not every width tells the number of heads; then the configured number fills in.
     fallback, allow = model.heads if model.dim % HEAD_DIM else None, config.allow.split(",")
-    with main_first():  # it downloads weights that are given by name
-        weights = load(source, which=which, heads=fallback, allow=allow)
+    if given is None:
+        with main_first():  # it downloads weights that are given by name
+            given = load(source, which=which, heads=fallback, allow=allow)
+    weights = given
     own = {name: getattr(model, name) for name in _POSITIONS if name in allow}
     weights = dataclasses.replace(weights, model=weights.model.clone(**own))
     _require_same_model(config, model, weights)

@@ -34,7 +34,8 @@ from dinov2_jax.train.start import describe, loading, open_pictures, start_state
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.students import Students, open_checkpoints, open_students
 from dinov2_jax.train.teacher import open_teacher, place_teacher
-from dinov2_jax.train.teacher_heads import FOLDER, heads_config, with_heads
+from dinov2_jax.train.teacher_heads import FOLDER, heads_run, with_heads
+from dinov2_jax.weights.load import Backbone
 
 
 class _Open(NamedTuple):
@@ -70,26 +71,34 @@ def train(config: ConfigDict, workdir: str) -> None:
     for name, own in configs.items():
         if name:
             notes += [f"{name}: {note}" for note in check_training(own, jax.device_count())]
-    heads = heads_config(config, next(iter(configs.values())))
+    heads, weights = heads_run(config, next(iter(configs.values())))
     with locked(folder, wait=False):
         if heads is not None:
             about = check_training(heads, jax.device_count())
-            if not _train(heads, {"": heads}, folder / FOLDER, about):
+            if not _train(heads, {"": heads}, folder / FOLDER, about, weights):
                 return
-            config = with_heads(config, folder)
+            config, weights = with_heads(config, folder), None
             configs = student_configs(config)
-        _train(config, configs, folder, notes)
+        _train(config, configs, folder, notes, weights)
 
 
 def _train(
-    config: ConfigDict, configs: Mapping[str, ConfigDict], folder: Path, notes: list[str]
+    config: ConfigDict,
+    configs: Mapping[str, ConfigDict],
+    folder: Path,
+    notes: list[str],
+    weights: Backbone | None = None,
 ) -> bool:
-    """Trains to the last step; False after a signal to stop."""
+    """Trains to the last step; False after a signal to stop.
+
+    Args:
+      weights: of the teacher, or of `config.init_from` where there is none, if read already.
+    """
     mesh = make_mesh(**config.mesh)
     share = local_groups(mesh, config.batch_size // config.group_size)
     source, bad = open_pictures(config, folder)
     notes += notes_of(source)
-    teacher = open_teacher(config, configs)
+    teacher = open_teacher(config, configs, weights)
     notes += teacher.notes if teacher else []
     family = make_family(configs, mesh, teacher and teacher.networks)
     with contextlib.ExitStack() as stack:
@@ -98,7 +107,8 @@ def _train(
         checkpoints = open_checkpoints(stack, configs, folder, source)
         newest = [own.latest_step() for own in checkpoints.values()]
         require_same(newest_checkpoint=str(newest))
-        states, start, seen = start_states(configs, family, checkpoints, bad, teacher, notes)
+        given = None if teacher else weights
+        states, start, seen = start_states(configs, family, checkpoints, bad, teacher, notes, given)
         if is_main():
             write_json(folder / "config.json", to_dict(config))
         students = open_students(stack, configs, family, checkpoints, folder, start)

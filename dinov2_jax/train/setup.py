@@ -22,10 +22,12 @@ from dinov2_jax.ops.seeds import seed_key
 from dinov2_jax.parallel import runtime
 from dinov2_jax.parallel.mesh import state_shardings
 from dinov2_jax.parallel.placement import batch_sharding
-from dinov2_jax.ssl.objective import Batch, Networks, Objective
+from dinov2_jax.ssl.feature_matching import FeatureNetworks, FeatureObjective
+from dinov2_jax.ssl.forward import Batch
+from dinov2_jax.ssl.objective import Networks, Objective
 from dinov2_jax.train.optimizer import AdamW, parameter_multipliers
 from dinov2_jax.train.schedules import Schedules
-from dinov2_jax.train.state import init_state
+from dinov2_jax.train.state import AnyNetworks, AnyObjective, init_state
 from dinov2_jax.train.step import Update, family_step, train_step
 
 
@@ -43,7 +45,7 @@ class Run(NamedTuple):
       frozen: these parameters as ShapeDtypeStruct with shardings; () in pretraining, else (tree,).
     """
 
-    objective: Objective
+    objective: AnyObjective
     model: VisionTransformer
     schedules: Schedules
     abstract_state: Any
@@ -71,13 +73,15 @@ def make_networks(config: ConfigDict, *, drop_path: bool) -> Networks:
     )
 
 
-def make_objective(config: ConfigDict, teacher: Networks | None = None) -> Objective:
+def make_objective(config: ConfigDict, teacher: AnyNetworks | None = None) -> AnyObjective:
     """The networks and losses that `config` describes.
 
     Args:
       teacher: the frozen one of a distillation, which has no stochastic depth and no masks, and
-        whose targets are Sinkhorn-Knopp's (paper section 5).
+        whose targets are Sinkhorn-Knopp's (paper section 5), or its features.
     """
+    if isinstance(teacher, FeatureNetworks):
+        return _feature_objective(config, teacher)
     patches = "masked" if teacher is None else config.distill.patches
     # Without a patch to learn nothing of iBOT is computed, as with weight 0.
     learns = patches == "all" or _most_masked(config)
@@ -95,6 +99,21 @@ def make_objective(config: ConfigDict, teacher: Networks | None = None) -> Objec
     )
 
 
+def _feature_objective(config: ConfigDict, teacher: FeatureNetworks) -> FeatureObjective:
+    backbone = from_config(
+        config.model, config.crops.global_size, dtype=compute_dtype(config.compute_dtype)
+    )
+    return FeatureObjective(
+        student=FeatureNetworks(backbone, teacher.backbone.dim, config.model.in_channels),
+        teacher=teacher,
+        micro_batches=config.micro_batches,
+        train_backbone=config.optimizer.freeze_backbone_steps < config.total_steps,
+        cls_weight=config.dino.loss_weight,
+        koleo_weight=config.dino.koleo_loss_weight,
+        patch_weight=config.ibot.loss_weight,
+    )
+
+
 def _most_masked(config: ConfigDict) -> int:
     """Patches of a group that are masked at most."""
     patches = (config.crops.global_size // config.model.patch_size) ** 2
@@ -102,7 +121,7 @@ def _most_masked(config: ConfigDict) -> int:
     return upperbound(config.group_size, patches, ibot.mask_probability, ibot.mask_ratio)
 
 
-def optimizer_of(config: ConfigDict, objective: Objective, student: Any) -> AdamW:
+def optimizer_of(config: ConfigDict, objective: AnyObjective, student: Any) -> AdamW:
     """The configured optimizer for the student's parameters, or their shapes."""
     settings = config.optimizer
     depth = objective.student.backbone.depth
@@ -143,7 +162,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
     }
 
 
-def make_run(config: ConfigDict, mesh: Mesh, teacher: Networks | None = None) -> Run:
+def make_run(config: ConfigDict, mesh: Mesh, teacher: AnyNetworks | None = None) -> Run:
     """The training of one network of `config` on `mesh`; compiles nothing yet.
 
     Args:
@@ -205,7 +224,7 @@ class FamilySchedules(NamedTuple):
 
 
 def make_family(
-    configs: Mapping[str, ConfigDict], mesh: Mesh, teacher: Networks | None = None
+    configs: Mapping[str, ConfigDict], mesh: Mesh, teacher: AnyNetworks | None = None
 ) -> Family:
     """The training of all students on `mesh`, of their configurations by name.
 
@@ -228,7 +247,7 @@ def make_family(
     )
 
 
-def abstract_teacher(config: ConfigDict, mesh: Mesh, teacher: Networks) -> Any:
+def abstract_teacher(config: ConfigDict, mesh: Mesh, teacher: AnyNetworks) -> Any:
     """Shapes and shardings of a frozen teacher's parameters."""
     size = config.crops.global_size
     shapes = jax.eval_shape(lambda: teacher.init(jax.random.key(0), size))

@@ -22,6 +22,7 @@ from dinov2_jax.run.checkpoint import CheckpointError, Checkpoints
 from dinov2_jax.train.from_run import first_parts
 from dinov2_jax.train.setup import Family, Run
 from dinov2_jax.train.teacher import Teacher
+from dinov2_jax.weights.load import Backbone
 
 
 def open_pictures(config: ConfigDict, folder: Path) -> tuple[Source, BadRecords]:
@@ -62,12 +63,14 @@ def start_states(
     bad: BadRecords,
     teacher: Teacher | None,
     notes: list[str],
+    weights: Backbone | None = None,
 ) -> Started:
     """Fresh states, or those of the newest checkpoint; of several students, of one that all have.
 
     Args:
       bad: restored with the states.
       notes: gets a sentence on everything that the user should know about the start.
+      weights: of `config.init_from`, if read already.
 
     Raises:
       ConfigError, WeightsError: `config.init_from` cannot be used.
@@ -80,7 +83,7 @@ def start_states(
         own: list[str] = []
         if step == 0:
             bad.load({})
-            given, parts, origin = first_parts(config, family.runs[name])
+            given, parts, origin = first_parts(config, family.runs[name], weights)
             own += origin
             states[name] = family.runs[name].init(given, parts)
         else:

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from dinov2_jax.ssl.objective import Objective
+from dinov2_jax.ssl.feature_matching import FeatureNetworks, FeatureObjective
+from dinov2_jax.ssl.objective import Networks, Objective
 from dinov2_jax.train.optimizer import AdamW
+
+# By `config.distill.kind`: prototypes, as in pretraining, or features.
+AnyObjective = Objective | FeatureObjective
+AnyNetworks = Networks | FeatureNetworks
 
 
 @struct.dataclass
@@ -18,9 +23,10 @@ class TrainState:
 
     Attributes:
       step: int32, number of updates attempted.
-      student, teacher: {"backbone", "dino_head"[, "ibot_head"]}.
+      student, teacher: {"backbone", "dino_head"[, "ibot_head"]}, or with features
+        {"backbone", "cls_projection", "patch_projection"}.
       opt_state: AdamW's moments, see train/optimizer.py.
-      centers: loss centres {"dino" [K], "ibot" [K]}.
+      centers: loss centres {"dino" [K], "ibot" [K]}; {} with features.
       rng: typed key of the run; every step folds its number in.
       nonfinite_steps: int32, number of updates skipped.
       nonfinite_streak: int32, number of updates skipped in a row up to now.
@@ -38,7 +44,7 @@ class TrainState:
 
 def init_state(
     key: Array,
-    objective: Objective,
+    objective: AnyObjective,
     optimizer: AdamW,
     image_size: int,
     given: Mapping[str, Any] | None = None,

@@ -12,19 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dinov2_jax.ssl.diagnostics import representation_health
-from dinov2_jax.ssl.dino import dino_terms
-from dinov2_jax.ssl.distillation import with_all_patches
-from dinov2_jax.ssl.objective import (
-    Batch,
-    Objective,
-    TeacherOutput,
-    part_of_batch,
-    student_loss,
-    teacher_targets,
-)
+from dinov2_jax.ssl.forward import Batch
 from dinov2_jax.train.optimizer import AdamW, ema, module_norms
-from dinov2_jax.train.state import TrainState
+from dinov2_jax.train.state import AnyObjective, TrainState
 
 # (key, batch with uint8 crops) -> batch with normalised float crops.
 Photometric = Callable[[Array, Batch], Batch]
@@ -40,7 +30,7 @@ class Update:
         otherwise, update weights, moments and teacher there, and gather all four.
     """
 
-    objective: Objective
+    objective: AnyObjective
     optimizer: AdamW
     shardings: Any = None
 
@@ -51,7 +41,7 @@ def train_step(
     hyper: Mapping[str, Array],
     frozen: Any = None,
     *,
-    objective: Objective,
+    objective: AnyObjective,
     optimizer: AdamW,
     photometric: Photometric | None = None,
     shardings: Any = None,
@@ -90,13 +80,12 @@ def family_step(
     share (train/students.py).
     """
     first = next(iter(states))
-    # Patches are needed as soon as one student learns them.
-    ibot = max(update.objective.ibot_weight for update in updates.values())
-    objective = dataclasses.replace(updates[first].objective, ibot_weight=ibot)
+    own: list[Any] = [update.objective for update in updates.values()]  # all of one kind
+    objective = own[0].serving(own)
     batch = _prepared(states[first], batch, objective, photometric)
     teacher = states[first].teacher if frozen is None else frozen
-    targets, centers = teacher_targets(
-        objective, teacher, states[first].centers, batch, hypers[first]["teacher_temp"]
+    targets, centers = objective.targets(
+        teacher, states[first].centers, batch, hypers[first]["teacher_temp"]
     )
     taken = {
         name: _updated(state, batch, hypers[name], targets, centers, updates[name])
@@ -112,9 +101,9 @@ def _step_keys(state: TrainState) -> tuple[Array, Array]:
 
 
 def _prepared(
-    state: TrainState, batch: Batch, objective: Objective, photometric: Photometric | None
+    state: TrainState, batch: Batch, objective: AnyObjective, photometric: Photometric | None
 ) -> Batch:
-    """The batch with normalised crops, and with the patches that iBOT learns."""
+    """The batch with normalised crops, and with the patches that the objective learns."""
     if photometric is not None:
         # Without the barrier XLA may compute the augmentation three times: for the teacher, the
         # student and the student's backward pass. On a GPU the patches are what it stores.
@@ -123,16 +112,14 @@ def _prepared(
             cuda=lambda x: x,
             default=jax.lax.optimization_barrier,
         )
-    if objective.patches == "all":
-        batch = with_all_patches(batch, objective.student.backbone.patch_size)
-    return batch
+    return objective.prepared(batch)
 
 
 def _updated(
     state: TrainState,
     batch: Batch,
     hyper: Mapping[str, Array],
-    targets: TeacherOutput,
+    targets: Any,
     centers: Mapping[str, Array],
     update: Update,
 ) -> tuple[TrainState, Metrics]:
@@ -161,24 +148,21 @@ def _updated(
         nonfinite_streak=jnp.where(finite, 0, state.nonfinite_streak + 1),
     )
     counters = {name: getattr(state, name) for name in ("nonfinite_steps", "nonfinite_streak")}
-    crossed = parts["loss/dino_global"] * dino_terms(batch["local_crops"].shape[1]) / 2
-    health = representation_health(
-        targets.dino, targets.cls, crossed, objective.student.dino_head.prototypes
-    )
+    health = objective.health(targets, parts, batch)
     norms = {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return state, {"loss": loss} | parts | health | norms | dict(hyper) | counters
 
 
 def _student_gradients(
-    objective: Objective, student: Any, targets: TeacherOutput, batch: Batch, keys: Array
+    objective: AnyObjective, student: Any, targets: Any, batch: Batch, keys: Array
 ) -> tuple[tuple[Array, dict[str, Array]], Any]:
     """((loss, its parts), gradients), averaged over micro-batches."""
-    gradients = jax.value_and_grad(student_loss, has_aux=True)
+    gradients = jax.value_and_grad(objective.loss, has_aux=True)
     if objective.micro_batches == 1:
-        return gradients(student, objective, targets, batch, keys)
+        return gradients(student, targets, batch, keys)
 
     def one(index: Array) -> Any:
-        return gradients(student, objective, *part_of_batch(objective, targets, batch, keys, index))
+        return gradients(student, *objective.part(targets, batch, keys, index))
 
     def add(total: Any, index: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(index)), None

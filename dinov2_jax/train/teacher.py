@@ -1,7 +1,8 @@
 """The frozen teacher of a distillation: `config.distill.teacher`, read and checked against the run.
 
 Its network is told by its weights, whatever its size, and never by `config.model`, which is the
-student's. Both need the same patches and the same prototypes.
+student's. Both need the same patches, and with `config.distill.kind=prototypes` the same
+prototypes.
 """
 
 import hashlib
@@ -18,10 +19,13 @@ from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.models.vit import blocks_and_remat
 from dinov2_jax.parallel.placement import place
 from dinov2_jax.parallel.processes import main_first
+from dinov2_jax.ssl.feature_matching import FeatureNetworks
 from dinov2_jax.ssl.objective import Networks
 from dinov2_jax.train.setup import make_networks
+from dinov2_jax.train.state import AnyNetworks
 from dinov2_jax.weights.adapt import with_image_size
-from dinov2_jax.weights.architecture import in_channels
+from dinov2_jax.weights.architecture import HEADS_REMEDY, in_channels
+from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import Backbone, load
 
 
@@ -29,46 +33,73 @@ class Teacher(NamedTuple):
     """A frozen teacher on the host.
 
     Attributes:
-      params: fp32, {"backbone", "dino_head"[, "ibot_head"]}.
+      params: fp32, {"backbone", "dino_head"[, "ibot_head"]}; {"backbone"} where a student learns
+        its features.
       digest: of all of its weights; a run that continues must have the same.
       notes: sentences for the user.
     """
 
-    networks: Networks
+    networks: AnyNetworks
     params: Any
     digest: str
     notes: list[str]
 
 
-def open_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> Teacher | None:
+def open_teacher(
+    config: ConfigDict, students: Mapping[str, ConfigDict], weights: Backbone | None = None
+) -> Teacher | None:
     """Reads `config.distill.teacher`; None in pretraining.
 
     Args:
       students: configurations by name, each of which must fit the teacher.
+      weights: from `read_teacher`, where they were read before.
 
     Raises:
-      WeightsError, CheckpointError: it cannot be read.
-      ConfigError: it has no heads, or other patches, channels or prototypes than a student.
+      As `read_teacher`.
+      ConfigError: it has no heads and the student learns prototypes, or it has other patches,
+        channels or prototypes than a student.
     """
     name = config.distill.teacher
     if not name:
         return None
-    local_path(name, "config.distill.teacher")
-    with main_first():  # it downloads weights that are given by name
-        weights = _load(config, name)
-    _require_heads(weights, name)
+    weights = weights or read_teacher(config)
+    if not _by_features(config):
+        _require_heads(weights, name)
     networks = _networks(config, weights)
     _require_fit(networks, students, name)
     backbone = with_image_size(weights.params, weights.model, config.crops.global_size)
-    heads = [field for field in ("dino_head", "ibot_head") if getattr(networks, field) is not None]
-    params = {"backbone": backbone} | {field: weights.heads[field] for field in heads}
+    params = {"backbone": backbone} | {field: weights.heads[field] for field in _heads_of(networks)}
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     notes = [f"distilling from {weights.report[0]}", *weights.report[1:]]
     notes += _colour_notes(config, weights) + student_notes(networks, students)
     return Teacher(networks, params, _digest(params), notes)
 
 
-def planned_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> Networks | None:
+def read_teacher(config: ConfigDict) -> Backbone:
+    """The weights of `config.distill.teacher`.
+
+    Raises:
+      WeightsError, CheckpointError: they cannot be read, or do not tell their attention heads.
+      ConfigError: this is a recipe, or has another number of attention heads than configured.
+    """
+    name, heads = config.distill.teacher, config.distill.attention_heads
+    local_path(name, "config.distill.teacher")
+    _refuse_recipe(name)
+    try:
+        with main_first():  # it downloads weights that are given by name
+            weights = load(name, heads=heads or None, allow=config.allow.split(","))
+    except WeightsError as error:
+        own = "give it: --config.distill.attention_heads=N"
+        raise WeightsError(str(error).replace(HEADS_REMEDY, own)) from error
+    if heads and weights.model.heads != heads:
+        raise ConfigError(
+            f"config.distill.attention_heads is {heads}, but config.distill.teacher {name} says "
+            f"that it has {weights.model.heads}; leave it out"
+        )
+    return weights
+
+
+def planned_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> AnyNetworks | None:
     """The teacher's networks for a plan, which needs no weights: a recipe's name tells them, too.
 
     Raises:
@@ -85,13 +116,16 @@ def planned_teacher(config: ConfigDict, students: Mapping[str, ConfigDict]) -> N
     return networks
 
 
-def described_teacher(config: ConfigDict, teacher: ConfigDict) -> Networks:
+def described_teacher(config: ConfigDict, teacher: ConfigDict) -> AnyNetworks:
     """The networks that a training configuration makes, as a teacher in `config`."""
     own = teacher.copy_and_resolve_references().unlock()
     own.crops.global_size = config.crops.global_size
     own.compute_dtype, own.prototype_block = config.compute_dtype, config.prototype_block
     own.model.blocks, own.model.attention = config.model.blocks, config.model.attention
-    return make_networks(own, drop_path=False)
+    networks = make_networks(own, drop_path=False)
+    if _by_features(config):
+        return FeatureNetworks(networks.backbone, in_channels=networks.in_channels)
+    return networks
 
 
 def place_teacher(teacher: Teacher | None, abstract: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -108,26 +142,35 @@ def _is_recipe(name: str) -> bool:
         return False
 
 
-def _load(config: ConfigDict, name: str) -> Backbone:
+def _by_features(config: ConfigDict) -> bool:
+    return config.distill.kind == "features"
+
+
+def _heads_of(networks: AnyNetworks) -> list[str]:
+    """Names of the projection heads that a student learns from."""
+    names = ("dino_head", "ibot_head")
+    return [name for name in names if getattr(networks, name, None) is not None]
+
+
+def _refuse_recipe(name: str) -> None:
     if not local_path(name).exists() and _is_recipe(name):
         raise ConfigError(
             f"config.distill.teacher {name} is a recipe, which has no weights and is for "
             "config.task=plan; give the run that it made, such as "
             f"--config.distill.teacher=runs/{name}"
         )
-    return load(name, allow=config.allow.split(","))
 
 
 def _require_heads(weights: Backbone, name: str) -> None:
     if "dino_head" not in weights.heads:
         raise ConfigError(
             f"config.distill.teacher {name} comes without projection heads, so it has no "
-            "prototypes to learn from; add --config.distill.teacher_heads=train to train heads on "
-            "it first"
+            "prototypes to learn from; add --config.distill.kind=features to learn its features, "
+            "or --config.distill.teacher_heads=train to train heads on it first"
         )
 
 
-def _networks(config: ConfigDict, weights: Backbone) -> Networks:
+def _networks(config: ConfigDict, weights: Backbone) -> AnyNetworks:
     """The modules of the weights, for crops of the configured size."""
     dtype = compute_dtype(config.compute_dtype)
     blocks, _ = blocks_and_remat(config.model, jax.default_backend())
@@ -139,12 +182,15 @@ def _networks(config: ConfigDict, weights: Backbone) -> Networks:
         remat="none",
         drop_path_rate=0.0,
     )
+    channels = in_channels(weights.params, weights.model.patch_size)
+    if _by_features(config):
+        return FeatureNetworks(backbone, in_channels=channels)
     ibot = weights.heads.get("ibot_head")
     return Networks(
         backbone=backbone,
         dino_head=_head(weights.heads["dino_head"], dtype),
         ibot_head=None if ibot is None else _head(ibot, dtype),
-        in_channels=in_channels(weights.params, weights.model.patch_size),
+        in_channels=channels,
         prototype_block=config.prototype_block,
     )
 
@@ -156,15 +202,26 @@ def _head(params: Mapping[str, Any], dtype: Any) -> DINOHead:
     return DINOHead(prototypes, hidden, bottleneck, layers, dtype)
 
 
-def _require_fit(teacher: Networks, students: Mapping[str, ConfigDict], name: str) -> None:
-    """Refuses a student whose patches, channels or prototypes are not the teacher's."""
-    ibot = teacher.ibot_head
-    wanted = {
+def _fields_to_share(teacher: AnyNetworks) -> dict[str, Any]:
+    """The fields that a student must have like its teacher, and their values."""
+    patches = {
         "model.patch_size": teacher.backbone.patch_size,
         "model.in_channels": teacher.in_channels,
+    }
+    if isinstance(teacher, FeatureNetworks):
+        return patches
+    ibot = teacher.ibot_head
+    heads = {
         "ibot.separate_head": ibot is not None,
         "dino.head_prototypes": teacher.dino_head.prototypes,
-    } | ({} if ibot is None else {"ibot.head_prototypes": ibot.prototypes})
+    }
+    return patches | heads | ({} if ibot is None else {"ibot.head_prototypes": ibot.prototypes})
+
+
+def _require_fit(teacher: AnyNetworks, students: Mapping[str, ConfigDict], name: str) -> None:
+    """Refuses a student whose patches, channels or prototypes are not the teacher's."""
+    wanted = _fields_to_share(teacher)
+    what = "patches" if isinstance(teacher, FeatureNetworks) else "patches and prototypes"
     for student, config in students.items():
         own = {field: _field(config, field) for field in wanted}
         if own == wanted:
@@ -174,8 +231,7 @@ def _require_fit(teacher: Networks, students: Mapping[str, ConfigDict], name: st
         said = ", ".join(f"config.{field} {own[field]}" for field in different)
         flags = " ".join(f"--config.{field}={str(wanted[field]).lower()}" for field in different)
         raise ConfigError(
-            f"{whose} has {said}, but has to have the patches and prototypes of its teacher "
-            f"{name}: {flags}"
+            f"{whose} has {said}, but has to have the {what} of its teacher {name}: {flags}"
         )
 
 
@@ -184,7 +240,7 @@ def _field(config: ConfigDict, name: str) -> Any:
     return config[group][field]
 
 
-def student_notes(teacher: Networks, students: Mapping[str, ConfigDict]) -> list[str]:
+def student_notes(teacher: AnyNetworks, students: Mapping[str, ConfigDict]) -> list[str]:
     """What is worth knowing of a student that is larger than its teacher."""
     notes, size = [], _weights_of(teacher)
     for name, config in students.items():
@@ -197,7 +253,7 @@ def student_notes(teacher: Networks, students: Mapping[str, ConfigDict]) -> list
     return notes
 
 
-def _weights_of(networks: Networks) -> int:
+def _weights_of(networks: AnyNetworks) -> int:
     size = networks.backbone.table_grid()[0] * networks.backbone.patch_size
     shapes = jax.eval_shape(lambda: networks.init(jax.random.key(0), size)["backbone"])
     return sum(x.size for x in jax.tree.leaves(shapes))

@@ -5,13 +5,14 @@ They are trained on the frozen backbone by the losses of pretraining, as an ordi
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.parallel.processes import main_first
 from dinov2_jax.train.init_from import model_fields
-from dinov2_jax.weights.load import load
+from dinov2_jax.train.teacher import read_teacher
+from dinov2_jax.weights.load import Backbone
 
 FOLDER = "teacher_heads"
 # Schedules that are shortened with the run.
@@ -22,26 +23,37 @@ _SCHEDULES = (
 )
 
 
-def heads_config(config: ConfigDict, student: ConfigDict) -> ConfigDict | None:
-    """The run that trains heads for `config.distill.teacher`; None where nothing is to be trained.
+class HeadsRun(NamedTuple):
+    """What comes before the student.
+
+    Attributes:
+      config: of the run that trains heads; None where nothing is to be trained.
+      weights: the teacher's, if they had to be read for this; None otherwise.
+    """
+
+    config: ConfigDict | None = None
+    weights: Backbone | None = None
+
+
+def heads_run(config: ConfigDict, student: ConfigDict) -> HeadsRun:
+    """The run that trains heads for `config.distill.teacher`.
 
     Args:
       student: whose heads give the sizes of the teacher's.
 
     Raises:
-      WeightsError, CheckpointError: the teacher cannot be read.
+      As `read_teacher`.
     """
     distill = config.distill
     if not distill.teacher or distill.teacher_heads != "train":
-        return None
-    with main_first():
-        weights = load(distill.teacher, allow=config.allow.split(","))
+        return HeadsRun()
+    weights = read_teacher(config)
     if "dino_head" in weights.heads:
-        return None
-    return _heads_run(config, student, weights.model)
+        return HeadsRun(weights=weights)
+    return HeadsRun(_heads_config(config, student, weights.model), weights)
 
 
-def _heads_run(config: ConfigDict, student: ConfigDict, model: VisionTransformer) -> ConfigDict:
+def _heads_config(config: ConfigDict, student: ConfigDict, model: VisionTransformer) -> ConfigDict:
     own = student.copy_and_resolve_references().unlock()
     steps, before = config.distill.head_steps, config.total_steps
     for name, value in model_fields(own, model).items():
@@ -49,6 +61,7 @@ def _heads_run(config: ConfigDict, student: ConfigDict, model: VisionTransformer
     own.model.drop_path_rate = 0.0
     own.init_from, own.init_state = config.distill.teacher, "teacher"
     own.distill.teacher, own.distill.teacher_heads, own.distill.students = "", "", ()
+    own.distill.attention_heads = 0
     own.total_steps = own.optimizer.freeze_backbone_steps = steps
     own.centering = "sinkhorn_knopp"
     for field in _SCHEDULES:
@@ -62,4 +75,5 @@ def with_heads(config: ConfigDict, folder: Path) -> ConfigDict:
     """The same configuration with the trained heads' run as its teacher."""
     changed = config.copy_and_resolve_references()
     changed.distill.teacher = str(folder / FOLDER)
+    changed.distill.attention_heads = 0  # a run tells them
     return changed

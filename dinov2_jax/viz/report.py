@@ -28,6 +28,9 @@ LOSSES = {
     "loss/dino_global": "DINO, global crops",
     "loss/dino_local": "DINO, local crops",
     "loss/ibot": "iBOT, masked patches",
+    "loss/cls_features": "Features, cls of global crops",
+    "loss/local_features": "Features, cls of local crops",
+    "loss/patch_features": "Features, patches",
     "loss/koleo": "KoLeo, spread of features",
 }
 KNN_SPAN_POINTS = 5.0  # least height of the k-NN axis

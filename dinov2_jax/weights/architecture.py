@@ -14,6 +14,8 @@ from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.layouts import Flat
 
 HEAD_DIM = 64  # of all released models
+# Where weights do not tell their attention heads; a task with another field for it says so itself.
+HEADS_REMEDY = "give it: --config.heads=N, or in Python load(..., heads=N)"
 
 
 def vision_transformer(tensors: Flat, heads: int | None, dtype: Any) -> VisionTransformer:
@@ -90,7 +92,7 @@ def _heads(dim: int) -> int:
     if dim not in known and dim % HEAD_DIM:
         raise WeightsError(
             f"the number of attention heads does not follow from a width of {dim}, which is no "
-            f"multiple of {HEAD_DIM}; give it: --config.heads=N, or in Python load(..., heads=N)"
+            f"multiple of {HEAD_DIM}; {HEADS_REMEDY}"
         )
     return known.get(dim, dim // HEAD_DIM)
 

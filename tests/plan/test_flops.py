@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default, vitg14, vitl14, vitl16_short
+from configs import default, vitg14, vitl14, vitl16_short, vits14
 from dinov2_jax.plan.flops import count_flops, step_flops
 
 A, B = jnp.zeros((4, 8, 16)), jnp.zeros((16, 32))
@@ -124,3 +124,16 @@ def test_students_share_the_pass_of_their_teacher():
     shared = large + small - distilling("vitl14", "vits14")
     # ViT-g/14: 1.13 G weights in 40 blocks, 2 global crops of 257 tokens, 2 FLOPs a weight.
     assert shared == pytest.approx(2 * 257 * 2 * 1.13e9, rel=0.1)
+
+
+def test_features_cost_no_scores():
+    """S/14 with ViT-L/14 as its teacher: both networks and two projections of the tokens."""
+    config = vits14.get_config()
+    config.distill.teacher, config.distill.kind = "vitl14", "features"
+    # Tokens of 2 global crops of 257 and 8 local ones of 50; 2 FLOPs a weight and pass. The
+    # student's pass has a backward one, twice as dear; the logits of the attention are left out.
+    teacher, student = 2 * 257 * 2 * 302e6, 3 * (2 * 257 + 8 * 50) * 2 * 21.3e6
+    projections = 3 * (2 * 256 + 10) * 2 * 384 * 1024
+    got = step_flops(config)["model"]
+    assert got == pytest.approx(teacher + student + projections, rel=0.1)
+    assert got > teacher + student + projections

@@ -217,3 +217,13 @@ class Full:
 
     def close(self) -> None:
         self._file.close()
+
+
+def test_health_warns_of_a_student_that_knows_only_the_mean_of_its_teacher():
+    health = HealthMonitor(prototypes=256, patience=2)
+    learning = {"loss/cls_features": 0.2, "health/constant_cls": 0.5}
+    same = {"loss/cls_features": 0.5, "health/constant_cls": 0.5}
+    assert [health.check(row) for row in (learning, same, learning, same)] == [[]] * 4
+    (warning,) = health.check(same)
+    assert "no better than one fixed vector" in warning and "config.optimizer.base_lr" in warning
+    assert health.check(same) == []

@@ -1,7 +1,9 @@
 """Distillation through the training loop: teachers, several students, stops, wrong input."""
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.run.checkpoint import CheckpointError, restore_params
-from dinov2_jax.train import loop
+from dinov2_jax.train import init_from, loop
+from dinov2_jax.train import teacher as teacher_module
 from dinov2_jax.train.setup import make_family, make_run
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.teacher import open_teacher, place_teacher
@@ -210,6 +213,21 @@ def test_wrong_input_is_told_in_a_sentence(pictures, teacher, tmp_path, changes,
     assert "\n" not in str(caught.value)
 
 
+@contextlib.contextmanager
+def loads() -> Iterator[list[str]]:
+    """The weights that training reads."""
+    read: list[str] = []
+
+    def noted(name: str, **options: Any) -> Any:
+        read.append(str(name))
+        return load(name, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (teacher_module, init_from):
+            patch.setattr(module, "load", noted)
+        yield read
+
+
 def test_heads_are_trained_for_a_teacher_without_heads(pictures, teacher, tmp_path):  # noqa: F811
     """The backbone stays as it was, and the student learns from the run that trained the heads."""
     folder = tmp_path / "bundle"
@@ -217,7 +235,9 @@ def test_heads_are_trained_for_a_teacher_without_heads(pictures, teacher, tmp_pa
     with pytest.raises(ConfigError, match=r"without projection heads.*teacher_heads=train"):
         loop.train(distilling(pictures, folder), str(tmp_path / "run"))
     changes = {"distill.teacher_heads": "train", "distill.head_steps": 3, "total_steps": 2}
-    loop.train(distilling(pictures, folder, **changes), str(tmp_path / "run"))
+    with loads() as read:
+        loop.train(distilling(pictures, folder, **changes), str(tmp_path / "run"))
+    assert read == [str(folder), str(tmp_path / "run" / "teacher_heads")]  # each once
     heads = load(tmp_path / "run" / "teacher_heads")
     # The average of two equal backbones is rounded.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
