@@ -9,6 +9,7 @@ how well its mirror, which has no copy, is found in the pool.
 import cv2
 import numpy as np
 
+CANDIDATE = 0.6  # cosine from which a pair is worth the second look
 SHIFT = 2  # cells
 _SCALES = (1.0, 0.87, 1.15)
 # Gradients are compared by their root, so that one strong edge does not decide; below 4 grey
