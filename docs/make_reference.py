@@ -18,6 +18,7 @@ FILES = {
     "export": "Export",
     "visualize": "Pictures",
     "recipes/default": "Recipes of stages",
+    "curate/default": "Curation",
 }
 HEAD = """# Configuration reference
 

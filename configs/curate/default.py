@@ -17,7 +17,7 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.task = "curate"
+    config.task = "curate"  # what `python -m dinov2_jax.main` does with this configuration
     config.seed = 0  # which pictures calibrate, where k-means starts, which pictures are sampled
     # What describes pictures: a released name, .pth, Hugging Face directory, timm file, run or
     # bundle; "": their pixels, which finds copies but knows no subjects
@@ -43,9 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_pixels = 100_000_000  # larger pictures count as unreadable
     config.data.cache_dir = ""  # where openmoji is drawn; "": the user's cache directory
 
-    # How features are stored, see configs/embed.py
-    config.store = ml_collections.ConfigDict()
-    config.store.format = "npy"
+    config.store = ml_collections.ConfigDict()  # see configs/embed.py
+    config.store.format = "npy"  # npy: the stages read features through memory maps
     config.store.dtype = "float16"  # float16 | float32
     config.store.shard_rows = 0  # rows that are stored at a time; 0: about a 64th of all
     config.curate = _curate()

@@ -22,6 +22,7 @@ from dinov2_jax.curation.hashes import cross_pairs
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
 from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.errors import UserError
 from dinov2_jax.features.search import Bank
 from dinov2_jax.run.files import replacing, write_json
 
@@ -29,6 +30,7 @@ _POOL_ROWS = 50_000  # descriptors of the pool that the whitening is fitted to, 
 _NEIGHBOURS = 50
 # Fewer pictures in the test half cannot tell 1 % from 0: the paper's kind of threshold is taken.
 _LEAST = 50
+NO_PAIRS = 1.0  # as a threshold: descriptors are not compared
 UNCALIBRATED = {"pool": 0.7, "references": 0.6}
 
 
@@ -136,11 +138,21 @@ def _choose(pool: Pool, curve: thresholds.Curve, tested: int) -> dict[str, Any]:
             flush=True,
         )
         return UNCALIBRATED | {"calibrated": False}
-    return {
-        "pool": thresholds.choose(curve, wanted.false_share),
-        "references": thresholds.choose(curve, wanted.reference_false_share),
-        "calibrated": True,
-    }
+    try:
+        return {
+            "pool": thresholds.choose(curve, wanted.false_share),
+            "references": thresholds.choose(curve, wanted.reference_false_share),
+            "calibrated": True,
+        }
+    except UserError as error:
+        if pool.config.weights:
+            raise
+        print(
+            f"note: pixels do not tell these pictures apart ({error}); only hashes are compared, "
+            "and --config.weights=<what load takes> would find more",
+            flush=True,
+        )
+        return {"pool": NO_PAIRS, "references": NO_PAIRS, "calibrated": False}
 
 
 def read_whitening(folder: Path) -> whitening.Whitening:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dinov2_jax.curation.blocks import CurationError
+from dinov2_jax.curation.calibrate import NO_PAIRS
 from dinov2_jax.curation.cells import pairs_above, plan_pairs
 from dinov2_jax.curation.components import labels
 from dinov2_jax.curation.descriptor import COPY
@@ -105,6 +106,8 @@ def _near_features(pool: Pool) -> Edges:
     rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
     features = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
     least = threshold(pool)
+    if least >= NO_PAIRS:
+        return _edges(rows[:0], rows[:0], np.zeros(0), 0)
     how = plan_pairs(*features.shape)
     method = f"{how.cells:,} cells" if how.cells else "all pairs"
     print(
@@ -122,7 +125,7 @@ def _edges(a: np.ndarray, b: np.ndarray, score: np.ndarray, kind: int | np.ndarr
 
 
 def _keep(component: np.ndarray, facts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of each component the readable picture with the most pixels, the lowest row if several."""
+    """Keeps the readable picture with the most pixels of each component; of equals the lowest row."""
     size = facts["width"].astype(np.int64) * facts["height"]
     rows = np.arange(len(component))
     order = np.lexsort((rows, -size, component))

@@ -35,7 +35,7 @@ def _estimate(name: str, rows: int, config: ConfigDict) -> tuple[float, float, s
     narrow = min(width, wanted.calibrate.width)
     if name == "pictures":
         speed = _DECODE_PER_S * max(1, config.data.workers)
-        size = _FACT_BYTES + 256 + 2 * pixels.WIDTH + 16
+        size = _FACT_BYTES + 768 + 16
         return rows * size, rows / speed / 3600, f"{max(1, config.data.workers)} loader processes"
     if name == "embed":
         speed = _EMBED_PER_S[jax.default_backend()] * jax.device_count()

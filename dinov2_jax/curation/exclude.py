@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinov2_jax.curation import references
-from dinov2_jax.curation.calibrate import read_whitening
+from dinov2_jax.curation.calibrate import NO_PAIRS, read_whitening
 from dinov2_jax.curation.cells import cross_pairs_above
 from dinov2_jax.curation.dedup import threshold
 from dinov2_jax.curation.descriptor import COPY, Descriptor
@@ -27,6 +27,7 @@ from dinov2_jax.curation.whitening import apply
 from dinov2_jax.data.decode import DecodeSpec
 
 KINDS = ("hash", "feature")
+EQUAL = 0.999  # cosine of equal pictures, in float16
 
 
 def stage(descriptor: Descriptor, sets: Sets) -> Stage:
@@ -74,7 +75,8 @@ def _edges(descriptor: Descriptor, one: Set, number: int, pool: Pool) -> tuple[n
     own = np.intersect1d(own, known)  # blank pictures are like all others that are blank
     whitened = apply(read_whitening(pool.folder / "calibrate"), features[own])
     bank = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
-    near = cross_pairs_above(whitened, bank, threshold(pool, "references"))
+    least = threshold(pool, "references")
+    near = cross_pairs_above(whitened, bank, least if least < NO_PAIRS else EQUAL)
     parts = [(rows[near.b], own[near.a], near.cosine, 1)]
     bits = pool.config.curate.exclude.hash_bits
     if bits >= 0:

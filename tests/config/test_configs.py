@@ -122,7 +122,14 @@ def test_every_file_opens_with_command_hardware_time_and_result(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["default", "eval/default", "recipes/default", *sorted(set(FILES) - set(OVERLAYS))]
+    "name",
+    [
+        "default",
+        "eval/default",
+        "recipes/default",
+        "curate/default",
+        *sorted(set(FILES) - set(OVERLAYS)),
+    ],
 )
 def test_every_field_has_a_comment(name: str) -> None:
     comments = field_comments(str(CONFIGS / f"{name}.py"))

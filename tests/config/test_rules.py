@@ -17,8 +17,9 @@ ROOMS = {
     "embed": "dinov2_jax.features.rules",
     "export": "dinov2_jax.weights.export",
     "visualize": "dinov2_jax.viz.rules",
+    "curate": "dinov2_jax.curation.rules",
 }
-BASES = {"train": "default", "eval": "eval/default"}
+BASES = {"train": "default", "eval": "eval/default", "curate": "curate/default"}
 RECIPES = sorted(
     file.relative_to(recipes_folder()).with_suffix("").as_posix()
     for file in recipes_folder().rglob("*.py")

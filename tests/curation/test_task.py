@@ -25,7 +25,11 @@ QUICK = {"curate.calibrate.pictures": "20", "curate.dedup.threshold": "0.8"}
 
 
 def curate(recipe: str, workdir: Path, pool: Path, **options: str) -> None:
-    named = {"data.path": str(pool), **QUICK, **{k.replace("__", "."): v for k, v in options.items()}}
+    named = {
+        "data.path": str(pool),
+        **QUICK,
+        **{k.replace("__", "."): v for k, v in options.items()},
+    }
     given = [f"--config.{name}={value}" for name, value in named.items()]
     arguments = [f"--config=configs/curate/{recipe}.py", f"--workdir={workdir}", *given]
     main.run(*resolved(arguments))
@@ -63,7 +67,7 @@ def test_copies_are_removed_and_the_largest_stays(curated: Path, messy: Path) ->
     assert found["row"] == list(range(len(names)))
     kept = {name for name, keep in zip(names, found["kept"], strict=True) if keep}
     originals = {f"{number:03}.png" for number in range(PICTURES)}
-    # Of equal pictures the first name stays, and "_" comes after ".".
+    # The first of equal pictures stays, and "_" comes after ".".
     assert kept == originals | {"white_too.png"}
     component = dict(zip(names, found["component"], strict=True))
     assert component["000.png"] == component["000_jpeg.jpg"]
@@ -121,9 +125,7 @@ def test_other_settings_are_refused_by_name(curated: Path, messy: Path) -> None:
         curate("dedup", curated, messy, curate__dedup__max_component="0.5")
 
 
-def test_references_take_whole_components_away(
-    curated: Path, messy: Path, tmp_path: Path
-) -> None:
+def test_references_take_whole_components_away(curated: Path, messy: Path, tmp_path: Path) -> None:
     reference, queries = tmp_path / "test", tmp_path / "queries"
     reference.mkdir()
     queries.mkdir()
@@ -206,7 +208,7 @@ def test_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
     (pool / "a.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="none of 1 pictures can be read, such as a.png"):
+    with pytest.raises(UserError, match=r"none of 1 pictures can be read, such as a\.png"):
         curate("dedup", tmp_path / "run", pool)
 
 
