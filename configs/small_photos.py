@@ -2,14 +2,16 @@
 
 Command:   python -m dinov2_jax.main --config=configs/small_photos.py --workdir=runs/small_photos
            --config.data.path=/pictures, a folder with train/<class>/ and test/<class>/
-Hardware:  1 CPU core, 3 GB of memory
-Time:      not measured yet
-Expected:  not measured yet
+Hardware:  1 CPU core, 2 GB of memory
+Time:      2 min 35 s on one busy core of an AMD EPYC, k-NN at the start and the end included
+Expected:  CIFAR-10, k-NN (k 20, 10,000 pictures in the bank, all 10,000 test pictures) rises from 34
+           to 43.6 %, the mean of three seeds (43.4 to 43.9). Centred pixels reach 40.1 %, whitened
+           pixels 46.8 %
 Lesson:    docs/small_data.md gives the trials behind each value
 
 One patch is the whole picture, so that the cls token knows where everything lies. With smaller
-patches, an untrained cls token is an average of patches, and a run of an hour hardly teaches it
-positions. The price: attention and iBOT have nothing to do, the network is an MLP on pixels, and
+patches, an untrained cls token is about an average of patches, and minutes of training hardly
+teach it positions. The price: attention and iBOT have nothing to do, the network is an MLP on pixels, and
 there are no useful patch features. For those, set model.patch_size=8, crops.local_size=16,
 crops.local_number=4 and ibot.loss_weight=1.0, and train on a GPU.
 """
@@ -67,11 +69,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "folder"
     config.data.path = ""
     config.data.workers = 1
-    config.eval.every_steps = 250
+    config.eval.every_steps = 500
     config.eval.max_pictures = 10_000
     config.eval.test_split = "test"
     config.eval.linear_iterations = 0
     config.eval.resize_size = 32
     config.eval.image_size = 32
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 500
     return config
