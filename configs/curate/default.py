@@ -91,9 +91,9 @@ def _curate() -> ml_collections.ConfigDict:
     curate.kmeans = ml_collections.ConfigDict()
     curate.kmeans.sizes = (1000,)  # clusters of each level, the finest first. The paper: 100,000
     curate.kmeans.iterations = 20  # of k-means on each level
-    # How often each level is fitted again to the pictures nearest to its centres; (): once on the
-    # finest level and ten times above. Vo et al. 2024
-    curate.kmeans.resamples = ()
+    # Fit levels again to the pictures nearest to their centres: the finest once, others ten times.
+    # Vo et al. 2024
+    curate.kmeans.resample = True
 
     curate.retrieve = ml_collections.ConfigDict()
     # sample: the nearest pictures of each query | cluster: pictures of the queries' clusters | both

@@ -19,5 +19,5 @@ from configs.curate import default
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.curate.stages = ("exclude", "retrieve", "manifest", "report")
-    config.curate.kmeans.resamples = (0,)  # plain k-means
+    config.curate.kmeans.resample = False
     return config

@@ -122,7 +122,7 @@ def find_config(name_or_path: str) -> Path:
     """
     path = Path(name_or_path).expanduser()
     for file in (path, recipes_folder() / f"{name_or_path}.py"):
-        if file.is_file():
+        if os.path.isfile(file):  # a name that is too long is no error, but no file
             return file
     raise ConfigError(_missing_config(path))
 

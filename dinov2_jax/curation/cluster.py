@@ -43,7 +43,7 @@ def stage(used: tuple[str, ...]) -> Stage:
             wanted.sizes,
             pool.config.seed,
             iterations=wanted.iterations,
-            resamples=wanted.resamples or None,
+            resamples=None if wanted.resample else [0] * len(wanted.sizes),
             on_level=functools.partial(save_level, folder),
             done=read_levels(folder),
         )

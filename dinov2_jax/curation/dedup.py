@@ -125,7 +125,7 @@ def _edges(a: np.ndarray, b: np.ndarray, score: np.ndarray, kind: int | np.ndarr
 
 
 def _keep(component: np.ndarray, facts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Keeps the readable picture with the most pixels of each component; of equals the lowest row."""
+    """Keeps the picture with the most pixels of each component; the lowest row of equal ones."""
     size = facts["width"].astype(np.int64) * facts["height"]
     rows = np.arange(len(component))
     order = np.lexsort((rows, -size, component))
