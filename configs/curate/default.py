@@ -77,9 +77,11 @@ def _curate() -> ml_collections.ConfigDict:
     curate.calibrate.reference_false_share = 0.1
 
     curate.dedup = ml_collections.ConfigDict()
-    # Bits of 64 in which the hashes of copies may differ; -1: compare no hashes
+    # Most bits of 64 in which the hashes of copies may differ; the calibration takes fewer where
+    # these would link too many pictures. -1: compare no hashes
     curate.dedup.hash_bits = 12
-    # Least cosine of copies; 0.0: what the calibration chooses. The paper: 0.6, with SSCD
+    # Least cosine of copies; 0.0: what the calibration chooses. Where pixels are compared, edges are
+    # laid over each other then. The paper: 0.6, with SSCD
     curate.dedup.threshold = 0.0
     # Largest component, as a share of the pool; a larger one is a chain of false links
     curate.dedup.max_component = 0.01

@@ -17,6 +17,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.curate.stages = ("cluster", "manifest", "report")
     config.curate.kmeans.sizes = (50, 8)
     config.curate.target = 1000
-    # Drawings of one style resemble each other more than photographs do.
-    config.curate.dedup.hash_bits = 3
     return config

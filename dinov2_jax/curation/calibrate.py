@@ -2,32 +2,33 @@
 
 whitening.npz     mean [D], matrix [D, width]
 copy.npy          float16 [m, width], all whitened descriptors, of length 1
-thresholds.json   pool, references, how they were found
+thresholds.json   pool, references, hash_bits of both, how they were found
 curve.json        recall by edit and the share of falsely linked pictures, by threshold
 """
 
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinov2_jax.curation import thresholds, whitening
+from dinov2_jax.curation import evidence, thresholds, whitening
 from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.blocks import CurationError
-from dinov2_jax.curation.descriptor import COPY, Descriptor, Edited
-from dinov2_jax.curation.edits import EDITS_19
-from dinov2_jax.curation.hashes import cross_pairs
+from dinov2_jax.curation.descriptor import COPY, THUMBNAIL, Descriptor, Edited
+from dinov2_jax.curation.edits import EDITS_14, EDITS_19
+from dinov2_jax.curation.pictures import read_basis
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
+from dinov2_jax.curation.unrelated import Tested
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.errors import UserError
-from dinov2_jax.features.search import Bank
 from dinov2_jax.run.files import replacing, write_json
 
 _POOL_ROWS = 50_000  # descriptors of the pool that the whitening is fitted to, at most
-_NEIGHBOURS = 50
+_FITTED = len(EDITS_14)  # the first of EDITS_19; small crops and turns would blur the whitening
+_OF_PICTURES = ("thumbnail", "hash")
 # Fewer pictures in the test half cannot tell 1 % from 0: the paper's kind of threshold is taken.
 _LEAST = 50
 NO_PAIRS = 1.0  # as a threshold: descriptors are not compared
@@ -39,34 +40,37 @@ def stage(descriptor: Descriptor) -> Stage:
 
     def settings(pool: Pool) -> Mapping[str, Any]:
         known = pool.config.curate.calibrate.to_dict()
-        hash_bits = pool.config.curate.dedup.hash_bits
-        return {**known, "seed": pool.config.seed, "hash_bits": hash_bits}
+        curate = pool.config.curate
+        bits = {name: curate[name].hash_bits for name in ("dedup", "exclude")}
+        return {**known, "seed": pool.config.seed, "hash_bits": bits}
 
     return Stage("calibrate", ("pictures", "embed"), settings, functools.partial(_run, descriptor))
 
 
 def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
-    rows = load_array(pool.folder / "embed" / "rows.npy")
+    rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
     features = load_array(pool.folder / "embed" / "features" / f"{COPY}.npy")
     calibrate, seed = pool.config.curate.calibrate, pool.config.seed
     chosen = pick(rows, calibrate.pictures, seed)
-    originals, copies = _made_copies(descriptor, pool, chosen)
+    made = _make_copies(descriptor, pool, chosen)
     is_fit = thresholds.fit_half(chosen, seed)
     fit, test = np.flatnonzero(is_fit), np.flatnonzero(~is_fit)
     if not len(fit) or not len(test):
         fit = test = np.arange(len(chosen))
     sample = np.searchsorted(rows, pick(rows, _POOL_ROWS, seed))
-    known = whitening.fit(originals[fit], copies[fit], features[sample], calibrate.width)
+    described = made.features
+    known = whitening.fit(
+        described[fit, 0], described[fit, 1 : 1 + _FITTED], features[sample], calibrate.width
+    )
     with replacing(folder / "whitening.npz") as new, open(new, "wb") as file:
         np.savez(file, **vars(known))
     whitened = whitening.apply(known, features).astype(np.float16)
     save_array(folder / f"{COPY}.npy", whitened)
-    scores = _scores(known, originals[test], copies[test])
-    mirrored = whitening.apply(known, copies[test][:, list(EDITS_19).index("flip")])
-    best = _best_unrelated(pool, rows, whitened, chosen[test], mirrored)
+    tested = _tested(pool, known, whitened, np.searchsorted(rows, chosen[test]), described[test])
+    scores, best = _scores(known, tested, made, test), _best_unrelated(tested, made)
     curve = thresholds.curve(scores, best, list(EDITS_19))
     write_json(folder / "curve.json", _as_json(curve))
-    write_json(folder / "thresholds.json", _choose(pool, curve, len(test)))
+    write_json(folder / "thresholds.json", _choose(pool, curve, tested, made.thumbs is not None))
     return {
         "rows": len(rows),
         "pictures": len(chosen),
@@ -75,48 +79,65 @@ def _run(descriptor: Descriptor, pool: Pool, folder: Path) -> Mapping[str, int]:
     }
 
 
-def _made_copies(
-    descriptor: Descriptor, pool: Pool, chosen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors of some pictures [N, D] and of their copies [N, E, D]."""
+class _Made(NamedTuple):
+    """Descriptors [N, 1 + E, D] of pictures and their copies, and their thumbnails or None."""
+
+    features: np.ndarray
+    thumbs: np.ndarray | None
+
+
+def _make_copies(descriptor: Descriptor, pool: Pool, chosen: np.ndarray) -> _Made:
     decoding = DecodeSpec(pool.config.data.max_pixels)
-    made = Edited(pool.source, chosen, pool.config.seed, decoding)
-    found = descriptor.describe(made, "copy")[COPY].reshape(len(chosen), 1 + len(EDITS_19), -1)
-    known = np.isfinite(found).all(axis=(1, 2))
+    edited = Edited(pool.source, chosen, pool.config.seed, decoding)
+    found = descriptor.describe(edited, "copy")
+    shape = len(chosen), 1 + len(EDITS_19)
+    features = found[COPY].reshape(*shape, -1)
+    known = np.isfinite(features).all(axis=(1, 2))
     if not known.all():
         name = pool.source.name(int(chosen[np.argmin(known)]))
         raise CurationError(f"{name} could be read before but not now; restore it or start anew")
-    return found[:, 0], found[:, 1:]
+    thumbs = found.get(THUMBNAIL)
+    return _Made(features, None if thumbs is None else thumbs.reshape(*shape, *thumbs.shape[1:]))
 
 
-def _scores(known: whitening.Whitening, originals: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Cosines of copies with their originals, [N, E]."""
-    left = whitening.apply(known, originals)
-    right = whitening.apply(known, copies.reshape(-1, copies.shape[-1]))
-    return np.einsum("nd,ned->ne", left, right.reshape(*copies.shape[:2], -1))
+def _tested(
+    pool: Pool,
+    known: whitening.Whitening,
+    whitened: np.ndarray,
+    places: np.ndarray,
+    described: np.ndarray,
+) -> Tested:
+    pictures = pool.folder / "pictures"
+    rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
+    mirrored = whitening.apply(known, described[:, 1 + list(EDITS_19).index("flip")])
+    thumbs, hashes = (np.asarray(load_array(pictures / f"{n}.npy")[rows]) for n in _OF_PICTURES)
+    return Tested(places, mirrored, whitened, thumbs, read_basis(pictures), hashes)
 
 
-def _best_unrelated(
-    pool: Pool, rows: np.ndarray, whitened: np.ndarray, chosen: np.ndarray, mirrored: np.ndarray
+def _scores(
+    known: whitening.Whitening, tested: Tested, made: _Made, test: np.ndarray
 ) -> np.ndarray:
-    """The best cosine of each mirrored picture with the pool, without the picture itself.
+    """Cosines of copies with their originals, or their evidence where there are thumbnails."""
+    described = made.features[test]
+    left = whitening.apply(known, described[:, 0])
+    right = whitening.apply(known, described[:, 1:].reshape(-1, described.shape[-1]))
+    cosines = np.einsum("nd,ned->ne", left, right.reshape(len(test), len(EDITS_19), -1))
+    if made.thumbs is None:
+        return cosines
+    whitened, own = tested.whitened, tested.thumbs[tested.places]
+    level = evidence.levels(known, whitened, own, tested.places)
+    copies = made.thumbs[test, 1:]
+    found = evidence.scores(
+        np.repeat(own, len(EDITS_19), axis=0),
+        copies.reshape(-1, *own.shape[1:]),
+        cosines.ravel(),
+        np.repeat(level, len(EDITS_19)),
+    )
+    return found.reshape(cosines.shape)
 
-    A mirrored picture has no copies in the pool, but looks as much like unrelated ones as the
-    picture does. So copies that are not known yet do not raise the threshold.
-    """
-    hashes = np.asarray(load_array(pool.folder / "pictures" / "hash.npy")[rows])
-    places = np.searchsorted(rows, chosen)
-    a, b, _ = cross_pairs(hashes[places], hashes, max(0, pool.config.curate.dedup.hash_bits))
-    own = set(zip(a.tolist(), b.tolist(), strict=True))
-    k = min(_NEIGHBOURS, len(rows))
-    found = Bank(whitened, np.zeros(len(whitened), np.int32)).search(mirrored, k)
-    best = np.full(len(chosen), -1.0)
-    for query in range(len(chosen)):
-        for score, row in zip(found.similarities[query], found.rows[query], strict=True):
-            if (query, int(row)) not in own:
-                best[query] = score
-                break
-    return best
+
+def _best_unrelated(tested: Tested, made: _Made) -> np.ndarray:
+    return tested.best_cosine() if made.thumbs is None else tested.best_score()
 
 
 def _as_json(curve: thresholds.Curve) -> list[dict[str, float]]:
@@ -128,22 +149,25 @@ def _as_json(curve: thresholds.Curve) -> list[dict[str, float]]:
     ]
 
 
-def _choose(pool: Pool, curve: thresholds.Curve, tested: int) -> dict[str, Any]:
-    """The thresholds for pairs of the pool, and against references, where leaks cost more."""
-    wanted = pool.config.curate.calibrate
-    if tested < _LEAST:
+def _choose(pool: Pool, curve: thresholds.Curve, tested: Tested, aligned: bool) -> dict[str, Any]:
+    """Thresholds and bits for pairs of the pool, and against references, where leaks cost more."""
+    shares = pool.config.curate.calibrate
+    wanted = {
+        "pool": (shares.false_share, pool.config.curate.dedup.hash_bits),
+        "references": (shares.reference_false_share, pool.config.curate.exclude.hash_bits),
+    }
+    if len(tested.places) < _LEAST:
         print(
-            f"note: {tested} pictures are too few to calibrate on, so the thresholds are "
-            f"{UNCALIBRATED['pool']} and {UNCALIBRATED['references']}",
+            f"note: {len(tested.places)} pictures are too few to calibrate on, so the thresholds "
+            f"are {UNCALIBRATED['pool']} and {UNCALIBRATED['references']}",
             flush=True,
         )
-        return UNCALIBRATED | {"calibrated": False}
+        bits = {name: most for name, (_, most) in wanted.items()}
+        return UNCALIBRATED | {"hash_bits": bits, "calibrated": False, "aligned": False}
+    bits = {name: tested.hash_bits(most, share) for name, (share, most) in wanted.items()}
+    found = {"hash_bits": bits, "calibrated": True, "aligned": aligned}
     try:
-        return {
-            "pool": thresholds.choose(curve, wanted.false_share),
-            "references": thresholds.choose(curve, wanted.reference_false_share),
-            "calibrated": True,
-        }
+        return {n: thresholds.choose(curve, share) for n, (share, _) in wanted.items()} | found
     except UserError as error:
         if pool.config.weights:
             raise
@@ -152,7 +176,7 @@ def _choose(pool: Pool, curve: thresholds.Curve, tested: int) -> dict[str, Any]:
             "and --config.weights=<what load takes> would find more",
             flush=True,
         )
-        return {"pool": NO_PAIRS, "references": NO_PAIRS, "calibrated": False}
+        return {name: NO_PAIRS for name in wanted} | found | {"aligned": False}
 
 
 def read_whitening(folder: Path) -> whitening.Whitening:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinov2_jax.curation import evidence
 from dinov2_jax.curation.blocks import CurationError
-from dinov2_jax.curation.calibrate import NO_PAIRS
-from dinov2_jax.curation.cells import pairs_above, plan_pairs
+from dinov2_jax.curation.calibrate import NO_PAIRS, read_whitening
+from dinov2_jax.curation.cells import Pairs, pairs_above, plan_pairs
 from dinov2_jax.curation.components import labels
 from dinov2_jax.curation.descriptor import COPY
 from dinov2_jax.curation.hashes import BITS, grey, near_pairs
@@ -25,6 +26,7 @@ from dinov2_jax.curation.tables import write_arrays
 KINDS = ("bytes", "pixels", "blank", "hash", "feature")
 # A component of so many different pictures is no mistake of the threshold in a small pool.
 _LEAST_LARGE = 50
+_PAIRS = 1 << 14  # looked at again at once
 
 
 class Edges(NamedTuple):
@@ -64,13 +66,29 @@ def run(pool: Pool, folder: Path) -> Mapping[str, int]:
     return {"rows": pool.rows, "kept": int(kept.sum()), "copies": readable - int(kept.sum())}
 
 
-def threshold(pool: Pool, kind: str = "pool") -> float:
-    """The least cosine of copies: the configured one, or what stage "calibrate" chose."""
+class Limits(NamedTuple):
+    """From where on pictures are copies.
+
+    Attributes:
+      threshold: least cosine, or least evidence if `aligned`; NO_PAIRS: descriptors say nothing.
+      hash_bits: most bits in which hashes differ; -1: hashes say nothing.
+      aligned: edges are laid over each other, see `evidence`.
+    """
+
+    threshold: float
+    hash_bits: int
+    aligned: bool
+
+
+def limits(pool: Pool, kind: str = "pool") -> Limits:
+    """The configured threshold, or else what stage "calibrate" chose."""
     section = pool.config.curate.dedup if kind == "pool" else pool.config.curate.exclude
-    if section.threshold:
-        return section.threshold
     path = pool.folder / "calibrate" / "thresholds.json"
-    return json.loads(path.read_text(encoding="utf-8"))[kind]
+    known = json.loads(path.read_text(encoding="utf-8"))
+    bits = min(section.hash_bits, known["hash_bits"][kind])
+    if section.threshold:
+        return Limits(section.threshold, bits, False)
+    return Limits(known[kind], bits, known["aligned"])
 
 
 def _equal_pixels(first: np.ndarray, digests: np.ndarray) -> Edges:
@@ -93,7 +111,7 @@ def _blanks(pictures: Path, facts: Mapping[str, np.ndarray], first: np.ndarray) 
 
 
 def _near_hashes(pool: Pool, pictures: Path) -> Edges:
-    bits = pool.config.curate.dedup.hash_bits
+    bits = limits(pool).hash_bits
     rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
     if bits < 0:
         return _edges(rows[:0], rows[:0], np.zeros(0), 0)
@@ -105,18 +123,43 @@ def _near_features(pool: Pool) -> Edges:
     """Pairs of descriptors above the threshold, through cells where the pool is large."""
     rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
     features = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
-    least = threshold(pool)
-    if least >= NO_PAIRS:
+    wanted = limits(pool)
+    if wanted.threshold >= NO_PAIRS:
         return _edges(rows[:0], rows[:0], np.zeros(0), 0)
     how = plan_pairs(*features.shape)
     method = f"{how.cells:,} cells" if how.cells else "all pairs"
     print(
         f"comparing {len(rows):,} pictures by {method}: {how.share:.1%} of the pairs, "
-        f"about {how.seconds:,.0f} s; threshold {least:.3f}",
+        f"about {how.seconds:,.0f} s; threshold {wanted.threshold:.3f}, hashes within "
+        f"{wanted.hash_bits} bits",
         flush=True,
     )
-    found = pairs_above(features, least)
-    return _edges(rows[found.a], rows[found.b], found.cosine, KINDS.index("feature"))
+    found = pairs_above(features, evidence.CANDIDATE if wanted.aligned else wanted.threshold)
+    a, b, score = found.a, found.b, found.cosine
+    if wanted.aligned:
+        score = _evidence(pool, rows, features, found)
+        keep = score >= wanted.threshold
+        a, b, score = a[keep], b[keep], score[keep]
+    return _edges(rows[a], rows[b], score, KINDS.index("feature"))
+
+
+def _evidence(pool: Pool, rows: np.ndarray, features: np.ndarray, found: Pairs) -> np.ndarray:
+    """Looks at candidates again: float32 [P]."""
+    thumbs = load_array(pool.folder / "pictures" / "thumbnail.npy")
+    known = read_whitening(pool.folder / "calibrate")
+    places = np.unique(np.concatenate([found.a, found.b]))
+    level = np.zeros(len(rows), np.float32)
+    if len(places):
+        level[places] = evidence.levels(known, features, thumbs[rows[places]], places)
+    score = np.empty(len(found.a), np.float32)
+    for start in range(0, len(score), _PAIRS):
+        a, b = (x[start : start + _PAIRS] for x in (found.a, found.b))
+        ours, theirs = thumbs[rows[a]], thumbs[rows[b]]
+        cosine = found.cosine[start : start + _PAIRS]
+        score[start : start + _PAIRS] = evidence.scores(
+            ours, theirs, cosine, (level[a] + level[b]) / 2
+        )
+    return score
 
 
 def _edges(a: np.ndarray, b: np.ndarray, score: np.ndarray, kind: int | np.ndarray) -> Edges:
@@ -146,8 +189,8 @@ def _refuse_giant(pool: Pool, component: np.ndarray, first: np.ndarray) -> None:
         raise CurationError(
             f"{sizes[largest]:,} different pictures, such as {names}, would be copies of one "
             f"another, more than {most:.0%} of the pool; raise --config.curate.dedup.threshold "
-            f"(now {threshold(pool):.3f}), lower --config.curate.dedup.hash_bits, or allow it with "
-            "--config.curate.dedup.max_component"
+            f"(now {limits(pool).threshold:.3f}), lower --config.curate.dedup.hash_bits, or "
+            "allow it with --config.curate.dedup.max_component"
         )
 
 

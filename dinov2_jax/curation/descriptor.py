@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from dinov2_jax.curation import pixels
@@ -25,7 +26,9 @@ from dinov2_jax.weights.load import Backbone, load_configured
 
 # The two columns: one in which copies are close, and one in which like subjects are.
 COPY, SUBJECT = "copy", "subject"
+THUMBNAIL = "thumbnail"  # of other pictures, where pixels describe them
 _BLOCK = 1 << 16  # rows
+_SIDES_PX = (128, 256)  # of the pictures of which copies are made
 
 
 class Descriptor(Protocol):
@@ -38,7 +41,10 @@ class Descriptor(Protocol):
         """Writes copy.npy and subject.npy, float16 [rows, D], below a folder."""
 
     def describe(self, source: Source, unit: str) -> dict[str, np.ndarray]:
-        """Both columns of other pictures, float32 [n, D]; NaN where one is unreadable."""
+        """Both columns of other pictures, float32 [n, D]; NaN where one is unreadable.
+
+        Pixels give their thumbnails as well, uint8 [n, 16, 16, 3].
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +68,12 @@ class Pixels:
         data = self.pool.config.data
         rows, decoding = np.arange(len(source)), DecodeSpec(data.max_pixels)
         found = np.full((len(source), pixels.WIDTH), np.nan, np.float32)
+        thumbs = np.zeros((len(source), pixels.SIDE, pixels.SIDE, 3), np.uint8)
         for chunk in stream_facts(source, rows, decoding, data.workers):
             known = chunk["readable"]
             found[chunk["row"][known]] = pixels.describe(chunk["thumbnail"][known])
-        return {COPY: found, SUBJECT: found}
+            thumbs[chunk["row"]] = chunk["thumbnail"]
+        return {COPY: found, SUBJECT: found, THUMBNAIL: thumbs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +149,20 @@ class Edited(Unlabelled):
         """All copies of a picture are asked for in turn: it is decoded once."""
         held = vars(self).get("_held")
         if held is None or held[0] != row:
-            held = vars(self)["_held"] = row, load_record(self.source, row, self.decoding)
+            image = load_record(self.source, row, self.decoding)
+            held = vars(self)["_held"] = row, _of_common_size(image)
         return held[1]
 
     def name(self, index: int) -> str:
         return f"copy {index} of {self.source.name(int(self.rows[index // (1 + len(EDITS_19))]))}"
+
+
+def _of_common_size(image: np.ndarray) -> np.ndarray:
+    """A picture whose shorter side is 128 to 256 px: what an edit does depends on the size."""
+    side = min(image.shape[:2])
+    wanted = min(max(side, _SIDES_PX[0]), _SIDES_PX[1])
+    if wanted == side:
+        return image
+    height, width = (max(1, round(length * wanted / side)) for length in image.shape[:2])
+    how = cv2.INTER_AREA if wanted < side else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=how)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dinov2_jax.curation import references
+from dinov2_jax.curation import evidence, references
 from dinov2_jax.curation.calibrate import NO_PAIRS, read_whitening
 from dinov2_jax.curation.cells import cross_pairs_above
-from dinov2_jax.curation.dedup import threshold
-from dinov2_jax.curation.descriptor import COPY, Descriptor
+from dinov2_jax.curation.dedup import limits
+from dinov2_jax.curation.descriptor import COPY, THUMBNAIL, Descriptor
 from dinov2_jax.curation.facts import stream_facts
 from dinov2_jax.curation.hashes import BITS, cross_pairs, hash_rows
 from dinov2_jax.curation.pictures import read_basis
@@ -69,19 +69,28 @@ def _run(descriptor: Descriptor, sets: Sets, pool: Pool, folder: Path) -> Mappin
 def _edges(descriptor: Descriptor, one: Set, number: int, pool: Pool) -> tuple[np.ndarray, ...]:
     """Pairs of a pool's row and a set's record that are copies: five columns."""
     rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
-    features = descriptor.describe(one.source, one.name)[COPY]
+    described = descriptor.describe(one.source, one.name)
+    features = described[COPY]
     own = references.readable(features, one, "so nothing can be kept out of the evaluation")
     known, hashes = _hashes(one, pool)
     own = np.intersect1d(own, known)  # blank pictures are like all others that are blank
-    whitened = apply(read_whitening(pool.folder / "calibrate"), features[own])
+    whitening = read_whitening(pool.folder / "calibrate")
+    whitened = apply(whitening, features[own])
     bank = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
-    least = threshold(pool, "references")
-    near = cross_pairs_above(whitened, bank, least if least < NO_PAIRS else EQUAL)
-    parts = [(rows[near.b], own[near.a], near.cosine, 1)]
-    bits = pool.config.curate.exclude.hash_bits
-    if bits >= 0:
+    wanted = limits(pool, "references")
+    least = wanted.threshold if wanted.threshold < NO_PAIRS else EQUAL
+    near = cross_pairs_above(whitened, bank, evidence.CANDIDATE if wanted.aligned else least)
+    score = near.cosine
+    if wanted.aligned:
+        thumbs = load_array(pool.folder / "pictures" / "thumbnail.npy")
+        mine = described[THUMBNAIL][own]
+        level = evidence.levels(whitening, np.asarray(bank), mine, np.full(len(own), -1))
+        score = evidence.scores(mine[near.a], thumbs[rows[near.b]], score, level[near.a])
+    keep = score >= least
+    parts = [(rows[near.b[keep]], own[near.a[keep]], score[keep], 1)]
+    if wanted.hash_bits >= 0:
         pool_hashes = np.asarray(load_array(pool.folder / "pictures" / "hash.npy")[rows])
-        a, b, apart = cross_pairs(hashes, pool_hashes, bits)
+        a, b, apart = cross_pairs(hashes, pool_hashes, wanted.hash_bits)
         parts.append((rows[b], known[a], 1 - apart / BITS, 0))
     filled = [
         (r, np.full(len(r), number), i, np.asarray(s, np.float32), np.full(len(r), kind))
