@@ -80,8 +80,8 @@ def _curate() -> ml_collections.ConfigDict:
     # Most bits of 64 in which the hashes of copies may differ; the calibration takes fewer where
     # these would link too many pictures. -1: compare no hashes
     curate.dedup.hash_bits = 12
-    # Least cosine of copies; 0.0: what the calibration chooses. Without weights, edges of thumbnails
-    # are laid over each other then. The paper: 0.6, with SSCD
+    # Least cosine of copies; 0.0: what the calibration chooses. Without weights, edges of
+    # thumbnails are laid over each other then. The paper: 0.6, with SSCD
     curate.dedup.threshold = 0.0
     # Largest component, as a share of the pool; a larger one is a chain of false links
     curate.dedup.max_component = 0.01
