@@ -21,7 +21,7 @@ from dinov2_jax.curation.edits import EDITS_14, EDITS_19
 from dinov2_jax.curation.pictures import read_basis
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
-from dinov2_jax.curation.unrelated import Tested
+from dinov2_jax.curation.unrelated import HeldOut
 from dinov2_jax.data.decode import DecodeSpec
 from dinov2_jax.errors import UserError
 from dinov2_jax.run.files import replacing, write_json
@@ -106,16 +106,16 @@ def _tested(
     whitened: np.ndarray,
     places: np.ndarray,
     described: np.ndarray,
-) -> Tested:
+) -> HeldOut:
     pictures = pool.folder / "pictures"
     rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
     mirrored = whitening.apply(known, described[:, 1 + list(EDITS_19).index("flip")])
     thumbs, hashes = (np.asarray(load_array(pictures / f"{n}.npy")[rows]) for n in _OF_PICTURES)
-    return Tested(places, mirrored, whitened, thumbs, read_basis(pictures), hashes)
+    return HeldOut(places, mirrored, whitened, thumbs, read_basis(pictures), hashes)
 
 
 def _scores(
-    known: whitening.Whitening, tested: Tested, made: _Made, test: np.ndarray
+    known: whitening.Whitening, tested: HeldOut, made: _Made, test: np.ndarray
 ) -> np.ndarray:
     """Cosines of copies with their originals, or their evidence where there are thumbnails."""
     described = made.features[test]
@@ -136,7 +136,7 @@ def _scores(
     return found.reshape(cosines.shape)
 
 
-def _best_unrelated(tested: Tested, made: _Made) -> np.ndarray:
+def _best_unrelated(tested: HeldOut, made: _Made) -> np.ndarray:
     return tested.best_cosine() if made.thumbs is None else tested.best_score()
 
 
@@ -149,7 +149,7 @@ def _as_json(curve: thresholds.Curve) -> list[dict[str, float]]:
     ]
 
 
-def _choose(pool: Pool, curve: thresholds.Curve, tested: Tested, aligned: bool) -> dict[str, Any]:
+def _choose(pool: Pool, curve: thresholds.Curve, tested: HeldOut, aligned: bool) -> dict[str, Any]:
     """Thresholds and bits for pairs of the pool, and against references, where leaks cost more."""
     shares = pool.config.curate.calibrate
     wanted = {

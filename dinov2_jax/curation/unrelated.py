@@ -18,7 +18,7 @@ _OWN_BITS = 12  # pictures whose hashes are as near as this to the unmirrored on
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class HeldOut:
     """Pictures of a pool that nothing was fitted on.
 
     Attributes:
