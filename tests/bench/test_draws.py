@@ -13,6 +13,7 @@ from PIL import Image
 from dinov2_jax import bench
 from dinov2_jax.bench import (
     attention,
+    curation,
     draws,
     end_to_end,
     features,
@@ -96,7 +97,8 @@ def test_batch_of_a_step():
 
 
 @pytest.mark.parametrize(
-    "module", [attention, end_to_end, features, knn, linear, logreg, losses, pipeline, step]
+    "module",
+    [attention, curation, end_to_end, features, knn, linear, logreg, losses, pipeline, step],
 )
 def test_functions_that_workers_load_by_name_exist(module):
     defined = set()

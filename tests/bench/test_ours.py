@@ -140,6 +140,29 @@ def test_search_of_a_bank():
         knn.same_neighbours(found, found | {"rows": found["rows"] + 1})
 
 
+def test_step_of_k_means():
+    from dinov2_jax.bench import curation
+    from dinov2_jax.bench.draws import draw_unit_vectors
+    from dinov2_jax.bench.harness import BenchError
+    from dinov2_jax.bench.ours import curation as ours_curation
+
+    settings = {"bank": 400, "queries": 0, "dim": 8, "k": 20, "dtype": "float32", "seed": 0}
+    side = ours_curation.side(settings)
+    found = side.check()
+    rows, _ = draw_unit_vectors(settings)
+
+    def distances(centroids):
+        return ((rows[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
+
+    label = distances(rows[:20]).argmin(axis=1)
+    means = np.stack([rows[label == cluster].mean(axis=0) for cluster in range(20)])
+    want = {"centroids": means, "objective": distances(means).min(axis=1).sum(keepdims=True)}
+    side.run(2)
+    curation.same_step(found, want)
+    with pytest.raises(BenchError, match="parity of step"):
+        curation.same_step(found, want | {"objective": want["objective"] * 1.00001})
+
+
 def test_sweep_of_logistic_regression():
     from dinov2_jax.bench import logreg
     from dinov2_jax.bench.harness import BenchError
