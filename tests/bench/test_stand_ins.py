@@ -14,7 +14,7 @@ from dinov2_jax.bench import stand_ins
 from dinov2_jax.config.files import load_config, to_dict
 
 PACKAGE = Path(stand_ins.__file__).resolve().parents[1]
-SIZES = {"g": 2, "n": 3, "v": 2, "d": 5}
+SIZES = {"g": 2, "n": 3, "v": 2, "c": 2, "d": 5}
 
 
 def patterns():
