@@ -110,14 +110,15 @@ def pairs_above(
     if not isinstance(cells, np.ndarray):
         number = plan_pairs(len(rows), rows.shape[1], cells=cells, probes=probes).cells
         if not number:
-            return _gather(features, rows, _of_all(len(rows)), threshold, most_per_row)
+            order, pool = np.arange(len(rows)), Pool(rows, np.arange(len(rows)))
+            return _gather(features, order, pool, _of_all(len(rows)), threshold, most_per_row)
         cells = make_cells(rows, number)
     near = nearest_cells(rows, cells, probes)
     order = np.argsort(near[:, 0], kind="stable")
-    starts = np.searchsorted(near[order, 0], np.arange(len(cells) + 1))
-    pieces = _of_cells(starts, near[order], first_cell)
-    rows = rows[order]
-    return _gather(features, rows, pieces, threshold, most_per_row, order, on_cell, len(cells))
+    pool = Pool(rows, order)
+    del rows  # as large as the features
+    pieces = _of_cells(near[order], len(cells), first_cell)
+    return _gather(features, order, pool, pieces, threshold, most_per_row, on_cell, len(cells))
 
 
 def exact_pairs_above(features: np.ndarray, threshold: float, *, most_per_row: int = 1000) -> Pairs:
@@ -197,13 +198,15 @@ def _unit_rows(features: np.ndarray, threshold: float) -> np.ndarray:
     return rows
 
 
-def _of_cells(starts: np.ndarray, near: np.ndarray, first_cell: int) -> Iterator[Piece]:
+def _of_cells(near: np.ndarray, cells: int, first_cell: int) -> Iterator[Piece]:
     """Every cell against the rows that have it among their nearest; rows are sorted by cell."""
-    visits = np.argsort(near, axis=None, kind="stable")
-    ends = np.searchsorted(near.ravel()[visits], np.arange(len(starts)))
-    for cell in range(first_cell, len(starts) - 1):
-        visitors = (visits[ends[cell] : ends[cell + 1]] // near.shape[1]).astype(np.int32)
-        yield from _cut(cell, range(starts[cell], starts[cell + 1]), visitors)
+    starts = np.searchsorted(near[:, 0], np.arange(cells + 1))
+    ends = np.concatenate([[0], np.cumsum(np.bincount(near.ravel(), minlength=cells))])
+    visitors = np.argsort(near, axis=None, kind="stable")
+    visitors //= near.shape[1]
+    for cell in range(first_cell, cells):
+        columns = visitors[ends[cell] : ends[cell + 1]].astype(np.int32)
+        yield from _cut(cell, range(starts[cell], starts[cell + 1]), columns)
 
 
 def _of_all(rows: int) -> Iterator[Piece]:
@@ -221,21 +224,21 @@ def _cut(group: int, rows: range, columns: np.ndarray) -> Iterator[Piece]:
 
 def _gather(
     features: np.ndarray,
-    rows: np.ndarray,
+    order: np.ndarray,
+    pool: Pool,
     pieces: Iterable[Piece],
     threshold: float,
     most_per_row: int,
-    order: np.ndarray | None = None,
     on_cell: Callable[[int, int, Pairs], object] | None = None,
     cells: int = 0,
 ) -> Pairs:
     """Runs the join and measures what it finds on the features themselves."""
     parts, count = [], 0
-    for cell, positions in rows_near(Pool(rows), pieces, threshold):
-        pairs = positions if order is None else np.sort(order[positions], axis=1)
+    for cell, positions in rows_near(pool, pieces, threshold):
+        pairs = np.sort(order[positions], axis=1)
         parts.append(_measured(features, pairs, threshold))
         count += len(parts[-1].a)
-        if count > most_per_row * len(rows):
+        if count > most_per_row * len(order):
             raise CurationError(
                 f"more than {most_per_row} pairs a row lie above the cosine {threshold}, as "
                 "unrelated pictures do without whitening; raise the threshold, or calibrate it"

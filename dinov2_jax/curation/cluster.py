@@ -22,6 +22,7 @@ from dinov2_jax.curation.sample import kept_rows
 from dinov2_jax.curation.stage import Stage, load_array
 from dinov2_jax.curation.tables import write_arrays
 from dinov2_jax.features.search import unit
+from dinov2_jax.run.progress import Progress
 
 # Fewer rows a cluster than this describe noise; faiss warns at the same number.
 _ROWS_PER_CLUSTER = 39
@@ -38,21 +39,41 @@ def stage(used: tuple[str, ...]) -> Stage:
         rows, features = kept_features(pool, reads)
         wanted = pool.config.curate.kmeans
         _check_sizes(wanted.sizes, len(rows))
+        done = read_levels(folder)
+        resamples = [1 if level == 0 else 10 for level in range(len(wanted.sizes))]
+        if not wanted.resample:
+            resamples = [0] * len(wanted.sizes)
+        fits = len(resamples[len(done) :]) + sum(resamples[len(done) :])
+        progress = _Steps(fits * wanted.iterations)
         found = hierarchy.fit(
             features,
             wanted.sizes,
             pool.config.seed,
             iterations=wanted.iterations,
-            resamples=None if wanted.resample else [0] * len(wanted.sizes),
+            resamples=resamples,
             on_level=functools.partial(save_level, folder),
-            done=read_levels(folder),
+            on_step=progress.step,
+            done=done,
         )
+        progress.close()
         finest = found[0]
         write_arrays({"row": rows, "cluster": finest.label, "distance": finest.distance}, folder)
         used_clusters = int((np.bincount(finest.label) > 0).sum())
         return {"rows": len(rows), "clusters": used_clusters, "levels": len(found)}
 
-    return Stage("cluster", reads, settings, run)
+    return Stage("cluster", reads, settings, run, goes_on=True)
+
+
+class _Steps(Progress):
+    """Counts the updates of all fits; the total is what they take at most."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total, unit="k-means update")
+        self._count = 0
+
+    def step(self, step: int, centroids: np.ndarray, objective: float) -> None:
+        self._count += 1
+        self.update(self._count, objective=objective)
 
 
 def kept_features(pool: Pool, reads: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,10 +18,10 @@ from dinov2_jax.curation.cells import Pairs, pairs_above, plan_pairs
 from dinov2_jax.curation.components import labels
 from dinov2_jax.curation.descriptor import COPY
 from dinov2_jax.curation.hashes import BITS, grey, near_pairs
-from dinov2_jax.curation.pictures import read_facts
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array
-from dinov2_jax.curation.tables import write_arrays
+from dinov2_jax.curation.tables import read_arrays, write_arrays
+from dinov2_jax.run.progress import Progress
 
 KINDS = ("bytes", "pixels", "blank", "hash", "feature")
 # A component of so many different pictures is no mistake of the threshold in a small pool.
@@ -45,7 +45,7 @@ def settings(pool: Pool) -> Mapping[str, Any]:
 def run(pool: Pool, folder: Path) -> Mapping[str, int]:
     pictures = pool.folder / "pictures"
     columns = ("readable", "blank", "width", "height", "byte_digest")
-    facts = read_facts(pictures, columns)
+    facts = read_arrays(pictures, columns)
     first = np.asarray(load_array(pictures / "first.npy"))
     found = [
         _equal_pixels(first, facts["byte_digest"]),
@@ -134,7 +134,10 @@ def _near_features(pool: Pool) -> Edges:
         f"{wanted.hash_bits} bits",
         flush=True,
     )
-    found = pairs_above(features, evidence.CANDIDATE if wanted.aligned else wanted.threshold)
+    progress = Progress(max(1, how.cells), unit="cell")
+    least = evidence.CANDIDATE if wanted.aligned else wanted.threshold
+    found = pairs_above(features, least, on_cell=lambda cell, *_: progress.update(cell + 1))
+    progress.close()
     a, b, score = found.a, found.b, found.cosine
     if wanted.aligned:
         score = _evidence(pool, rows, features, found)
@@ -188,22 +191,15 @@ def _refuse_giant(pool: Pool, component: np.ndarray, first: np.ndarray) -> None:
         names = ", ".join(pool.source.name(int(row)) for row in rows)
         raise CurationError(
             f"{sizes[largest]:,} different pictures, such as {names}, would be copies of one "
-            f"another, more than {most:.0%} of the pool; raise --config.curate.dedup.threshold "
-            f"(now {limits(pool).threshold:.3f}), lower --config.curate.dedup.hash_bits, or "
-            "allow it with --config.curate.dedup.max_component"
+            f"another, more than {most:.0%} of the pool; set --config.curate.dedup.threshold to a "
+            f"cosine such as 0.9, --config.curate.dedup.hash_bits below {limits(pool).hash_bits}, "
+            "or allow it with --config.curate.dedup.max_component"
         )
 
 
 def _write_edges(edges: Edges, folder: Path) -> None:
-    kind = np.array(KINDS, object)[edges.kind] if len(edges.kind) else np.zeros(0, object)
-    import pyarrow as pa
-
-    from dinov2_jax.curation.tables import write_parts
-
-    table = pa.table(
-        {"a": edges.a, "b": edges.b, "score": edges.score, "kind": pa.array(kind, pa.string())}
-    )
-    write_parts(table, folder / "edges")
+    kinds = np.array(KINDS, object)[edges.kind]
+    write_arrays(edges._asdict() | {"kind": kinds}, folder / "edges")
 
 
 STAGE = Stage("dedup", ("pictures", "embed", "calibrate"), settings, run)

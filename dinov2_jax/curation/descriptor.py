@@ -11,10 +11,11 @@ import numpy as np
 from dinov2_jax.curation import pixels
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.edits import EDITS_19, copies
-from dinov2_jax.curation.facts import stream_facts
+from dinov2_jax.curation.facts import collect_facts
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import load_array, save_array
 from dinov2_jax.data.decode import DecodeSpec, load_record
+from dinov2_jax.data.reader import Batch
 from dinov2_jax.data.sources.source import Source, Unlabelled
 from dinov2_jax.data.sources.views import View
 from dinov2_jax.features.embed import embed_pictures
@@ -40,10 +41,13 @@ class Descriptor(Protocol):
     def store(self, pool: Pool, folder: Path, rows: np.ndarray) -> None:
         """Writes copy.npy and subject.npy, float16 [rows, D], below a folder."""
 
-    def describe(self, source: Source, unit: str) -> dict[str, np.ndarray]:
+    def describe(
+        self, source: Source, unit: str, facts: Batch | None = None
+    ) -> dict[str, np.ndarray]:
         """Both columns of other pictures, float32 [n, D]; NaN where one is unreadable.
 
-        Pixels give their thumbnails as well, uint8 [n, 16, 16, 3].
+        Pixels give their thumbnails as well, uint8 [n, 16, 16, 3], and read nothing again if they
+        get the facts of the source.
         """
 
 
@@ -64,16 +68,15 @@ class Pixels:
         for name in (COPY, SUBJECT):
             save_array(folder / f"{name}.npy", found)
 
-    def describe(self, source: Source, unit: str) -> dict[str, np.ndarray]:
+    def describe(
+        self, source: Source, unit: str, facts: Batch | None = None
+    ) -> dict[str, np.ndarray]:
         data = self.pool.config.data
-        rows, decoding = np.arange(len(source)), DecodeSpec(data.max_pixels)
-        found = np.full((len(source), pixels.WIDTH), np.nan, np.float32)
-        thumbs = np.zeros((len(source), pixels.SIDE, pixels.SIDE, 3), np.uint8)
-        for chunk in stream_facts(source, rows, decoding, data.workers):
-            known = chunk["readable"]
-            found[chunk["row"][known]] = pixels.describe(chunk["thumbnail"][known])
-            thumbs[chunk["row"]] = chunk["thumbnail"]
-        return {COPY: found, SUBJECT: found, THUMBNAIL: thumbs}
+        if facts is None:
+            facts = collect_facts(source, DecodeSpec(data.max_pixels), data.workers, unit)
+        found = pixels.describe(facts["thumbnail"])
+        found[~facts["readable"]] = np.nan
+        return {COPY: found, SUBJECT: found, THUMBNAIL: facts["thumbnail"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,9 @@ class Features:
         origin = {"weights": self.backbone.source, "source": data.source, "path": data.path}
         embed_pictures(pool.config, folder, self.backbone, self.request, view, origin)
 
-    def describe(self, source: Source, unit: str) -> dict[str, np.ndarray]:
+    def describe(
+        self, source: Source, unit: str, facts: Batch | None = None
+    ) -> dict[str, np.ndarray]:
         config = self.pool.config
         dtype = compute_dtype(config.compute_dtype)
         extractor = Extractor(

@@ -48,7 +48,7 @@ def _estimate(name: str, rows: int, config: ConfigDict) -> tuple[float, float, s
         method = f"{how.cells:,} cells" if how.cells else "all pairs"
         return rows * _EDGE_BYTES, how.seconds / 3600, f"{method}, {how.share:.2%} of the pairs"
     if name == "cluster":
-        flops = 2.0 * width * rows * sum(wanted.kmeans.sizes[:1]) * wanted.kmeans.iterations
+        flops = 2.0 * width * rows * wanted.kmeans.sizes[0] * wanted.kmeans.iterations
         speed = plan_pairs(10**6, 128, cells=0)
         rate = speed.flops / max(speed.seconds, 1e-9)
         return rows * 16, flops / rate / 3600, f"k-means, k = {wanted.kmeans.sizes}"

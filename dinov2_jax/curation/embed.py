@@ -12,9 +12,9 @@ import numpy as np
 
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.descriptor import COPY, Descriptor
-from dinov2_jax.curation.pictures import read_facts
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, save_array
+from dinov2_jax.curation.tables import read_arrays
 
 
 def stage(descriptor: Descriptor) -> Stage:
@@ -25,7 +25,7 @@ def stage(descriptor: Descriptor) -> Stage:
 
     def run(pool: Pool, folder: Path) -> Mapping[str, int]:
         before = pool.folder / "pictures"
-        facts = read_facts(before, ("readable", "blank"))
+        facts = read_arrays(before, ("readable", "blank"))
         own = load_array(before / "first.npy") == np.arange(pool.rows)
         rows = np.flatnonzero(facts["readable"] & ~facts["blank"] & own)
         if not len(rows):
@@ -38,7 +38,7 @@ def stage(descriptor: Descriptor) -> Stage:
         _require_finite(pool, folder, rows)
         return {"rows": len(rows)}
 
-    return Stage("embed", ("pictures",), settings, run)
+    return Stage("embed", ("pictures",), settings, run, goes_on=True)
 
 
 def _require_finite(pool: Pool, folder: Path, rows: np.ndarray) -> None:

@@ -7,7 +7,7 @@ edges/part-*.parquet   row, reference, record, score, kind (equal, hash or featu
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from dinov2_jax.curation import evidence, references
 from dinov2_jax.curation.calibrate import NO_PAIRS, read_whitening
 from dinov2_jax.curation.cells import cross_pairs_above
 from dinov2_jax.curation.dedup import limits
-from dinov2_jax.curation.descriptor import COPY, THUMBNAIL, Descriptor
-from dinov2_jax.curation.facts import stream_facts
+from dinov2_jax.curation.descriptor import COPY, Descriptor
+from dinov2_jax.curation.facts import collect_facts
 from dinov2_jax.curation.hashes import BITS, cross_pairs, hash_rows
 from dinov2_jax.curation.pictures import read_basis
 from dinov2_jax.curation.pool import Pool
@@ -25,9 +25,10 @@ from dinov2_jax.curation.stage import Stage, load_array
 from dinov2_jax.curation.tables import write_arrays
 from dinov2_jax.curation.whitening import apply
 from dinov2_jax.data.decode import DecodeSpec
+from dinov2_jax.data.reader import Batch
 
-KINDS = ("hash", "feature")
-EQUAL = 0.999  # cosine of equal pictures, in float16
+KINDS = ("equal", "hash", "feature")
+_Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of the pool, records, scores
 
 
 def stage(descriptor: Descriptor, sets: Sets) -> Stage:
@@ -66,46 +67,75 @@ def _run(descriptor: Descriptor, sets: Sets, pool: Pool, folder: Path) -> Mappin
     return {"rows": dropped.count_rows(), "pictures": left_out.count_rows()}
 
 
+class _Looked(NamedTuple):
+    """Pictures of a set that can be read: records [n], facts of all, descriptors of all."""
+
+    records: np.ndarray
+    facts: Batch
+    described: Mapping[str, np.ndarray]
+
+
 def _edges(descriptor: Descriptor, one: Set, number: int, pool: Pool) -> tuple[np.ndarray, ...]:
     """Pairs of a pool's row and a set's record that are copies: five columns."""
-    rows = np.asarray(load_array(pool.folder / "embed" / "rows.npy"))
-    described = descriptor.describe(one.source, one.name)
-    features = described[COPY]
-    own = references.readable(features, one, "so nothing can be kept out of the evaluation")
-    known, hashes = _hashes(one, pool)
-    own = np.intersect1d(own, known)  # blank pictures are like all others that are blank
-    whitening = read_whitening(pool.folder / "calibrate")
-    whitened = apply(whitening, features[own])
-    bank = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
-    wanted = limits(pool, "references")
-    least = wanted.threshold if wanted.threshold < NO_PAIRS else EQUAL
-    near = cross_pairs_above(whitened, bank, evidence.CANDIDATE if wanted.aligned else least)
-    score = near.cosine
-    if wanted.aligned:
-        thumbs = load_array(pool.folder / "pictures" / "thumbnail.npy")
-        mine = described[THUMBNAIL][own]
-        level = evidence.levels(whitening, np.asarray(bank), mine, np.full(len(own), -1))
-        score = evidence.scores(mine[near.a], thumbs[rows[near.b]], score, level[near.a])
-    keep = score >= least
-    parts = [(rows[near.b[keep]], own[near.a[keep]], score[keep], 1)]
-    if wanted.hash_bits >= 0:
-        pool_hashes = np.asarray(load_array(pool.folder / "pictures" / "hash.npy")[rows])
-        a, b, apart = cross_pairs(hashes, pool_hashes, wanted.hash_bits)
-        parts.append((rows[b], known[a], 1 - apart / BITS, 0))
+    data = pool.config.data
+    facts = collect_facts(one.source, DecodeSpec(data.max_pixels), data.workers, one.name)
+    described = descriptor.describe(one.source, one.name, facts)
+    own = references.readable(described[COPY], one, "so nothing can be kept out of the evaluation")
+    parts = [_equal(_Looked(own, facts, described), pool)]
+    own = own[~facts["blank"][own]]  # blank pictures are like all others that are blank
+    if len(own):
+        looked = _Looked(own, facts, described)
+        parts += [_near_hashes(looked, pool), _near_features(looked, pool)]
     filled = [
-        (r, np.full(len(r), number), i, np.asarray(s, np.float32), np.full(len(r), kind))
-        for r, i, s, kind in parts
+        (row, np.full(len(row), number), record, score, np.full(len(row), KINDS.index(kind)))
+        for kind, (row, record, score) in zip(KINDS, parts, strict=False)
     ]
     return tuple(map(np.concatenate, zip(*filled, strict=True)))
 
 
-def _hashes(one: Set, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """Records of a set that can be read and are not blank, and their hashes by the pool's basis."""
-    data, rows = pool.config.data, np.arange(len(one.source))
-    thumbs, use = [], []
-    for chunk in stream_facts(one.source, rows, DecodeSpec(data.max_pixels), data.workers):
-        keep = chunk["readable"] & ~chunk["blank"]
-        thumbs.append(chunk["thumbnail"][keep])
-        use.append(chunk["row"][keep])
-    hashes = hash_rows(read_basis(pool.folder / "pictures"), np.concatenate(thumbs))
-    return np.concatenate(use), hashes
+def _equal(looked: _Looked, pool: Pool) -> _Pairs:
+    """Pictures of equal pixels, blank ones too."""
+    digests = np.empty(len(looked.records), object)
+    digests[:] = [x.tobytes() for x in looked.facts["pixel_digest"][looked.records]]
+    tables = pool.tables
+    pictures = tables.read(pool.folder / "pictures")
+    pictures = pictures.where(pictures["readable"]).select("row", "pixel_digest")
+    others = tables.of({"record": looked.records, "pixel_digest": digests})
+    both = tables.join(pictures, others, "pixel_digest", "inner").select("row", "record")
+    found = tables.arrays(both, ["row", "record"])
+    return found["row"], found["record"], np.ones(len(found["row"]), np.float32)
+
+
+def _near_hashes(looked: _Looked, pool: Pool) -> _Pairs:
+    rows, bits = _rows(pool), limits(pool, "references").hash_bits
+    if bits < 0:
+        return rows[:0], rows[:0], np.zeros(0, np.float32)
+    pictures = pool.folder / "pictures"
+    hashes = hash_rows(read_basis(pictures), looked.facts["thumbnail"][looked.records])
+    pool_hashes = np.asarray(load_array(pictures / "hash.npy")[rows])
+    a, b, apart = cross_pairs(hashes, pool_hashes, bits)
+    return rows[b], looked.records[a], (1 - apart / BITS).astype(np.float32)
+
+
+def _near_features(looked: _Looked, pool: Pool) -> _Pairs:
+    rows, wanted = _rows(pool), limits(pool, "references")
+    if wanted.threshold >= NO_PAIRS:
+        return rows[:0], rows[:0], np.zeros(0, np.float32)
+    whitening = read_whitening(pool.folder / "calibrate")
+    bank = load_array(pool.folder / "calibrate" / f"{COPY}.npy")
+    whitened = apply(whitening, looked.described[COPY][looked.records])
+    near = cross_pairs_above(
+        whitened, bank, evidence.CANDIDATE if wanted.aligned else wanted.threshold
+    )
+    score = near.cosine
+    if wanted.aligned:
+        thumbs = load_array(pool.folder / "pictures" / "thumbnail.npy")
+        mine = looked.facts["thumbnail"][looked.records]
+        level = evidence.levels(whitening, np.asarray(bank), mine, np.full(len(mine), -1))
+        score = evidence.scores(mine[near.a], thumbs[rows[near.b]], score, level[near.a])
+    keep = score >= wanted.threshold
+    return rows[near.b[keep]], looked.records[near.a[keep]], score[keep].astype(np.float32)
+
+
+def _rows(pool: Pool) -> np.ndarray:
+    return np.asarray(load_array(pool.folder / "embed" / "rows.npy"))

@@ -1,7 +1,6 @@
 """What loader workers find out about pictures: sizes, digests, thumbnails. No JAX here."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -12,9 +11,10 @@ from dinov2_jax.curation.hashes import SIDE, byte_digest, is_blank, pixel_digest
 from dinov2_jax.data.decode import BadImage, DecodeSpec, decode, to_channels
 from dinov2_jax.data.reader import Batch, Reader, join
 from dinov2_jax.data.sources.source import Source
+from dinov2_jax.run.progress import Progress
 
 # Pictures that a worker hands over at a time.
-_CHUNK = 16
+CHUNK = 16
 DIGEST = 16  # bytes
 REASON = 200  # bytes of UTF-8, filled up with spaces
 
@@ -33,30 +33,34 @@ FACTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Looking:
-    """A grain transformation: row numbers -> their facts; picklable."""
-
-    source: Source
-    decoding: DecodeSpec
-
-    def __call__(self, rows: np.ndarray) -> Batch:
-        found = [facts_of(self.source, int(row), self.decoding) for row in rows]
-        return {
-            name: np.stack([np.asarray(one[name], dtype) for one in found])
-            for name, (_, dtype) in FACTS.items()
-        }
-
-
 def stream_facts(
     source: Source, rows: np.ndarray, decoding: DecodeSpec, workers: int
 ) -> Iterator[Batch]:
     """Yields the facts of the records `rows` in their order, at most 16 pictures at a time."""
-    looking = functools.partial(_Looking(source, decoding))
-    dataset = grain.MapDataset.source(rows).batch(_CHUNK).map(looking)
+    looking = functools.partial(_look, source, decoding)
+    dataset = grain.MapDataset.source(rows).batch(CHUNK).map(looking)
     size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in FACTS.values())
-    with contextlib.closing(Reader(dataset, workers, _CHUNK * size)) as reader:
+    with contextlib.closing(Reader(dataset, workers, CHUNK * size)) as reader:
         yield from map(lambda chunk: join([chunk]), reader)
+
+
+def collect_facts(source: Source, decoding: DecodeSpec, workers: int, unit: str) -> Batch:
+    """The facts of a whole source that fits into memory; `unit` is what the progress counts."""
+    progress, parts, done = Progress(len(source), unit=unit), [], 0
+    for chunk in stream_facts(source, np.arange(len(source)), decoding, workers):
+        parts.append(chunk)
+        done += len(chunk["row"])
+        progress.update(done)
+    progress.close()
+    return join(parts)
+
+
+def _look(source: Source, decoding: DecodeSpec, rows: np.ndarray) -> Batch:
+    found = [facts_of(source, int(row), decoding) for row in rows]
+    return {
+        name: np.stack([np.asarray(one[name], dtype) for one in found])
+        for name, (_, dtype) in FACTS.items()
+    }
 
 
 def facts_of(source: Source, row: int, decoding: DecodeSpec) -> dict[str, object]:

@@ -17,6 +17,7 @@ from dinov2_jax.curation.blocks import Blocks, CurationError
 Quotas = Callable[[np.ndarray, int], np.ndarray]
 # pick(rows int64 [n], number, seed) -> int64 [number]: rows of one cluster.
 Pick = Callable[[np.ndarray, int, int], np.ndarray]
+OnStep = Callable[[int, np.ndarray, float], object]
 
 
 class Level(NamedTuple):
@@ -42,6 +43,7 @@ def fit(
     resamples: Sequence[int] | None = None,
     nearest: Sequence[int] | None = None,
     on_level: Callable[[int, Level], object] | None = None,
+    on_step: OnStep | None = None,
     done: Sequence[Level] = (),
 ) -> list[Level]:
     """Clusters rows [n, D] level by level.
@@ -56,6 +58,7 @@ def fit(
         above, as in the published web configuration.
       nearest: rows of each cluster that a resample keeps; the default is half of the mean size.
       on_level: gets (number of the level from 1, the level) as soon as it is done.
+      on_step: as in `kmeans.fit`, after each update of each fit.
       done: levels of an earlier run, which are taken as they are.
 
     Raises:
@@ -78,8 +81,9 @@ def fit(
     for number in range(len(levels), len(sizes)):
         points = blocks if number == 0 else Blocks(levels[-1].centroids)
         level = _fit_level(
-            points, sizes[number], seed + number, iterations, resamples[number], nearest[number]
-        )
+            points, sizes[number], seed + number, iterations, resamples[number], nearest[number],
+            on_step,
+        )  # fmt: skip
         levels.append(level)
         if on_level is not None:
             on_level(number + 1, level)
@@ -95,14 +99,21 @@ def _check(name: str, values: Sequence[int], levels: int, least: int) -> None:
 
 
 def _fit_level(
-    points: Blocks, k: int, seed: int, iterations: int, resamples: int, nearest: int
+    points: Blocks,
+    k: int,
+    seed: int,
+    iterations: int,
+    resamples: int,
+    nearest: int,
+    on_step: OnStep | None,
 ) -> Level:
-    found = kmeans.fit(points, k, iterations, seed)
+    found = kmeans.fit(points, k, iterations, seed, on_step=on_step)
     for again in range(1, resamples + 1):
         chosen = closest(found.label, found.distance, k, nearest)
         subset = np.asarray(points.rows[chosen])
         # From new first centroids: the old ones would hardly leave their places.
-        centroids = kmeans.fit(subset, k, iterations, seed + 1000 * again).centroids
+        again_fit = kmeans.fit(subset, k, iterations, seed + 1000 * again, on_step=on_step)
+        centroids = again_fit.centroids
         label, distance = kmeans.assign(points, centroids)
         found = kmeans.Clusters(centroids, label, distance, [])
     return Level(found.centroids, found.label, found.distance)

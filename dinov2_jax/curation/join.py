@@ -37,14 +37,16 @@ class Piece(NamedTuple):
 
 
 class Pool:
-    """Unit rows fp16 [n, D], whole on every device of the mesh."""
+    """Unit rows fp16 [n, D], in the order given, whole on every device of the mesh."""
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, order: np.ndarray) -> None:
         mesh = jax.sharding.get_mesh()
         self.mesh: Mesh | None = None if mesh.empty or mesh.size == 1 else mesh
         self.shards = 1 if self.mesh is None else self.mesh.size
         padded = np.zeros((len(rows) + ROWS, rows.shape[1]), np.float16)
-        padded[: len(rows)] = rows
+        for start in range(0, len(rows), 2**16):
+            part = order[start : start + 2**16]
+            padded[start : start + len(part)] = rows[part]
         self.rows = jnp.asarray(padded) if self.mesh is None else self._put(padded, P())
 
     def _put(self, x: np.ndarray, spec: P) -> Array:

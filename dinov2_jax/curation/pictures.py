@@ -7,7 +7,7 @@ basis.npz        what the hash was fitted to; hash.npy uint64 [n], 0 for unreada
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dinov2_jax.curation.balance import pick
 from dinov2_jax.curation.blocks import CurationError
-from dinov2_jax.curation.facts import FACTS, stream_facts
+from dinov2_jax.curation.facts import CHUNK, FACTS, stream_facts
 from dinov2_jax.curation.hashes import HashBasis, fit_basis, hash_rows
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, load_array, part_name, save_array
@@ -33,7 +33,10 @@ _BASIS_ROWS = 100_000  # thumbnails that the hash is fitted to, at most
 
 
 def shard_rows(rows: int) -> int:
-    """Pictures of a part, which a kill loses at most: a power of two, 64 to 65,536."""
+    """Pictures of a part, which a kill loses at most: a power of two, 64 to 65,536.
+
+    So each part but the last has whole chunks of the loader.
+    """
     count = 64
     while count < 65536 and count * 64 < rows:
         count *= 2
@@ -69,10 +72,10 @@ def _read(pool: Pool, shards: Sequence[range], paths: Sequence[Path], writer: Np
     rows = np.concatenate([np.arange(shard.start, shard.stop) for shard in shards])
     data = pool.config.data
     progress = Progress(len(rows), unit="picture")
-    facts = _by_row(stream_facts(pool.source, rows, DecodeSpec(data.max_pixels), data.workers))
+    facts = stream_facts(pool.source, rows, DecodeSpec(data.max_pixels), data.workers)
     done = 0
     for shard, path in zip(shards, paths, strict=True):
-        found = join(list(itertools.islice(facts, len(shard))))
+        found = join(list(itertools.islice(facts, -(-len(shard) // CHUNK))))
         thumbs = {name: found[name] for name in _ARRAYS}
         writer.write(0, shard.start, [], thumbs)
         names = [printable(pool.source.name(row)) for row in shard]
@@ -80,12 +83,6 @@ def _read(pool: Pool, shards: Sequence[range], paths: Sequence[Path], writer: Np
         done += len(shard)
         progress.update(done)
     progress.close()
-
-
-def _by_row(chunks: Iterator[Batch]) -> Iterator[Batch]:
-    for chunk in chunks:
-        for place in range(len(chunk["row"])):
-            yield {name: values[place : place + 1] for name, values in chunk.items()}
 
 
 def _write_part(path: Path, found: Batch, names: Sequence[str]) -> None:
@@ -107,7 +104,7 @@ def _write_part(path: Path, found: Batch, names: Sequence[str]) -> None:
 
 def _hash(folder: Path) -> None:
     """Fits the hash to the readable pictures that are not blank, and applies it to all."""
-    thumbs, facts = load_array(folder / "thumbnail.npy"), read_facts(folder, ("readable", "blank"))
+    thumbs, facts = load_array(folder / "thumbnail.npy"), read_arrays(folder, ("readable", "blank"))
     fit = pick(np.flatnonzero(facts["readable"] & ~facts["blank"]), _BASIS_ROWS, 0)
     basis = fit_basis(np.asarray(thumbs[fit]))
     with replacing(folder / "basis.npz") as new, open(new, "wb") as file:
@@ -136,22 +133,18 @@ def read_basis(folder: Path) -> HashBasis:
         return HashBasis(**stored)
 
 
-def read_facts(folder: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of all pictures in memory, in the order of the rows."""
-    return read_arrays(folder, columns)
-
-
 def _counts(pool: Pool, folder: Path) -> dict[str, int]:
-    facts = read_facts(folder, ("readable", "blank", "reason", "row"))
+    facts = read_arrays(folder, ("readable", "blank", "reason", "row"))
     readable = int(facts["readable"].sum())
     if not readable:
         first = pool.source.name(0)
         raise CurationError(
             f"none of {pool.rows:,} pictures can be read, such as {printable(first)} "
-            f"({facts['reason'][0]}); check config.data.path and config.data.max_pixels"
+            f"({facts['reason'][0]}); check config.data.path and "
+            f"config.data.max_pixels, then remove {folder}"
         )
     unreadable = pool.rows - readable
     return {"rows": pool.rows, "unreadable": unreadable, "blank": int(facts["blank"].sum())}
 
 
-STAGE = Stage("pictures", (), settings, run)
+STAGE = Stage("pictures", (), settings, run, goes_on=True)

@@ -11,11 +11,13 @@ from dinov2_jax.data.sources.source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Attributes:
-    config: of configs/curate.
-    folder: the run directory; each stage has a folder of its name in it.
-    source: the pictures; row i of every table is record i.
-    tables: the engine for tables.
+    """A run of curation.
+
+    Attributes:
+      config: of configs/curate.
+      folder: the run directory; each stage has a folder of its name in it.
+      source: the pictures; row i of every table is record i.
+      tables: the engine for tables.
     """
 
     config: ConfigDict

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.curation.calibrate import NO_PAIRS
 from dinov2_jax.curation.gallery import Gallery
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.stage import Stage, read_stage
@@ -18,7 +19,7 @@ from dinov2_jax.viz.page import document, folded, section, settings_table
 
 PAGE = "report.html"
 PAIRS, COMPONENTS, QUERIES, CLUSTERS = 50, 12, 20, 20
-_SHOWN_EDITS = ("jpeg_30", "crop_70", "flip", "collage")
+_SHOWN_EDITS = ("jpeg_30", "crop_70", "flip", "collage_quarter")
 
 
 def stage(used: tuple[str, ...]) -> Stage:
@@ -68,7 +69,7 @@ def _pairs(pool: Pool, gallery: Gallery) -> list[str]:
     touches = (edges["a"] == direct) | (edges["b"] == direct)
     found = []
     for kind, lead in (
-        ("feature", "Pairs by descriptor, the lowest cosine first: look here for mistakes."),
+        ("feature", "Pairs by descriptor, the least alike first: look here for mistakes."),
         ("hash", "Pairs by hash, the most different first."),
         ("blank", "Blank pictures of one grey."),
     ):
@@ -148,15 +149,18 @@ def _calibration(pool: Pool) -> str:
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     known = json.loads((path.parent / "thresholds.json").read_text(encoding="utf-8"))
     names = {"recall": "all made copies", "false_share": "false"}
-    names |= {edit: edit.replace("_", " ") for edit in _SHOWN_EDITS if edit in rows[0]}
+    names |= {edit: edit.replace("_", " ") for edit in _SHOWN_EDITS}
     lines = {
         title: [(row["threshold"], 100 * row[name]) for row in rows]
         for name, title in names.items()
     }
     figure = curve("found, and falsely linked", lines, unit=" %", x_name="threshold")
+    how = "calibrated" if known["calibrated"] else "too few pictures to calibrate"
+    if known["pool"] >= NO_PAIRS:
+        how = "descriptors do not tell these pictures apart and are not compared"
     lead = (
         f"Shares of copies that are found, and of pictures with a link to an unrelated one. The "
         f"threshold is {known['pool']:.3f} within the pool and {known['references']:.3f} against "
-        f"references ({'calibrated' if known['calibrated'] else 'too few pictures to calibrate'})."
+        f"references ({how})."
     )
     return section("Calibration", f'<div class="curves">{figure}</div>', lead)

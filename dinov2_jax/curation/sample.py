@@ -57,16 +57,23 @@ def kept_rows(pool: Pool, reads: tuple[str, ...]) -> np.ndarray:
 
 
 def _kept(pool: Pool, reads: tuple[str, ...]) -> Any:
-    rows, target = kept_rows(pool, reads), pool.config.curate.target
-    if target:
-        if target > len(rows):
-            raise CurationError(
-                f"config.curate.target={target:,} is more than the {len(rows):,} pictures that "
-                f"are left; lower it by {target - len(rows):,}, or add pictures"
-            )
-        rows = pick(rows, target, pool.config.seed)
-    reason = np.full(len(rows), "kept", object)
-    return _table(pool, rows, np.ones(len(rows), np.int32), reason)
+    rows = _at_most_target(pool, kept_rows(pool, reads))
+    return _table(pool, rows, np.full(len(rows), "kept", object))
+
+
+def _at_most_target(pool: Pool, rows: np.ndarray) -> np.ndarray:
+    """`config.curate.target` of the rows, or all of them without a target.
+
+    Raises:
+      CurationError: there are fewer.
+    """
+    target = pool.config.curate.target
+    if target > len(rows):
+        raise CurationError(
+            f"config.curate.target={target:,} is {target - len(rows):,} more than the "
+            f"{len(rows):,} pictures that are left; lower it, or add pictures"
+        )
+    return pick(rows, target, pool.config.seed) if target else rows
 
 
 def _balanced(pool: Pool) -> Any:
@@ -74,28 +81,27 @@ def _balanced(pool: Pool) -> Any:
     tables, folder, target = pool.tables, pool.folder / "cluster", pool.config.curate.target
     found = read_arrays(folder, ("row", "cluster"))
     levels = read_levels(folder)
-    if target > len(found["row"]):
-        raise CurationError(
-            f"config.curate.target={target:,} is more than the {len(found['row']):,} pictures that "
-            "are clustered; lower it, or add pictures"
-        )
+    _at_most_target(pool, found["row"])
     given = leaf_shares(levels, target, quotas)
     clusters = len(given)
     quota = tables.of({"cluster": np.arange(clusters, dtype=np.int32), "quota": given})
     chosen = tables.sample(tables.of(found), "cluster", quota, pool.config.seed)
     rows = tables.arrays(chosen.select("row"), ["row"])["row"]
-    return _table(pool, rows, np.ones(len(rows), np.int32), np.full(len(rows), "balanced", object))
+    return _table(pool, rows, np.full(len(rows), "balanced", object))
 
 
 def _retrieved(pool: Pool) -> Any:
-    """Every retrieved picture once, with the reason of its best place."""
+    """Every retrieved picture once, with the first way in which it was found."""
     tables = pool.tables
     found = tables.read(pool.folder / "retrieve")
     arrays = tables.arrays(found.select("row", "query_set", "how"), ["row", "query_set", "how"])
     rows, first = np.unique(arrays["row"], return_index=True)
-    reason = np.array([f"{arrays['how'][at]}:{arrays['query_set'][at]}" for at in first], object)
-    return _table(pool, rows, np.ones(len(rows), np.int32), reason)
+    reason = np.empty(len(rows), object)
+    reason[:] = [f"{arrays['how'][at]}:{arrays['query_set'][at]}" for at in first]
+    chosen = np.isin(rows, _at_most_target(pool, rows))
+    return _table(pool, rows[chosen], reason[chosen])
 
 
-def _table(pool: Pool, rows: np.ndarray, repeat: np.ndarray, reason: np.ndarray) -> Any:
+def _table(pool: Pool, rows: np.ndarray, reason: np.ndarray) -> Any:
+    repeat = np.ones(len(rows), np.int32)
     return pool.tables.of({"row": rows, "repeat": repeat, "reason": reason})

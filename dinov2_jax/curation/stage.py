@@ -9,8 +9,9 @@ A folder is continued only with the settings and inputs that it was begun with.
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from dinov2_jax.config.files import diff_configs
 from dinov2_jax.curation.blocks import CurationError
 from dinov2_jax.curation.pool import Pool
+from dinov2_jax.errors import UserError
 from dinov2_jax.run.files import replacing, write_json
 
 FILE = "stage.json"
@@ -34,14 +36,15 @@ class Stage:
       name: of its folder.
       reads: the stages whose files it needs, in this order.
       settings: what its rows depend on, as JSON values.
-      run: (pool, folder) -> counts, among them "rows"; leaves whole files only, and continues from
-        those that an earlier start left.
+      run: (pool, folder) -> counts, among them "rows"; leaves whole files only.
+      goes_on: whether it continues from the files of an earlier start, or begins again.
     """
 
     name: str
     reads: tuple[str, ...]
     settings: Callable[[Pool], Mapping[str, Any]]
     run: Callable[[Pool, Path], Mapping[str, int]]
+    goes_on: bool = False
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
@@ -73,37 +76,56 @@ def describe(stage: Stage, pool: Pool) -> dict[str, Any]:
     return {**record, "settings": settings, "inputs": inputs, "rows": 0}
 
 
-def check_unchanged(stage: Stage, wanted: Mapping[str, Any], folder: Path) -> None:
-    """Refuses a folder that was made otherwise, by a CurationError that names what changed."""
+def check_unchanged(stage: Stage, pool: Pool, later: Sequence[str] = ()) -> dict[str, Any]:
+    """What stage.json is to say; refuses a folder that was made otherwise.
+
+    Args:
+      later: the stages after it, whose folders are to go with it.
+
+    Raises:
+      CurationError: naming the changed settings and inputs.
+    """
+    wanted, folder = describe(stage, pool), pool.folder / stage.name
     found = read_stage(folder)
-    if not found:
-        return
     names = ("version", "settings", "inputs")
+    if not found or not (found["complete"] or stage.goes_on):
+        return wanted
     changed = diff_configs(*({n: record[n] for n in names} for record in (found, wanted)))
     if changed:
+        made = [name for name in (stage.name, *later) if (pool.folder / name).exists()]
         raise CurationError(
             f"{folder} was made otherwise ({', '.join(changed)}); go back to these settings, "
-            f"remove {folder} to make it again, or name another --workdir"
+            f"remove {', '.join(made)} from {pool.folder} to make them again, or name another "
+            "--workdir"
         )
+    return wanted
 
 
-def run_stage(stage: Stage, pool: Pool) -> dict[str, Any]:
+def run_stage(stage: Stage, pool: Pool, later: Sequence[str] = ()) -> dict[str, Any]:
     """Runs what is left of a stage; returns its record.
+
+    What refuses leaves no folder behind, so that the same command with other settings works; only
+    files that the next start goes on from stay.
 
     Raises:
       CurationError: the folder was made with other settings or inputs, or what the stage refuses.
     """
-    folder = pool.folder / stage.name
-    wanted = describe(stage, pool)
-    check_unchanged(stage, wanted, folder)
+    folder, wanted = pool.folder / stage.name, check_unchanged(stage, pool, later)
     found = read_stage(folder)
     if found.get("complete"):
         return found
+    if not stage.goes_on:
+        shutil.rmtree(folder, ignore_errors=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
     write_json(folder / FILE, wanted)
     began = time.monotonic()
-    counts = dict(stage.run(pool, folder))
+    try:
+        counts = dict(stage.run(pool, folder))
+    except UserError:
+        if not stage.goes_on or {path.name for path in folder.iterdir()} == {FILE}:
+            shutil.rmtree(folder)
+        raise
     seconds = round(time.monotonic() - began, 1)
     done = {"complete": True, "rows": int(counts.pop("rows")), "counts": counts, "seconds": seconds}
     write_json(folder / FILE, wanted | done)

@@ -20,7 +20,6 @@ from dinov2_jax.run.files import replacing
 Table = Any  # daft.DataFrame; Daft is imported when the first table is needed
 Arrays = Mapping[str, np.ndarray]
 Aggregate = Literal["min", "max", "sum", "count"]
-ENGINES = ("local", "ray")
 PART_ROWS = 1 << 20
 
 
@@ -63,9 +62,7 @@ class Tables:
 
     def of(self, columns: Arrays) -> Table:
         """Columns in memory."""
-        import pyarrow as pa
-
-        return self._daft.from_arrow(pa.table({n: pa.array(x) for n, x in columns.items()}))
+        return self._daft.from_arrow(_arrow(columns))
 
     def best_of_group(
         self, table: Table, by: str, order: Sequence[tuple[str, bool]], n: int
@@ -158,9 +155,20 @@ def write_parts(whole: Any, folder: Path, part_rows: int = PART_ROWS) -> int:
 
 def write_arrays(columns: Arrays, folder: Path, part_rows: int = PART_ROWS) -> int:
     """Writes columns in memory as `part-*.parquet`, in their order."""
+    return write_parts(_arrow(columns), folder, part_rows)
+
+
+def _arrow(columns: Arrays) -> Any:
+    """A pyarrow table; objects are texts, or bytes of one length, also where there is no row."""
     import pyarrow as pa
 
-    return write_parts(pa.table({n: pa.array(x) for n, x in columns.items()}), folder, part_rows)
+    def column(values: np.ndarray) -> Any:
+        if values.dtype != object:
+            return pa.array(values)
+        is_bytes = len(values) > 0 and isinstance(values[0], bytes)
+        return pa.array(values, pa.binary(len(values[0])) if is_bytes else pa.string())
+
+    return pa.table({name: column(values) for name, values in columns.items()})
 
 
 def read_arrays(folder: Path, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from dinov2_jax.curation.dry_run import print_plan
 from dinov2_jax.curation.pool import Pool
 from dinov2_jax.curation.references import Sets, open_sets
 from dinov2_jax.curation.rules import STAGES
-from dinov2_jax.curation.stage import Stage, check_unchanged, describe, is_complete, run_stage
+from dinov2_jax.curation.stage import Stage, check_unchanged, is_complete, run_stage
 from dinov2_jax.curation.tables import Tables
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import notes_of
@@ -126,16 +126,17 @@ def make_stages(pool: Pool, used: Sequence[str], sets: dict[str, Sets]) -> list[
 
 def _run_all(stages: Sequence[Stage], pool: Pool) -> None:
     """Runs what is not finished. What changed since is told before any stage begins."""
-    for stage in stages:
+    names = [stage.name for stage in stages]
+    for number, stage in enumerate(stages, 1):
         if all(is_complete(pool.folder / name) for name in stage.reads):
-            check_unchanged(stage, describe(stage, pool), pool.folder / stage.name)
+            check_unchanged(stage, pool, names[number:])
     for number, stage in enumerate(stages, 1):
         before = is_complete(pool.folder / stage.name)
         if not before:
             print(f"stage {number} of {len(stages)}: {stage.name}", flush=True)
-        record = run_stage(stage, pool)
+        record = run_stage(stage, pool, names[number:])
         print(_line(stage.name, record, before), flush=True)
-    _say_where(pool.folder, [stage.name for stage in stages])
+    _say_where(pool.folder, names)
 
 
 def _line(name: str, record: dict, before: bool) -> str:
