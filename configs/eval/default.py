@@ -33,7 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.interpolate_offset = -1.0
     config.interpolate_antialias = ""  # true | false
     # knn | few_shot | logreg | transfer | linear | linear_cached | finetune | robustness |
-    # retrieval | video, with commas between
+    # retrieval | video | segmentation | segmentation_ms | depth | depth_dpt | knn_segmentation |
+    # vos, with commas between
     config.protocols = ("knn",)
     # A linear classifier for linear (judged without training) and robustness: head.safetensors of a
     # probe, a released dinov2_*_linear_head.pth, or a folder of transformers; "": trained here
@@ -56,6 +57,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.robustness = _robustness()
     config.retrieval = _retrieval()
     config.video = _video()
+    config.segmentation = _segmentation()
+    config.depth = _depth()
+    config.knn_segmentation = _knn_segmentation()
+    config.vos = _vos()
     config.distributed = default.distributed()  # all processes do the same, process 0 writes
     return config
 
@@ -66,6 +71,8 @@ def _data() -> ml_collections.ConfigDict:
     # A published set in its official layout below data.path, in place of a source: imagenet |
     # imagenet_tfds | inaturalist2018 | inaturalist2021 | places205 | food101 | cifar10 | cifar100 |
     # sun397 | cars | aircraft | voc2007 | dtd | pets | caltech101 | flowers102 | cub200
+    # With masks: ade20k | voc2012 | cityscapes | camvid | folder; with depths: nyu | kitti |
+    # sunrgbd | folder; videos with masks: davis2017
     data.set = ""
     data.source = ""  # folder | tar | array_record | tfds | openmoji | manifest
     data.path = ""  # file, folder or pattern of the source; root of a published set
@@ -202,3 +209,75 @@ def _video() -> ml_collections.ConfigDict:
     # Leaves out videos of Kinetics that are missing; metrics are then not quite comparable.
     video.allow_missing = False
     return video
+
+
+def _segmentation() -> ml_collections.ConfigDict:
+    # A linear head on frozen patches. 0: the set's own recipe, see heads/recipes.py
+    segmentation = ml_collections.ConfigDict()
+    segmentation.iterations = 0  # ADE20K, VOC 2012 and Cityscapes: 40,000. Reference
+    segmentation.batch_size = 0  # pictures an iteration, over all processes. Reference: 16
+    segmentation.crop_size = 0  # px; of a training crop and of a window. Reference: 512, ms 640
+    segmentation.short_side = 0  # px; of a picture at scale 1. Reference: 512, ms 640
+    # Learning rates of heads that are trained together; val, or test where there is none, chooses
+    segmentation.rates = (1e-3,)  # of AdamW. Reference
+    segmentation.weight_decay = 1e-4  # of AdamW. Reference
+    segmentation.warmup_iterations = -1  # -1: 1500, but at most an eighth of all. Reference: 1500
+    segmentation.stride = 0  # px between windows; 0: two thirds of a crop, ms: half. Reference
+    segmentation.scales = ()  # factors of short_side at test; (): 1, ms: 1 to 3. Reference
+    segmentation.flip = (
+        "auto"  # auto | true | false; also the mirrored picture; auto: ms. Reference
+    )
+    segmentation.pictures = 8  # test pictures that results.html shows beside their truth
+    segmentation.seed = 0  # of the head, crops, colours and the order
+    segmentation.save_every = 1000  # iterations
+    return segmentation
+
+
+def _depth() -> ml_collections.ConfigDict:
+    # Heads on frozen patches and cls. 0: the set's own recipe, see heads/recipes.py
+    depth = ml_collections.ConfigDict()
+    depth.iterations = 0  # NYU, KITTI: 38,400. Reference
+    depth.batch_size = 0  # pictures an iteration, over all processes. Reference: 16
+    depth.blocks = 1  # 1 | 4; whose features the linear head reads ("lin. 1", "lin. 4"). Reference
+    depth.lr = 0.0  # peak rate of AdamW; 0: 1e-4. Reference
+    depth.weight_decay = 0.01  # of AdamW. Reference
+    depth.warmup_iterations = -1  # -1: 12,800, but at most a third of all. Reference: 12,800
+    depth.low = 0.0  # metres; the least depth; 0: 0.001. Reference
+    depth.high = 0.0  # metres; the greatest depth; 0: NYU 10, KITTI and SUN RGB-D 80. Reference
+    depth.crop = "auto"  # auto | none | nyu_eigen | kitti_eigen | garg; where pictures are judged
+    depth.flip = True  # averages the mirrored picture's depth. Reference
+    depth.units_per_metre = 0.0  # of a folder's depth files; 0: 1000 (millimetres)
+    depth.pictures = 8  # test pictures that results.html shows beside their truth
+    depth.seed = 0  # of the head, crops, colours and the order
+    depth.save_every = 1000  # iterations
+    return depth
+
+
+def _knn_segmentation() -> ml_collections.ConfigDict:
+    # Frozen patches, nothing trained but logistic regression. Reference: CAPI's protocol
+    knn = ml_collections.ConfigDict()
+    knn.ks = (1, 3, 10, 30)  # neighbours that vote. Reference
+    knn.metrics = ("cosine", "l2")  # distances that are tried. Reference
+    knn.image_px = 224  # side of the square that a picture is squashed to. Reference
+    knn.val_share = 0.1  # of the training pictures, where the set has no val. Reference
+    knn.logistic = True  # also logistic regression
+    knn.log10_c = (-6.0, 5.0)  # its inverse penalties: 10^linspace(first, last, count). Reference
+    knn.count = 8  # how many penalties are tried. Reference
+    knn.max_patches = 2_000_000  # most training patches, drawn by whole pictures; others are left
+    knn.pictures = 8  # test pictures that results.html shows beside their truth
+    knn.seed = 0  # of the draws
+    return knn
+
+
+def _vos() -> ml_collections.ConfigDict:
+    # Label propagation by patches, nothing trained. Reference: DINO's protocol
+    vos = ml_collections.ConfigDict()
+    vos.split = "val"  # val | train, of DAVIS 2017
+    vos.short_side = 480  # px of a frame. Reference
+    vos.context = 7  # preceding frames that vote beside the first one. Reference
+    vos.radius = 12  # patches, in rows and columns, that may be apart; 0: any. Reference
+    vos.top_k = 5  # neighbours that vote for a patch. Reference
+    vos.temperature = 0.1  # of their weights. Reference
+    vos.videos = 0  # the first so many videos; 0: all
+    vos.pictures = 4  # videos that results.html shows
+    return vos

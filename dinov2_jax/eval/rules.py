@@ -19,9 +19,15 @@ from dinov2_jax.data.sources.open import KINDS, LABELS
 from dinov2_jax.datasets.large import LARGE_SETS
 from dinov2_jax.datasets.transfer import TRANSFER_SETS
 from dinov2_jax.heads.grid import RATES
+from dinov2_jax.metrics.depth import CROPS
 from dinov2_jax.weights.load import RULES as READING
 
 _SIDE = Range(0, SIDE.high)  # px; 0: as the weights say
+_AUTO = -1  # a count that the set's recipe gives
+_DENSE_SETS = (
+    *("ade20k", "voc2012", "cityscapes", "camvid"),
+    *("nyu", "kitti", "sunrgbd", "davis2017", "folder"),
+)
 # "" stands for what the evaluated run was trained with, or for none.
 RULES: Rules = DISTRIBUTED | {
     **READING,
@@ -29,7 +35,7 @@ RULES: Rules = DISTRIBUTED | {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "resize_size": _SIDE,
     "image_size": _SIDE,
-    "data.set": ("", "imagenet", "imagenet_tfds", *LARGE_SETS, *TRANSFER_SETS),
+    "data.set": ("", "imagenet", "imagenet_tfds", *LARGE_SETS, *TRANSFER_SETS, *_DENSE_SETS),
     "data.source": ("", *KINDS),
     "data.labels": ("", *LABELS),
     "data.workers": PROCESSES,
@@ -70,4 +76,46 @@ RULES: Rules = DISTRIBUTED | {
     "retrieval.scales": Range(0.01, 100),
     "retrieval.faiss_recall": SHARE,
     "video.set": ("", "ucf101", "ucf101_2", "ucf101_3", "kinetics400", "ssv2"),
+    "segmentation.iterations": COUNT_OR_NONE,
+    "segmentation.batch_size": Range(0, BATCH.high),
+    "segmentation.crop_size": _SIDE,
+    "segmentation.short_side": _SIDE,
+    "segmentation.rates": RATE,
+    "segmentation.weight_decay": DECAY,
+    "segmentation.warmup_iterations": Range(_AUTO, COUNT.high),
+    "segmentation.stride": _SIDE,
+    "segmentation.scales": Range(0.01, 100, empty=True),
+    "segmentation.flip": ("auto", "true", "false"),
+    "segmentation.pictures": COUNT_OR_NONE,
+    "segmentation.seed": SEED,
+    "segmentation.save_every": COUNT,
+    "depth.iterations": COUNT_OR_NONE,
+    "depth.batch_size": Range(0, BATCH.high),
+    "depth.blocks": Range(1, 4),
+    "depth.lr": RATE,
+    "depth.weight_decay": DECAY,
+    "depth.warmup_iterations": Range(_AUTO, COUNT.high),
+    "depth.low": Range(0, 1e6),
+    "depth.high": Range(0, 1e6),
+    "depth.crop": ("auto", *CROPS),
+    "depth.units_per_metre": Range(0, 1e9),
+    "depth.pictures": COUNT_OR_NONE,
+    "depth.seed": SEED,
+    "depth.save_every": COUNT,
+    "knn_segmentation.ks": COUNT,
+    "knn_segmentation.image_px": SIDE,
+    "knn_segmentation.val_share": Range(0.001, 0.9),
+    "knn_segmentation.log10_c": Range(-300, 300, ordered=True),
+    "knn_segmentation.count": Range(1, 10_000),
+    "knn_segmentation.max_patches": COUNT,
+    "knn_segmentation.pictures": COUNT_OR_NONE,
+    "knn_segmentation.seed": SEED,
+    "vos.split": ("val", "train"),
+    "vos.short_side": SIDE,
+    "vos.context": Range(0, 10_000),
+    "vos.radius": COUNT_OR_NONE,
+    "vos.top_k": COUNT,
+    "vos.temperature": TEMPERATURE,
+    "vos.videos": COUNT_OR_NONE,
+    "vos.pictures": COUNT_OR_NONE,
 }
