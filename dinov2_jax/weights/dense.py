@@ -53,14 +53,16 @@ def keys_of(kind: str) -> dict[str, str]:
     return {(top if path in _SIDES else "") + key: path for path, key in keys.items()}
 
 
+def names_of() -> dict[str, set[str]]:
+    """{kind: all keys of its released files}."""
+    found = {kind: {PREFIX + key for key in keys_of(kind)} for kind in _PATHS}
+    found["segmentation"] |= {f"{PREFIX}bn.{name}" for name in _STATISTICS}
+    return found
+
+
 def kind_of(names: set[str]) -> str:
     """The kind of head that has exactly these keys; "" for none."""
-    for kind in _PATHS:
-        wanted = set(keys_of(kind))
-        wanted |= {f"bn.{name}" for name in _STATISTICS} if kind == "segmentation" else set()
-        if names == {PREFIX + name for name in wanted}:
-            return kind
-    return ""
+    return next((kind for kind, wanted in names_of().items() if names == wanted), "")
 
 
 def from_released(tensors: Flat, kind: str) -> tuple[dict[str, Any], Statistics | None]:
