@@ -19,7 +19,7 @@ from dinov2_jax.models.segmentation import Statistics
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.dense_files import StoredHead, dense_of, write_dense
 from dinov2_jax.weights.files import WeightsError, blamed_on, read_tensors
-from dinov2_jax.weights.hub import find_head, head_name
+from dinov2_jax.weights.heads import head_path
 from dinov2_jax.weights.load import Backbone
 
 
@@ -191,9 +191,7 @@ def load_dense(
     Raises:
       WeightsError: the file is missing or damaged, holds something else, or has no range.
     """
-    name = head_name(str(path_or_name))
-    path = Path(path_or_name).expanduser()
-    path = find_head(name) if name and not path.exists() else path
+    path = head_path(path_or_name)
     return dense_from_stored(dense_of(read_tensors(path)), path, wanted, low=low, high=high)
 
 
@@ -207,6 +205,8 @@ def dense_from_stored(
 ) -> DenseHead:
     """Makes the object of what a file holds; arguments and errors as `load_dense`."""
     kind, about = stored.kind, dict(stored.about)
+    if kind == "segmentation" and (low is not None or high is not None):
+        raise EvaluationError(f"{path} is a segmentation head; leave out low and high")
     if wanted and not kind.startswith(wanted):
         found = "segmentation" if kind == "segmentation" else "depth"
         raise WeightsError(f"{path} is a {found} head, but a {wanted} head is needed; name one")
