@@ -69,7 +69,7 @@ def dense_of(stored: Tensors) -> StoredHead:
     path = stored.path
     tensors = {name.removeprefix(_WRAPPER): x for name, x in stored.tensors.items()}
     kind = _kind(tensors, path)
-    broken = [name for name, x in tensors.items() if not np.isfinite(np.asarray(x, float)).all()]
+    broken = [name for name, x in tensors.items() if not np.isfinite(x).all()]
     if broken:
         raise WeightsError(
             f"{path} holds NaN or infinity, such as in {broken[0]}; train or download it again"

@@ -9,7 +9,7 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.heads.dense_forward import classes_at, module_of, read_blocks
 from dinov2_jax.heads.dense_head import DenseHead
-from dinov2_jax.models.depth import DPT
+from dinov2_jax.models.depth import DPT, LinearDepth
 from dinov2_jax.models.maps import Level, resize
 from dinov2_jax.models.segmentation import initial_statistics
 from tests.features import tiny
@@ -93,6 +93,26 @@ def test_module_follows_from_the_shapes():
     module = module_of(head.form, head.params)
     assert (module.channels, module.widths, module.low) == (8, (3, 6, 12, 24), 0.1)
     assert module_of(linear_depth().form, linear_depth().params).bins == 16
+
+
+# Parameters of the released heads for S, B, L and g.
+COUNTS = {
+    384: (196_864, 786_688, 13_961_377),
+    768: (393_472, 1_573_120, 24_193_921),
+    1024: (524_544, 2_097_408, 34_190_017),
+    1536: (786_688, 3_145_984, 61_800_769),
+}
+
+
+@pytest.mark.parametrize("dim", list(COUNTS))
+def test_heads_of_released_widths_have_the_released_parameters(dim):
+    level = Level(np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, dim), np.float32))
+    modules = (LinearDepth(0.001, 10), [level]), (LinearDepth(0.001, 10), [level] * 4)
+    for (module, levels), count in zip(
+        (*modules, (DPT(0.001), [level] * 4)), COUNTS[dim], strict=True
+    ):
+        shapes = jax.eval_shape(module.init, jax.random.key(0), levels)
+        assert sum(x.size for x in jax.tree.leaves(shapes)) == count
 
 
 def test_all_kinds_of_pictures_give_the_same(backbone, picture, tmp_path):
