@@ -7,6 +7,7 @@ from PIL import Image
 
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads import dense_predict
 from dinov2_jax.heads.dense_forward import classes_at, module_of, read_blocks
 from dinov2_jax.heads.dense_head import DenseHead
 from dinov2_jax.models.depth import DPT, LinearDepth
@@ -153,7 +154,18 @@ def test_short_side_resizes_before_and_gives_the_pictures_size(backbone, picture
     )
 
 
-def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_path):
+def test_windows_cover_the_picture(backbone, picture):
+    head = segmentation()
+    whole = head.predict(backbone, picture)
+    np.testing.assert_array_equal(head.predict(backbone, picture, window=30), whole)
+    found = head.predict(backbone, picture, window=12)
+    assert found.shape == whole.shape and found.dtype == np.uint8
+    assert 0.3 < (found == whole).mean() < 1
+    mirrored = head.predict(backbone, picture[:, ::-1].copy(), window=12, flip=True)[:, ::-1]
+    assert (mirrored == head.predict(backbone, picture, window=12, flip=True)).mean() > 0.99
+
+
+def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_path, monkeypatch):
     head = segmentation()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\0 no picture")
     with pytest.raises(SourceError, match=r"broken.png cannot be read"):
@@ -166,9 +178,12 @@ def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_pa
         head.predict(backbone, [])
     with pytest.raises(FileNotFoundError, match="nothing"):
         head.predict(backbone, tmp_path / "nothing.png")
-    huge = np.zeros((800, 800, 3), np.uint8)
-    with pytest.raises(EvaluationError, match=r"has 800 x 800 px, that is 40,000 patches"):
-        head.predict(backbone, huge)
+    monkeypatch.setattr(dense_predict, "MAX_PATCHES", 40)
+    with pytest.raises(EvaluationError, match=r"has 30 x 21 px at once, that is 48 patches"):
+        head.predict(backbone, picture)
+    assert head.predict(backbone, picture, window=12).shape == (21, 30)
+    with pytest.raises(EvaluationError, match="predicted for a picture as a whole"):
+        linear_depth().predict(backbone, picture, window=8)
     with pytest.raises(EvaluationError, match="short_side is -1 px"):
         head.predict(backbone, picture, short_side=-1)
 
