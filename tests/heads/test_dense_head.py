@@ -39,7 +39,8 @@ def linear_depth(width=2 * WIDTH, **more):
 
 def dpt(dim=WIDTH):
     level = Level(np.zeros((1, 2, 2, dim), np.float32), np.zeros((1, dim), np.float32))
-    params = DPT(0.1, channels=8).init(jax.random.key(0), [level] * 4)["params"]
+    shapes = jax.eval_shape(DPT(0.1, channels=8).init, jax.random.key(0), [level] * 4)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     return DenseHead("depth_dpt", params, low=0.1, high=9.0)
 
 
