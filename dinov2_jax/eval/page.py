@@ -1,6 +1,7 @@
-"""results.html: all metrics of a folder of results, the paper's beside them, and their curves."""
+"""results.html: all metrics of a folder of results, the paper's beside them, curves, pictures."""
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from dinov2_jax.eval.results import HEAD, rows_of
 from dinov2_jax.run.files import write_text
 from dinov2_jax.viz.curves import curve
+from dinov2_jax.viz.gallery import plate
 from dinov2_jax.viz.page import document, folded, section, settings_table
 
 _SPAN_POINTS = 2.0  # least height of an axis in percent
@@ -31,6 +33,7 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
             _warnings(named),
             section("Metrics", _metrics(rows_of(found)), lead),
             section("Curves", _curves(named)),
+            *_pictures(path.parent, named),
             folded("How they came about", settings_table(notes)),
             folded("Settings and data", settings_table(settings)),
             folded("Weights", settings_table(results["about"])),
@@ -64,6 +67,20 @@ def _curves(named: Mapping[str, Any]) -> str:
         for drawn in entry["curves"]
     ]
     return f'<div class="curves">{"".join(figures)}</div>' if figures else ""
+
+
+def _pictures(folder: Path, named: Mapping[str, Any]) -> list[str]:
+    """A section for each heading of a result; a PNG that somebody removed is left out."""
+    found = []
+    for name, entry in named.items():
+        shown = (p for p in entry.get("pictures", ()) if (folder / p["file"]).is_file())
+        for heading, group in itertools.groupby(shown, key=lambda p: (p["heading"], p["lead"])):
+            plates = [
+                plate((folder / p["file"]).read_bytes(), p["caption"], p["width_px"]) for p in group
+            ]
+            body = f'<div class="plates">{"".join(plates)}</div>'
+            found.append(section(f"{heading[0]} ({name})", body, heading[1]))
+    return found
 
 
 def _warnings(named: Mapping[str, Any]) -> str:

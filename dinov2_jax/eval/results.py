@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dinov2_jax import __version__
 from dinov2_jax.config.files import ConfigError, diff_configs
 from dinov2_jax.eval.task import Curve, Finding, Metric
 from dinov2_jax.run.files import write_json
+from dinov2_jax.viz.gallery import Figure
 
 _FORMAT = 2
 
@@ -53,8 +55,8 @@ class Results:
         """Starts a result, and returns why an older one is replaced, or ""."""
         settings = _plain(settings)
         old = self._results.setdefault(protocol, {}).get(data)
-        new = {"complete": False, "settings": settings, "metrics": {}, "notes": {}, "curves": []}
-        self._results[protocol][data] = new
+        new = {"complete": False, "settings": settings, "metrics": {}, "notes": {}}
+        self._results[protocol][data] = new | {"curves": [], "pictures": []}
         self._changed.add((protocol, data))
         changed = diff_configs(old["settings"], settings) if old and old["complete"] else []
         return changed[0] if changed else ""
@@ -67,6 +69,10 @@ class Results:
             entry["metrics"][values.pop("name")] = _plain(values)
         elif isinstance(finding, Curve):
             entry["curves"].append(_plain(dataclasses.asdict(finding)))
+        elif isinstance(finding, Figure):
+            about = {k: v for k, v in finding._asdict().items() if k not in ("image", "file")}
+            about["width_px"] = finding.image.shape[1]
+            entry["pictures"].append(about | {"file": picture_file(protocol, data, finding.file)})
         else:
             entry["notes"] |= _plain(finding)
 
@@ -97,6 +103,16 @@ class Results:
             for data, entry in self._results.get(protocol, {}).items()
             if entry["metrics"]
         }
+
+
+def folder_of(name: str) -> str:
+    """The name of a data set as that of a folder."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def picture_file(protocol: str, data: str, file: str) -> str:
+    """The place of a picture's PNG, from the folder of results.json."""
+    return f"{protocol}/{folder_of(data)}/{file}"
 
 
 def rows_of(results: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +24,15 @@ from dinov2_jax.eval.protocols import (
     transfer,
     video,
 )
-from dinov2_jax.eval.results import Results, table
+from dinov2_jax.eval.results import Results, folder_of, picture_file, table
 from dinov2_jax.eval.task import Context, Need, Pass, Task, Work
 from dinov2_jax.features.cache import FeatureCache, Wanted
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.parallel.processes import from_main, is_main
+from dinov2_jax.run.files import write_bytes
 from dinov2_jax.run.lock import locked
+from dinov2_jax.viz.gallery import Figure
+from dinov2_jax.viz.sheet import png_bytes
 from dinov2_jax.weights.bundle import architecture_fields
 from dinov2_jax.weights.load import Backbone, load_configured
 
@@ -59,7 +61,7 @@ class _Planned:
 
     @property
     def folder(self) -> Path:
-        return self.root / self.protocol / _as_folder(self.task.data)
+        return self.root / self.protocol / folder_of(self.task.data)
 
     @property
     def key(self) -> tuple[str, str, Mapping[str, Any]]:
@@ -88,7 +90,7 @@ def evaluate(
     place = Path(config.feature_cache or root / "features").expanduser()
     context = Context(backbone, config, FeatureCache(place, backbone, config))
     opened = [(name, task) for name in names for task in PROTOCOLS[name](context)]
-    folder = root if workdir else root / _as_folder(opened[0][1].data)
+    folder = root if workdir else root / folder_of(opened[0][1].data)
     results = Results(folder / "results.json", _about(context))
     planned = [_Planned(name, task, folder) for name, task in opened]
     first = [one for one in planned if not one.task.after]
@@ -157,10 +159,6 @@ def _root(workdir: str, backbone: Backbone) -> Path:
         raise ConfigError("results of these weights need a place; add --workdir=evals/<name>")
     step = Path(backbone.source)
     return step.parent.parent / "eval" / step.name
-
-
-def _as_folder(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _about(context: Context) -> dict[str, Any]:
@@ -271,6 +269,9 @@ def _run(one: _Planned, work: Work, results: Results, warning: str) -> None:
     for finding in one.task.run(work):
         results.add(protocol, data, finding)
         if is_main():
+            if isinstance(finding, Figure):
+                place = results.path.parent / picture_file(protocol, data, finding.file)
+                write_bytes(place, png_bytes(finding.image))
             results.write()
     results.finish(protocol, data, time.monotonic() - began)
     if is_main():

@@ -20,6 +20,7 @@ from dinov2_jax.data.sources.source import Source
 from dinov2_jax.eval.data import Data, open_data, stored_settings
 from dinov2_jax.features.cache import FeatureCache, Labelled, Wanted
 from dinov2_jax.parallel.processes import main_first
+from dinov2_jax.viz.gallery import Figure
 from dinov2_jax.weights.load import Backbone
 
 # Title, resize_px and image_px: needs with the same ones share a pass over the pictures.
@@ -91,8 +92,9 @@ class Curve:
     unit: str = "%"
 
 
-# A dict holds notes: how the figures came about, as JSON values.
-Finding = Metric | Curve | dict[str, Any]
+# A dict holds notes: how the figures came about, as JSON values. A `Figure` is a picture: its PNG
+# goes into the task's folder, and results.html shows it.
+Finding = Metric | Curve | Figure | dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Task:
       settings: everything that the figures depend on beside the weights: the section of the
         configuration and fingerprints of the data, never a path. A finished result with the same
         settings is not computed again.
-      run: yields metrics, curves and notes.
+      run: yields metrics, curves, pictures and notes.
       after: protocols of which one must be finished before. The task is given their folders.
     """
 

@@ -70,8 +70,12 @@ def _write_figure(folder: Path, figure: Figure) -> str:
     """Writes the PNG; returns the HTML that holds it."""
     png = png_bytes(figure.image)
     write_bytes(folder / figure.file, png)
+    return plate(png, figure.caption, figure.image.shape[1])
+
+
+def plate(png: bytes, caption: str, width_px: int) -> str:
+    """A picture within the page, no wider than it is, and its caption."""
     return (
-        f'<figure class="plate" style="max-width: {figure.image.shape[1]}px">'
-        f"{picture(png, figure.caption)}<figcaption>{html.escape(figure.caption)}</figcaption>"
-        "</figure>"
+        f'<figure class="plate" style="max-width: {width_px}px">{picture(png, caption)}'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )

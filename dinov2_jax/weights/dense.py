@@ -53,14 +53,16 @@ def keys_of(kind: str) -> dict[str, str]:
     return {(top if path in _SIDES else "") + key: path for path, key in keys.items()}
 
 
+def names_of() -> dict[str, set[str]]:
+    """{kind: all keys of its released files}."""
+    found = {kind: {PREFIX + key for key in keys_of(kind)} for kind in _PATHS}
+    found["segmentation"] |= {f"{PREFIX}bn.{name}" for name in _STATISTICS}
+    return found
+
+
 def kind_of(names: set[str]) -> str:
     """The kind of head that has exactly these keys; "" for none."""
-    for kind in _PATHS:
-        wanted = set(keys_of(kind))
-        wanted |= {f"bn.{name}" for name in _STATISTICS} if kind == "segmentation" else set()
-        if names == {PREFIX + name for name in wanted}:
-            return kind
-    return ""
+    return next((kind for kind, wanted in names_of().items() if names == wanted), "")
 
 
 def from_released(tensors: Flat, kind: str) -> tuple[dict[str, Any], Statistics | None]:
@@ -99,6 +101,8 @@ def _to_ours(kind: str, path: str, value: np.ndarray) -> np.ndarray:
     if not path.endswith("kernel") or _is_transposed(path):
         return value
     if value.ndim == 4 and kind != "depth_dpt":
+        if value.shape[2:] != (1, 1):
+            raise ValueError(f"a convolution of {value.shape[2:]} in place of 1 x 1")
         value = value[:, :, 0, 0]
     return value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
 

@@ -252,7 +252,8 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
             f'{path} is read by torch: pip install "dinov2_jax[torch]", or use a .safetensors file'
         ) from error
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numbers_of_numpy()):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises nearly any type on broken files
         if "TorchScript" in str(error):
             raise WeightsError(
@@ -284,6 +285,17 @@ def _read_pickle(path: Path, which: str) -> dict[str, np.ndarray]:
         )
     (tensors,) = found.values()
     return {name: _to_numpy(x) for name, x in tensors.items()}
+
+
+def _numbers_of_numpy() -> list[Any]:
+    """What a pickle needs for a single number of numpy, such as a score beside the weights.
+
+    They build values and run nothing. Files name the function as numpy 1 or 2 does.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}
+    old, new = (f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
+    return [(scalar, old), (scalar, new), np.dtype, *kinds]
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

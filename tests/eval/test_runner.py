@@ -16,11 +16,14 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval import runner
+from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.runner import evaluate
+from dinov2_jax.eval.task import Metric, Task
 from dinov2_jax.features import store
 from dinov2_jax.heads.knn import knn_accuracy
 from dinov2_jax.models.vit import from_config
 from dinov2_jax.run.checkpoint import Checkpoints
+from dinov2_jax.viz.gallery import Figure
 from dinov2_jax.weights.bundle import write_bundle
 from dinov2_jax.weights.load import load
 from tests.eval.found import entry, values
@@ -304,3 +307,32 @@ def test_weights_are_hashed_once_for_several_evaluations(run, tmp_path, monkeypa
     for ks in ((1,), (2,)):
         evaluate(ask(root, **{"knn.ks": ks}), str(tmp_path / "out"), backbone)
     assert len(hashed) == 1
+
+
+def test_pictures_are_files_and_stand_on_the_page(run, tmp_path, monkeypatch):
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    plates = [
+        Figure("Masks <K>", "What they show.", f"mask_{i}.png", image + i, f"picture {i}")
+        for i in range(2)
+    ]
+
+    def findings(work):
+        yield from [Metric("miou", 50.0), *plates]
+
+    def opened(context):
+        return [Task("a set/of 2", (), {}, findings)]
+
+    monkeypatch.setitem(runner.PROTOCOLS, "knn", opened)
+    found = evaluate(ask(run[0]), str(tmp_path))
+    stored = entry(found, "knn")["pictures"]
+    assert [p["caption"] for p in stored] == ["picture 0", "picture 1"]
+    for plate, about in zip(plates, stored, strict=True):
+        with Image.open(tmp_path / about["file"]) as png:
+            np.testing.assert_array_equal(np.asarray(png), plate.image)
+        assert about["file"] == f"knn/a_set_of_2/{plate.file}" and about["width_px"] == 6
+    page = (tmp_path / "results.html").read_text()
+    assert page.count("Masks &lt;K&gt; (knn, a set/of 2)") == 1 and page.count("<img") == 2
+    assert json.loads((tmp_path / "results.json").read_text())["results"] == found["results"]
+    (tmp_path / stored[0]["file"]).unlink()
+    write_page(tmp_path / "results.html", found)
+    assert (tmp_path / "results.html").read_text().count("<img") == 1
