@@ -43,8 +43,11 @@ def padded(
     rows, cols = (max(0, side - old) for side, old in zip(size, depth.shape, strict=True))
     if not rows and not cols:
         return image, depth
-    image = cv2.copyMakeBorder(image, 0, rows, 0, cols, cv2.BORDER_CONSTANT, value=_MEAN_COLOUR)
-    return image, np.pad(depth, ((0, rows), (0, cols)))
+    height, width = depth.shape
+    colour = np.resize(np.array(_MEAN_COLOUR, np.uint8), image.shape[2])
+    larger = np.tile(colour, (height + rows, width + cols, 1))
+    larger[:height, :width] = image
+    return larger, np.pad(depth, ((0, rows), (0, cols)))
 
 
 # ----------------------------------------------------------------------------------------- changes
@@ -62,7 +65,7 @@ def rotate(image: np.ndarray, depth: np.ndarray, degrees: float) -> tuple[np.nda
 def change_colour(
     image: np.ndarray, gamma: float, brightness: float, factors: np.ndarray
 ) -> np.ndarray:
-    """min(image^gamma * brightness * factors, 255), on the scale 0..255; uint8 [H, W, 3].
+    """min(image^gamma * brightness * factors, 255), on the scale 0..255; uint8 [H, W, C].
 
     On that scale, gamma changes the brightness as well: by a factor of up to 1.7.
     """
@@ -70,7 +73,7 @@ def change_colour(
     # uint8 is copied to the device.
     levels = np.arange(256, dtype=np.float64)[:, None] ** gamma * brightness * factors
     table = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
-    return table[image, np.arange(3)]
+    return table[image, np.arange(len(factors))]
 
 
 # ------------------------------------------------------------------------------------------- whole
@@ -109,7 +112,7 @@ class DepthCrops:
             image, target = image[:, ::-1], target[:, ::-1]
         image, target = self._crop(rng, np.ascontiguousarray(image), target)
         if rng.random() < 0.5:
-            ranges = self.gamma, self.brightness, *(self.colour,) * 3
+            ranges = self.gamma, self.brightness, *(self.colour,) * image.shape[2]
             gamma, brightness, *factors = (rng.uniform(*between) for between in ranges)
             image = change_colour(image, gamma, brightness, np.array(factors))
         return np.ascontiguousarray(image), np.ascontiguousarray(target)
