@@ -32,6 +32,17 @@ CITYSCAPES = (
     "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
     "bicycle",
 )  # fmt: skip
+# The numbers of these classes in the official *_labelIds.png.
+CITYSCAPES_IDS = 7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33
+CITYSCAPES_COLOURS = np.array(
+    [
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+        (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
+        (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
+        (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ],
+    np.uint8,
+)  # fmt: skip
 NAMES = {"ade20k": ADE20K, "voc2012": VOC2012, "cityscapes": CITYSCAPES}
 
 

@@ -22,6 +22,7 @@ from dinov2_jax.eval.protocols import (
     logreg,
     retrieval,
     robustness,
+    segmentation,
     transfer,
     video,
 )
@@ -48,6 +49,8 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "robustness": robustness.open,
     "retrieval": retrieval.open,
     "video": video.open,
+    "segmentation": segmentation.open,
+    "segmentation_ms": segmentation.open_ms,
     "depth": depth.open_linear,
     "depth_dpt": depth.open_dpt,
 }
