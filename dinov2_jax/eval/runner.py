@@ -23,6 +23,7 @@ from dinov2_jax.eval.protocols import (
     robustness,
     transfer,
     video,
+    vos,
 )
 from dinov2_jax.eval.results import Results, folder_of, picture_file, table
 from dinov2_jax.eval.task import Context, Need, Pass, Task, Work
@@ -47,6 +48,7 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "robustness": robustness.open,
     "retrieval": retrieval.open,
     "video": video.open,
+    "vos": vos.open,
 }
 
 
