@@ -76,7 +76,8 @@ def test_figures_are_those_of_the_stored_masks(weights, davis, tmp_path, one_dev
     assert 0.8 * best_of_grid(davis) < metrics["j"]  # random features tell coloured shapes apart
     assert not result["metrics"]["j_decay"]["higher_is_better"]
     picture = result["pictures"][0]["file"]
-    assert Image.open(tmp_path / picture).size[0] > 200
+    with Image.open(tmp_path / picture) as image:
+        assert image.width > 200
     assert "Tracks" in (tmp_path / "results.html").read_text()
 
 
