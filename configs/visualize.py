@@ -1,4 +1,4 @@
-"""Pictures of what a backbone sees: PCA colours, matches, attention, neighbours, a map of a folder.
+"""Pictures of what a backbone sees: PCA colours, matches, attention, neighbours, classes, depth.
 
 Command:   python -m dinov2_jax.main --config=configs/visualize.py --config.weights=runs/quickstart
            --config.data.path=/pictures --workdir=runs/pictures
@@ -69,6 +69,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.attention = ml_collections.ConfigDict()
     config.attention.pictures = 3  # attention is drawn for the first so many; 0: none
+
+    # Heads that predict a class or a depth for every pixel: a file that was saved here, a released
+    # .pth, or its name such as dinov2_vits14_ade20k_linear; "": none
+    config.segmentation = ml_collections.ConfigDict()
+    config.segmentation.head = ""
+    config.depth = ml_collections.ConfigDict()
+    config.depth.head = ""  # such as dinov2_vits14_nyu_dpt
+    # metres; greatest depth of a head whose file does not tell it (NYU 10, KITTI 80); 0: it does
+    config.depth.high = 0.0
+    config.depth.low = 0.001  # metres; the least depth, read where depth.high is given
 
     config.neighbours = ml_collections.ConfigDict()
     config.neighbours.k = 6  # neighbours per picture; the picture itself is excluded

@@ -1,6 +1,7 @@
 """DINOv2 in JAX: self-supervised training of image features, end to end.
 
     load         weights by name or path
+    load_head    a classifier, segmentation or depth head by name or path
     list_models  the released backbones
     extract      features of pictures
     evaluate     k-NN, linear probes and other protocols
@@ -13,10 +14,10 @@ JAX. `dinov2_jax/api.py`, which has these functions, is imported when one of the
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dinov2_jax.api import evaluate, extract, list_models, load, pretrain
+    from dinov2_jax.api import evaluate, extract, list_models, load, load_head, pretrain
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "extract", "list_models", "load", "pretrain"]
+__all__ = ["__version__", "evaluate", "extract", "list_models", "load", "load_head", "pretrain"]
 
 
 def __dir__() -> list[str]:

@@ -27,7 +27,9 @@ from dinov2_jax.eval import results, runner
 from dinov2_jax.eval.rules import RULES
 from dinov2_jax.features.extract import Features, as_source, extract
 from dinov2_jax.features.request import make_request
-from dinov2_jax.heads.linear import LinearHead, from_stored, load_head
+from dinov2_jax.heads.dense_head import DenseHead
+from dinov2_jax.heads.linear import LinearHead, from_stored
+from dinov2_jax.heads.load import load_head
 from dinov2_jax.weights import load as weights
 from dinov2_jax.weights.heads import linear_heads
 from dinov2_jax.weights.hub import RELEASED
@@ -78,9 +80,13 @@ class Backbone(weights.Backbone):
         """Computes features: `dinov2_jax.extract(backbone, pictures, **options)`."""
         return extract(self, pictures, **options)
 
-    def load_head(self, path: str | Path) -> "Classifier":
-        """Loads a linear classifier for this backbone: see `heads.linear.load_head`."""
-        return Classifier(load_head(path, self.model.dim).as_stored(), self)
+    def load_head(self, path_or_name: str | Path) -> "Classifier | DensePredictor":
+        """Loads a head for this backbone: see `dinov2_jax.load_head`."""
+        head = load_head(path_or_name, dim=self.model.dim)
+        if isinstance(head, DenseHead):
+            head.blocks_of(self.model)  # raises EvaluationError where it does not fit
+            return DensePredictor(head, self)
+        return Classifier(head.as_stored(), self)
 
 
 class Classifier(dict[str, Any]):
@@ -107,6 +113,18 @@ class Classifier(dict[str, Any]):
         """Predicts the class of each picture: [n] names, or numbers if the names are unknown."""
         numbers, names = self.logits(pictures).argmax(axis=1), self.head.class_names
         return np.array(names)[numbers] if names else numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class DensePredictor:
+    """A segmentation or depth head and the backbone it reads."""
+
+    head: DenseHead
+    backbone: Backbone
+
+    def predict(self, pictures: Any, **options: Any) -> Any:
+        """The class or the depth of every pixel: see `heads.dense_head.DenseHead.predict`."""
+        return self.head.predict(self.backbone, pictures, **options)
 
 
 class Evaluation(dict[str, Any]):
@@ -180,7 +198,7 @@ def load(
       A backbone: `backbone(pictures)` gives features, `backbone.preprocess(pictures)` float32
       [n, S, S, 3] for the module, `model, params = backbone` its two parts.
       `backbone.heads["classifier"].predict(pictures)` names classes, if the weights have such a
-      head; `backbone.load_head(path)` loads another one.
+      head; `backbone.load_head(path)` loads another one, also of pixels.
 
     Raises:
       WeightsError: no such weights, or tensors that are missing, left over or of another shape.

@@ -22,13 +22,18 @@ import dinov2_jax
 from dinov2_jax import api
 from dinov2_jax.config.files import ConfigError, load_config
 from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.errors import EvaluationError
 from dinov2_jax.features.extract import extract
+from dinov2_jax.heads.dense_head import DenseHead
 from dinov2_jax.heads.linear import LinearHead
+from dinov2_jax.models.segmentation import initial_statistics
 from dinov2_jax.weights.files import WeightsError
 from dinov2_jax.weights.load import load
 from tests.features import tiny
 
-FUNCTIONS = ("evaluate", "extract", "list_models", "load", "pretrain")
+FUNCTIONS = ("evaluate", "extract", "list_models", "load", "load_head", "pretrain")
+# What the first line of an example assigns to.
+STORED_IN = {"extract": "found = ", "evaluate": "found = ", "load_head": "head = "}
 OPTIONAL = {"av", "torch", "transformers", "timm", "lightly", "torchvision", "faiss", "sklearn"}
 
 
@@ -53,7 +58,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels.astype(np.uint8)).save(
                     home / f"labelled/{split}/{name}/{i}.png"
                 )
+    segmentation_head(64).save(home / "masks.safetensors")
     return home
+
+
+def segmentation_head(width: int, classes: int = 3) -> DenseHead:
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((width, classes)), "bias": np.zeros(classes)}
+    params["bn"] = {"scale": np.ones(width), "bias": np.zeros(width)}
+    params = jax.tree.map(np.float32, params)
+    return DenseHead("segmentation", params, initial_statistics(width), name="masks")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +78,7 @@ def backbone() -> api.Backbone:
 def test_importing_the_package_loads_nothing_else() -> None:
     code = (
         "import sys, warnings; before = set(sys.modules), list(sys.path), list(warnings.filters)\n"
-        "import dinov2_jax; print(sorted(dir(dinov2_jax))[-5:])\n"
+        "import dinov2_jax; print(sorted(dir(dinov2_jax))[-6:])\n"
         "assert (list(sys.path), list(warnings.filters)) == before[1:]\n"
         "print([n for n in ('jax', 'numpy', 'PIL', 'absl', 'typing') if n in sys.modules"
         " and n not in before[0]])"
@@ -81,7 +95,7 @@ def test_dir_and_help_show_the_functions_with_signature_and_example() -> None:
     for name in FUNCTIONS:
         function = getattr(dinov2_jax, name)
         assert inspect.isfunction(function) and f"{name}(" in shown.getvalue()
-        assert f">>> {'found = ' * (name in ('extract', 'evaluate'))}" in function.__doc__
+        assert f">>> {STORED_IN.get(name, '')}" in function.__doc__
         signature = inspect.signature(function)
         assert all(p.annotation is not p.empty for p in signature.parameters.values())
         assert signature.return_annotation is not signature.empty
@@ -107,14 +121,20 @@ def test_no_module_shadows_a_function() -> None:
         importlib.import_module(module.name)
     assert all(inspect.isfunction(getattr(dinov2_jax, name)) for name in FUNCTIONS)
     assert dinov2_jax.list_models("*reg*") == [f"dinov2_vit{size}14_reg" for size in "sblg"]
-    for name, arguments in {"load": 1, "extract": 2, "evaluate": 2, "pretrain": 2}.items():
+    for name, arguments in {
+        "load": 1,
+        "load_head": 1,
+        "extract": 2,
+        "evaluate": 2,
+        "pretrain": 2,
+    }.items():
         with pytest.raises((WeightsError, ConfigError), match="nothing-there"):
             getattr(dinov2_jax, name)(*["nothing-there"] * arguments)
 
 
 def run_examples() -> None:
     """Runs the examples of all docstrings, in an order in which each finds its files."""
-    for name in ("list_models", "pretrain", "load", "extract", "evaluate"):
+    for name in ("list_models", "pretrain", "load", "load_head", "extract", "evaluate"):
         text = inspect.getdoc(getattr(dinov2_jax, name)) or ""
         test = doctest.DocTestParser().get_doctest(text, {"dinov2_jax": dinov2_jax}, name, "", 0)
         assert test.examples
@@ -209,6 +229,19 @@ def test_heads_are_bound_to_their_backbone(blocks: int, avgpool: bool, tmp_path:
         np.testing.assert_allclose(bound.logits(pictures), expected, atol=1e-4)
         assert bound.predict(pictures).tolist() == [names[i] for i in expected.argmax(1)]
     assert "3 classes" in repr(backbone.heads["classifier"])
+
+
+def test_dense_heads_are_bound_to_their_backbone(backbone: api.Backbone, tmp_path: Path) -> None:
+    segmentation_head(24).save(tmp_path / "masks.safetensors")
+    bound = backbone.load_head(tmp_path / "masks.safetensors")
+    assert isinstance(bound, api.DensePredictor)
+    found = bound.predict(photo(1))
+    assert found.shape == (40, 60) and found.dtype == np.uint8 and len(np.unique(found)) > 1
+    head = dinov2_jax.load_head(tmp_path / "masks.safetensors")
+    np.testing.assert_array_equal(head.predict(backbone, photo(1)), found)
+    segmentation_head(36).save(tmp_path / "wide.safetensors")
+    with pytest.raises(EvaluationError, match="reads 36 values, which a backbone of width 24"):
+        backbone.load_head(tmp_path / "wide.safetensors")
 
 
 def test_evaluate_takes_folders_and_pairs(

@@ -20,7 +20,8 @@ LAYERS: tuple[set[str], ...] = (
     {"models"},
     {"weights", "ssl"},
     {"features"},
-    {"heads", "viz"},
+    {"heads"},
+    {"viz"},  # draws what heads predict
     {"train", "eval", "curation"},
     {"plan"},
     {"bench", "stages"},

@@ -239,6 +239,10 @@ def _depth() -> ml_collections.ConfigDict:
     depth.iterations = 0  # NYU, KITTI: 38,400. Reference
     depth.batch_size = 0  # pictures an iteration, over all processes. Reference: 16
     depth.blocks = 1  # 1 | 4; whose features the linear head reads ("lin. 1", "lin. 4"). Reference
+    depth.channels = 256  # of the running map of DPT. Reference
+    depth.train_px = ()  # height, width of a training crop; (): NYU 416, 544, KITTI 352, 704
+    # Weight of the loss of differences between neighbours. Reference: one that is always 0
+    depth.gradient = 0.0
     depth.lr = 0.0  # peak rate of AdamW; 0: 1e-4. Reference
     depth.weight_decay = 0.01  # of AdamW. Reference
     depth.warmup_iterations = -1  # -1: 12,800, but at most a third of all. Reference: 12,800

@@ -86,6 +86,41 @@ def head_shapes(
     return shapes
 
 
+def dpt_shapes(dim: int, channels: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a DPT head for a backbone of width `dim`, as the released files have."""
+    widths = dim // 8, dim // 4, dim // 2, dim
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, out_dim: int, in_dim: int, side: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (out_dim, in_dim, side, side)
+        if bias:
+            shapes[f"{name}.bias"] = (out_dim,)
+
+    for i, width in enumerate(widths):
+        shapes |= _linear(f"reassemble_blocks.readout_projects.{i}.0", dim, 2 * dim)
+        conv(f"reassemble_blocks.projects.{i}.conv", width, dim, 1)
+        conv(f"convs.{i}.conv", channels, width, 3, bias=False)
+        conv(f"fusion_blocks.{i}.project.conv", channels, channels, 1)
+        for unit, n in itertools.product((1, 2) if i else (2,), (1, 2)):
+            name = f"fusion_blocks.{i}.res_conv_unit{unit}.conv{n}.conv"
+            conv(name, channels, channels, 3, bias=False)
+    for i, side in ((0, 4), (1, 2), (3, 3)):
+        conv(f"reassemble_blocks.resize_layers.{i}", widths[i], widths[i], side)
+    conv("project.conv", channels, channels, 3)
+    sides = ("0", channels // 2, channels, 3), ("2", 32, channels // 2, 3), ("4", 1, 32, 1)
+    for name, *sizes in sides:
+        conv(f"conv_depth.head.{name}", *sizes)
+    return shapes
+
+
+def draw_levels(
+    seed: int, batch: int, rows: int, cols: int, dim: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features of four blocks: patches [B, h, w, D] and cls [B, D]."""
+    drawn = draw_images(seed, 4, batch, 1 + rows * cols, dim)
+    return [(x[:, 1:].reshape(batch, rows, cols, dim), x[:, 0]) for x in drawn]
+
+
 def draw_weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Flat:
     """fp32 weights: norms and gains near 1, LayerScale near 0.1, biases with deviation 0.02.
 

@@ -177,7 +177,9 @@ class TrainLoader(BatchLoader):
     ) -> None:
         order = grain.MapDataset.source(range(len(source))).seed(spec.seed).shuffle().repeat()
         crops = order.random_map(functools.partial(_make_crops, source, spec))
-        dataset = crops.batch(spec.group_size).random_map(functools.partial(_add_masks, spec))
+        dataset = crops.batch(spec.group_size, drop_remainder=True).random_map(
+            functools.partial(_add_masks, spec)
+        )
         groups = spec.batch_size // spec.group_size
         share = range(groups) if share is None else share
         self._group_size = spec.group_size
@@ -269,7 +271,10 @@ class LabelledLoader(BatchLoader):
         crop = functools.partial(_crop, source, records, labels, size, decoding)
         order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle().repeat()
         part = batch_size // parts
-        dataset, part_bytes = order.random_map(crop).batch(part), part * size**2 * decoding.channels
+        dataset, part_bytes = (
+            order.random_map(crop).batch(part, drop_remainder=True),
+            part * size**2 * decoding.channels,
+        )
         super().__init__(dataset, parts, share, start_batch * parts, workers, part_bytes)
 
 

@@ -50,6 +50,26 @@ def paper_value(
     return figures[models.index(size)]
 
 
+def depth_value(
+    context: Context, protocol: str, data: str, metric: str, *, train: int | None, test: int
+) -> float | None:
+    """The paper's value of a metric of depth, or None; the caller has compared the settings.
+
+    Args:
+      protocol: "depth_1", "depth_4" (blocks of the linear head) or "depth_dpt".
+      train, test: numbers of pictures, as in `paper_value`; None where a given head was judged.
+    """
+    paper, model = _published(), context.backbone.model
+    models, size = list(paper["models"].values()), (model.dim, model.depth)
+    row = paper["rows"].get((protocol, data, metric))
+    if row is None or size not in models or model.patch_size != paper["patch_size"]:
+        return None
+    learned, judged = paper["pictures"][data]
+    if model.registers or judged != test or train not in (None, learned):
+        return None
+    return row[0][models.index(size)]
+
+
 def _is_whole(official: int | tuple[int, int] | None, count: int | None) -> bool:
     """Whether a split has its official size, or one in its range; None: the size is not known."""
     if isinstance(official, tuple):

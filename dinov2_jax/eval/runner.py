@@ -14,6 +14,7 @@ from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.eval.page import write_page
 from dinov2_jax.eval.pictures import overlap_warning, unreadable
 from dinov2_jax.eval.protocols import (
+    depth,
     few_shot,
     finetune,
     knn,
@@ -48,6 +49,8 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "robustness": robustness.open,
     "retrieval": retrieval.open,
     "video": video.open,
+    "depth": depth.open_linear,
+    "depth_dpt": depth.open_dpt,
     "vos": vos.open,
 }
 

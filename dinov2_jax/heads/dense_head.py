@@ -19,7 +19,7 @@ from dinov2_jax.models.segmentation import Statistics
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.weights.dense_files import StoredHead, dense_of, write_dense
 from dinov2_jax.weights.files import WeightsError, blamed_on, read_tensors
-from dinov2_jax.weights.hub import find_head, head_name
+from dinov2_jax.weights.heads import head_path
 from dinov2_jax.weights.load import Backbone
 
 
@@ -109,9 +109,10 @@ class DenseHead:
         width = model.dim * (2 if self.is_depth else 1)
         count, rest = divmod(self.width, width)
         blocks = self.blocks or read_blocks(self.kind, count, model.depth)
-        fits = not rest and count == len(blocks) == len(set(blocks)) and count in (1, SPREAD)
-        fits = not rest and count == len(blocks) if self.blocks else fits
-        if not fits or min(blocks) < 0 or max(blocks) >= model.depth:
+        known = count > 0 if self.blocks else count in (1, SPREAD)
+        fits = known and not rest and len(blocks) == count
+        fits = fits and list(blocks) == sorted(set(blocks))
+        if not fits or blocks[0] < 0 or blocks[-1] >= model.depth:
             reads = f", of blocks {', '.join(map(str, self.blocks))}" if self.blocks else ""
             raise EvaluationError(
                 f"the head {self.name or self.kind} reads {self.width} values{reads}, which a "
@@ -191,9 +192,7 @@ def load_dense(
     Raises:
       WeightsError: the file is missing or damaged, holds something else, or has no range.
     """
-    name = head_name(str(path_or_name))
-    path = Path(path_or_name).expanduser()
-    path = find_head(name) if name and not path.exists() else path
+    path = head_path(path_or_name)
     return dense_from_stored(dense_of(read_tensors(path)), path, wanted, low=low, high=high)
 
 
@@ -207,6 +206,8 @@ def dense_from_stored(
 ) -> DenseHead:
     """Makes the object of what a file holds; arguments and errors as `load_dense`."""
     kind, about = stored.kind, dict(stored.about)
+    if kind == "segmentation" and (low is not None or high is not None):
+        raise EvaluationError(f"{path} is a segmentation head; leave out low and high")
     if wanted and not kind.startswith(wanted):
         found = "segmentation" if kind == "segmentation" else "depth"
         raise WeightsError(f"{path} is a {found} head, but a {wanted} head is needed; name one")
@@ -239,15 +240,15 @@ def _check_shapes(stored: StoredHead, path: Path) -> None:
         dim, count = params["readout_projects_0"]["kernel"].shape[1], SPREAD
     else:
         dim, count = params["kernel"].shape[0] // (1 if stored.statistics else 2), 1
+    if stored.statistics and {x.shape for x in stored.statistics[:2]} != {(dim,)}:
+        raise WeightsError(f"{path} is no whole head: running statistics of other channels")
     level = Level(jnp.zeros((1, 1, 1, dim)), jnp.zeros((1, dim)))
     module, given = module_of(Form(stored.kind), params), [level] * count
     arguments = ([level.patches], stored.statistics) if stored.statistics else (given,)
     wanted = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
     want, have = (flatten_dict(tree, sep="/") for tree in (wanted, params))
     wrong = [name for name in want if want[name].shape != have[name].shape]
-    channels = None if stored.statistics is None else len(stored.statistics.mean)
-    if wrong or channels not in (None, dim):
-        name = wrong[0] if wrong else "the running statistics"
+    if wrong:
         raise WeightsError(
-            f"{path} is no whole head: {name} does not fit the other tensors; download it again"
+            f"{path} is no whole head: {wrong[0]} does not fit the other tensors; download it again"
         )

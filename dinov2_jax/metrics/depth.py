@@ -41,12 +41,6 @@ def crop_mask(height: int, width: int, crop: str) -> np.ndarray:
     return mask
 
 
-def kitti_box(height: int, width: int) -> tuple[slice, slice]:
-    """The 352 x 1216 px at the bottom centre of a KITTI picture that are evaluated."""
-    top, left = height - 352, int((width - 1216) / 2)
-    return slice(top, top + 352), slice(left, left + 1216)
-
-
 def valid_pixels(true: np.ndarray, low: float, high: float, crop: str = "none") -> np.ndarray:
     """Where the truth [H, W] lies between `low` and `high` metres, within the crop."""
     return (true > low) & (true < high) & crop_mask(*true.shape, crop)

@@ -21,4 +21,6 @@ RULES: Rules = READING | {
     "matching.spacing": COUNT,
     "attention.pictures": COUNT_OR_NONE,
     "neighbours.k": COUNT,
+    "depth.low": Range(0, 1000),
+    "depth.high": Range(0, 10_000),
 }

@@ -1,4 +1,4 @@
-"""Task "visualize": features and attention of a backbone as PNG files and one page."""
+"""Task "visualize": features, attention and predictions of pixels as PNG files and one page."""
 
 import time
 from pathlib import Path
@@ -11,12 +11,14 @@ from dinov2_jax.config.files import nearest as nearest_name
 from dinov2_jax.data.sources.open import open_source
 from dinov2_jax.data.sources.source import Source, SourceError, notes_of
 from dinov2_jax.features.extractor import with_progress
+from dinov2_jax.heads.dense_head import DenseHead, load_dense
 from dinov2_jax.models.layers import compute_dtype
 from dinov2_jax.run.lock import locked
 from dinov2_jax.viz import figures as draw
 from dinov2_jax.viz.gallery import Figure, write_gallery
 from dinov2_jax.viz.look import Picture, Seen, leaf_through, look, read_pictures
 from dinov2_jax.viz.pca import pca_pictures
+from dinov2_jax.viz.predictions import depth_figures, mask_figures
 from dinov2_jax.weights.architecture import in_channels
 from dinov2_jax.weights.load import Backbone, load_configured
 
@@ -40,6 +42,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     _check(config, workdir)
     backbone = load_configured(config, config.weights, compute_dtype(config.compute_dtype))
     _check_model(config, backbone)
+    heads = _heads(config, backbone)
     data = config.data
     source = open_source(data.source, data.path, split=data.split, cache_dir=data.cache_dir or None)
     chosen = choose(source, config.pictures, config.names)
@@ -50,6 +53,7 @@ def visualize(config: ConfigDict, workdir: str) -> Path:
     block = config.block % backbone.model.depth
     seen = list(with_progress(look(backbone, pictures, block), len(pictures)))
     figures, more = _of_pictures(config, pictures, seen, block)
+    figures += _of_heads(heads, backbone, pictures)
     whole, others = _of_folder(config, backbone, source, pictures)
     facts = _facts(config, backbone, pictures)
     notes = [*notes_of(source), *notes, *more, *others]
@@ -96,6 +100,28 @@ def _of_pictures(
         how = {name: matching[name] for name in ("pairs", "lines", "spacing")}
         figures += draw.match_figures(pictures, seen, masks, **how)
     return figures + draw.attention_figures(pictures[:few], seen[:few], block), notes
+
+
+def _heads(config: ConfigDict, backbone: Backbone) -> list[DenseHead]:
+    """The heads of the configuration; refuses those that do not fit, before pictures are read."""
+    heads, depth = [], config.depth
+    if config.segmentation.head:
+        heads.append(load_dense(config.segmentation.head, "segmentation"))
+    if depth.head:
+        told = {"low": depth.low, "high": depth.high} if depth.high else {}
+        heads.append(load_dense(depth.head, "depth", **told))
+    for head in heads:
+        head.blocks_of(backbone.model)
+    return heads
+
+
+def _of_heads(heads: list[DenseHead], backbone: Backbone, pictures: list[Picture]) -> list[Figure]:
+    """Figures of what heads predict for the chosen pictures."""
+    figures = []
+    for head in heads:
+        found = head.predict(backbone, [picture.pixels for picture in pictures])
+        figures += (depth_figures if head.is_depth else mask_figures)(pictures, found, head)
+    return figures
 
 
 def _of_folder(

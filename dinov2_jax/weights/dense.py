@@ -101,6 +101,8 @@ def _to_ours(kind: str, path: str, value: np.ndarray) -> np.ndarray:
     if not path.endswith("kernel") or _is_transposed(path):
         return value
     if value.ndim == 4 and kind != "depth_dpt":
+        if value.shape[2:] != (1, 1):
+            raise ValueError(f"a convolution of {value.shape[2:]} in place of 1 x 1")
         value = value[:, :, 0, 0]
     return value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
 

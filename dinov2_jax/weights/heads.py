@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dinov2_jax.config.files import nearest
 from dinov2_jax.models.vit import VARIANTS
 from dinov2_jax.run.resume import write_tensors
 from dinov2_jax.weights.files import Tensors, WeightsError, blamed_on, read_tensors
+from dinov2_jax.weights.hub import RELEASED_HEADS, find_head, head_name
 
 Head = Mapping[str, Any]
 
@@ -48,27 +50,47 @@ def read_heads(folder: Path) -> dict[str, Head]:
     return {file.stem: read_head(file) for file in sorted((folder / FOLDER).glob("*.safetensors"))}
 
 
+def head_path(path_or_name: str | Path) -> Path:
+    """Where a head lies: a path, the classifier of a bundle, or a released head by name.
+
+    Raises:
+      WeightsError: there is no such file and no such name, or the download fails.
+    """
+    path = Path(path_or_name).expanduser()
+    of_bundle = path / FOLDER / "classifier.safetensors"
+    if of_bundle.is_file():
+        return of_bundle
+    if path.exists():
+        return path
+    if name := head_name(str(path_or_name)):
+        return find_head(name)
+    close = nearest(path.name.removesuffix("_head.pth"), list(RELEASED_HEADS))
+    raise WeightsError(
+        f"there is no head {path}; give a .safetensors that was saved here, a released .pth, a "
+        f"bundle with a classifier, or a name such as {close!r}"
+    )
+
+
 def read_head(path: str | Path, dim: int | None = None) -> Head:
     """Reads a linear classifier from any of the known forms.
 
     Args:
       path: our head.safetensors; a bundle with a "classifier"; a released dinov2_*_linear_head.pth
-        or dinov2_*_linear4_head.pth (or the same as safetensors); a directory of transformers.
+        or dinov2_*_linear4_head.pth (or the same as safetensors), or its name; a directory of
+        transformers.
       dim: width of the backbone; needed for released files of an unusual width only.
 
     Raises:
       WeightsError: the file is missing, holds something else, or fits another width.
     """
-    path = Path(path).expanduser()
-    of_bundle = path / FOLDER / "classifier.safetensors"
-    path = of_bundle if of_bundle.is_file() else path
-    if not path.exists():
-        raise WeightsError(
-            f"there is no linear head {path}; give a head.safetensors, a released "
-            "dinov2_*_linear_head.pth or a bundle with a classifier"
-        )
+    return head_of(read_tensors(head_path(path)), dim)
+
+
+def head_of(stored: Tensors, dim: int | None = None) -> Head:
+    """Makes a linear classifier of a file that is read already; errors as `read_head`."""
+    path = stored.path
     with blamed_on(path):
-        head = _from_tensors(read_tensors(path), dim)
+        head = _from_tensors(stored, dim)
     if not all(np.isfinite(head[name]).all() for name in ("weight", "bias")):
         raise WeightsError(f"{path} holds NaN or infinity; train or download it again")
     return head

@@ -14,6 +14,7 @@ from dinov2_jax import bench
 from dinov2_jax.bench import (
     attention,
     curation,
+    dpt,
     draws,
     end_to_end,
     features,
@@ -26,9 +27,12 @@ from dinov2_jax.bench import (
     step,
 )
 from dinov2_jax.bench.harness import BenchError
+from dinov2_jax.models.depth import DPT
 from dinov2_jax.models.head import DINOHead
+from dinov2_jax.models.maps import Level
 from dinov2_jax.models.vit import VARIANTS, VisionTransformer
 from dinov2_jax.weights.convert import from_reference
+from dinov2_jax.weights.dense import PREFIX, from_released
 
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
@@ -49,6 +53,14 @@ def test_drawn_heads_are_all_that_a_head_has(layers):
     head = DINOHead(64, hidden_dim=32, bottleneck_dim=16, layers=layers)
     want = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 48)))["params"]
     assert jax.tree.map(np.shape, from_reference(flat)) == jax.tree.map(np.shape, want)
+
+
+def test_drawn_depth_heads_are_all_that_the_module_has():
+    flat = draws.draw_weights(draws.dpt_shapes(16, 8), seed=0)
+    found, _ = from_released({PREFIX + name: value for name, value in flat.items()}, "depth_dpt")
+    levels = [Level(*level) for level in draws.draw_levels(0, 1, 2, 3, 16)]
+    want = jax.eval_shape(DPT(0.001, 8).init, jax.random.key(0), levels)["params"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, want)
 
 
 def test_variants_are_the_models_own():
@@ -98,7 +110,7 @@ def test_batch_of_a_step():
 
 @pytest.mark.parametrize(
     "module",
-    [attention, curation, end_to_end, features, knn, linear, logreg, losses, pipeline, step],
+    [attention, curation, dpt, end_to_end, features, knn, linear, logreg, losses, pipeline, step],
 )
 def test_functions_that_workers_load_by_name_exist(module):
     defined = set()

@@ -9,6 +9,7 @@ from PIL import Image
 from dinov2_jax.bench import pipeline, step
 from dinov2_jax.bench.draws import draw_images, draw_probe, draw_rows
 from dinov2_jax.bench.ours import attention as ours_attention
+from dinov2_jax.bench.ours import dpt as ours_dpt
 from dinov2_jax.bench.ours import linear as ours_linear
 from dinov2_jax.bench.ours import losses as ours_losses
 from dinov2_jax.bench.ours import pipeline as ours_pipeline
@@ -41,6 +42,20 @@ def test_attention_is_softmax_of_products():
         assert sorted(found) == ["dk", "dq", "dv", "out"]
         np.testing.assert_allclose(found["out"], want, atol=1e-5)
         side.run(2)
+
+
+def test_depth_head_against_its_peer():
+    """The peer is written from the formulas in PyTorch, and so judges ours."""
+    pytest.importorskip("torch")
+    from dinov2_jax.bench.peers import dpt as peer
+
+    settings = {"dim": 16, "channels": 8, "grid": (3, 2), "batch": 2, "dtype": "float32", "seed": 0}
+    found = ours_dpt.side(settings).check()["depth"]
+    for channels_last in (False, True):
+        more = {"device": "cpu", "threads": 1, "channels_last": channels_last, "compile": False}
+        want = peer.dpt(settings | more).check()["depth"]
+        assert want.shape == (2, 64, 32) and want.std() > 0
+        np.testing.assert_allclose(found, want, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])

@@ -53,6 +53,8 @@ def test_batches_depend_on_seed_and_number_only(workers):
         for i in range(5):
             joined = np.concatenate([half[i][name] for half in halves])
             np.testing.assert_array_equal(whole[i][name], joined)
+    ones = [batches(source, 1, parts=4, share=(i,))[0]["records"] for i in range(4)]
+    np.testing.assert_array_equal(whole[0]["records"], np.concatenate(ones))
     other = batches(source, 1, seed=2)[0]
     assert not np.array_equal(whole[0]["images"], other["images"])
     again = [b for b in batches(source, 3) for _ in b]  # crops of one picture differ by pass

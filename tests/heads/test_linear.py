@@ -162,5 +162,5 @@ def test_what_does_not_fit_is_one_sentence(tmp_path):
     save_file({"kernel": noise(5), "bias": noise(5)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="no linear head: it holds bias, kernel"):
         load_head(tmp_path / "x.safetensors", dim=24)
-    with pytest.raises(WeightsError, match="there is no linear head"):
+    with pytest.raises(WeightsError, match="there is no head"):
         load_head(tmp_path / "nothing.safetensors")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dinov2_jax.data.depth_crops import kitti_box
 from dinov2_jax.metrics import depth, segmentation
 
 
@@ -51,7 +52,7 @@ def test_nyu(vectors):
 def test_kitti(vectors):
     for key in [k for k in vectors if k.endswith("/gt_u16")]:
         case, whole = key.removesuffix("gt_u16"), vectors[key]
-        true = whole[depth.kitti_box(*whole.shape)].astype(np.float32) / 256
+        true = whole[kitti_box(*whole.shape)].astype(np.float32) / 256
         for name, crop in (("none", "none"), ("eigen", "kitti_eigen"), ("garg", "garg")):
             valid = depth.valid_pixels(true, 0.001, 80, crop)
             assert valid.sum() == vectors[f"{case}{name}_pixels"]

@@ -13,7 +13,9 @@ from PIL import Image
 
 from dinov2_jax.data.preprocess import Preprocessing
 from dinov2_jax.data.sources.open import open_source
+from dinov2_jax.heads.dense_head import DenseHead
 from dinov2_jax.main import main
+from dinov2_jax.models.segmentation import initial_statistics
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.viz.look import fit_to_patches, look, read_pictures
 from dinov2_jax.weights.bundle import write_bundle
@@ -197,3 +199,45 @@ def test_pictures_with_odd_names_are_drawn_and_named(
     assert main(command(weights, odd, out, "--config.names=\udcfe\n.png")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.encode("utf-8")
+
+
+def dense_head(kind: str, width: int, **more: Any) -> DenseHead:
+    rng = np.random.default_rng(0)
+    outputs = 3 if kind == "segmentation" else 16
+    params: dict[str, Any] = {"kernel": rng.standard_normal((width, outputs))}
+    params["bias"] = np.zeros(outputs)
+    if kind == "segmentation":
+        params["bn"] = {"scale": np.ones(width), "bias": np.zeros(width)}
+        more["statistics"] = initial_statistics(width)
+    return DenseHead(kind, jax.tree.map(np.float32, params), **more)
+
+
+def test_heads_of_pixels_are_drawn_for_each_picture(
+    weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("grass", "<sky>", "road")
+    dense_head("segmentation", 12, class_names=names, name="mine").save(tmp_path / "m.safetensors")
+    dense_head("depth_linear", 24, low=0.5, high=20.0).save(tmp_path / "d.safetensors")
+    heads = [
+        f"--config.segmentation.head={tmp_path / 'm.safetensors'}",
+        f"--config.depth.head={tmp_path / 'd.safetensors'}",
+    ]
+    few = ["--config.folder_pictures=0", "--config.matching.pairs=0", "--config.pictures=6"]
+    assert main(command(weights, folder, tmp_path / "out", *heads, *few)) == 0
+    page = (tmp_path / "out/pictures.html").read_text(encoding="utf-8")
+    for number in range(1, 6):
+        for kind in ("segmentation", "depth"):
+            assert (tmp_path / f"out/{kind}_{number}.png").is_file()
+    assert "by the head mine" in page and "of 3 classes." in page and "0.5 to 20 m" in page
+    capsys.readouterr()
+    for flags, message in (
+        ([heads[1].replace("depth", "segmentation")], "is a depth head, but a segmentation"),
+        (["--config.depth.head=nowhere.pth"], "there is no head nowhere.pth"),
+        ([heads[1], "--config.depth.high=-1"], "config.depth.high is -1"),
+    ):
+        assert main(command(weights, folder, tmp_path / "other", *flags)) == 2
+        assert message in capsys.readouterr().err
+    dense_head("segmentation", 13).save(tmp_path / "m.safetensors")
+    assert main(command(weights, folder, tmp_path / "other", heads[0])) == 2
+    assert "reads 13 values, which a backbone of width 12" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

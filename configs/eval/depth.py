@@ -1,0 +1,24 @@
+"""Depth by a linear head on frozen patches: "lin. 1" and, with depth.blocks=4, "lin. 4".
+
+Command:   python -m dinov2_jax.main --config=configs/eval/depth.py
+           --config.checkpoint=dinov2_vits14 --config.data.set=nyu --config.data.path=/nyu
+           --config.data.workers=16 --workdir=evals/vits14_depth
+Hardware:  a GPU; 38,400 iterations of 16 pictures of 416 x 544 px; the same command continues
+           after a kill
+Time:      not measured
+Expected:  not measured; the paper's RMSE on NYU is 0.449 m for S and 0.344 m for g (4 blocks: 0.417
+           and 0.298), on KITTI 3.10 m and 2.62 m. The head is <workdir>/depth/<data>/
+           head.safetensors
+No training: --config.head=dinov2_vits14_nyu_linear_head.pth judges that head as it is, on NYU or,
+           with --config.data.set=sunrgbd, on SUN RGB-D
+"""
+
+import ml_collections
+
+from configs.eval import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.protocols = ("depth",)
+    return config
