@@ -18,6 +18,7 @@ from dinov2_jax.eval.protocols import (
     few_shot,
     finetune,
     knn,
+    knn_segmentation,
     linear,
     logreg,
     retrieval,
@@ -51,6 +52,7 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "video": video.open,
     "depth": depth.open_linear,
     "depth_dpt": depth.open_dpt,
+    "knn_segmentation": knn_segmentation.open,
     "vos": vos.open,
 }
 
