@@ -1,6 +1,7 @@
 """Segmentation by frozen patches: k-NN and logistic regression (CAPI's protocol)."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,8 @@ from dinov2_jax.parallel.processes import from_main, is_main
 from dinov2_jax.viz.gallery import Figure
 from dinov2_jax.viz.masks import mask_sheet
 from dinov2_jax.weights.architecture import in_channels
+
+log = logging.getLogger("dinov2_jax")
 
 _NAMES = {"cosine": "cosine", "l2": "L2", "logistic": "logistic regression"}
 _LEAD = (
@@ -188,7 +191,7 @@ def _read(context: Context, split: DenseSplit, rows: np.ndarray, unit: str) -> I
     """Patches after the final norm and classes of pictures that are squashed to a square.
 
     Raises:
-      SourceError: at the end, if more pictures are unreadable than `data.max_bad`.
+      SourceError: at the end, if more pictures or masks are unreadable than `data.max_bad`.
     """
     backbone, data = context.backbone, context.config.data
     model, side = backbone.model, context.config.knn_segmentation.image_px
@@ -204,13 +207,18 @@ def _read(context: Context, split: DenseSplit, rows: np.ndarray, unit: str) -> I
     came = 0
     for computed in extractor.stream(split.pictures, rows, **how):
         for place, features in zip(computed.rows, computed.columns["patches"], strict=True):
-            came += 1
             row = int(rows[place])
-            yield row, features, _squashed(split.target(row), side)
+            try:
+                target = _squashed(split.target(row), side)
+            except SourceError as error:
+                log.warning("%s", error)
+                continue
+            came += 1
+            yield row, features, target
     if len(rows) - came > data.max_bad:
         raise SourceError(
-            f"{len(rows) - came} of {len(rows):,} pictures cannot be decoded; replace them, or add "
-            f"--config.data.max_bad={len(rows) - came} to leave them out"
+            f"{len(rows) - came} of {len(rows):,} pictures or masks cannot be decoded; replace "
+            f"them, or add --config.data.max_bad={len(rows) - came} to leave them out"
         )
 
 

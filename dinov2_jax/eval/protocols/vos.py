@@ -79,6 +79,7 @@ def open(context: Context) -> list[Task]:
         yield from _metrics(judged)
         yield {"objects": _by_object(judged), "left_out": lost}
         shown = [video for video in videos if video.name in judged][: config.pictures]
+        shown *= is_main()  # the others may not see the masks that process 0 has written
         yield from (_figure(video, judged, work.folder, data.max_pixels) for video in shown)
 
     return [Task("davis2017", needs, settings, run)]
@@ -160,8 +161,11 @@ def _require_few(context: Context, lost: Mapping[str, int]) -> None:
 
 def _judge(
     context: Context, video: Video, folder: Path, bar: Progress | None, done: int
-) -> _Judged | int:
-    """Judges one video, and stores its masks; or the number of frames that are unreadable."""
+) -> _Judged | int | None:
+    """Judges one video, and stores its masks; or the number of frames that are unreadable.
+
+    Process 0 judges and writes; the others return None.
+    """
     objects, palette = int(video.mask(0).max()), read_palette(video.masks.path(0))
     last, came = len(video.frames) - 1, 0
     rows: list[tuple[list[float], list[float]]] = []
@@ -176,10 +180,11 @@ def _judge(
             bar.update(done + came, **shown)
     if came <= last:
         return last + 1 - came
+    if not is_main():
+        return None
     found = _Judged(*(np.transpose(part).tolist() for part in zip(*rows, strict=True)))
-    if is_main():
-        about = {"identity": _identity(context, video), **found._asdict()}
-        write_json(_judged_file(folder, video), about)
+    about = {"identity": _identity(context, video), **found._asdict()}
+    write_json(_judged_file(folder, video), about)
     return found
 
 
