@@ -70,12 +70,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.attention = ml_collections.ConfigDict()
     config.attention.pictures = 3  # attention is drawn for the first so many; 0: none
 
-    # Heads that predict a class or a depth for every pixel: a file that was saved here, a released
-    # .pth, or its name such as dinov2_vits14_ade20k_linear; "": none
     config.segmentation = ml_collections.ConfigDict()
+    # A head that predicts the class of every pixel: a file that was saved here, a released .pth,
+    # or its name, such as dinov2_vits14_ade20k_linear; "": none
     config.segmentation.head = ""
     config.depth = ml_collections.ConfigDict()
-    config.depth.head = ""  # such as dinov2_vits14_nyu_dpt
+    # A head that predicts the depth of every pixel, such as dinov2_vits14_nyu_dpt; "": none
+    config.depth.head = ""
     # metres; greatest depth of a head whose file does not tell it (NYU 10, KITTI 80); 0: it does
     config.depth.high = 0.0
     config.depth.low = 0.001  # metres; the least depth, read where depth.high is given

@@ -4,7 +4,7 @@ import dataclasses
 import html
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from dinov2_jax import main
 from dinov2_jax.config.checks import check_values
@@ -24,6 +23,7 @@ from dinov2_jax.data.photometric import normalize
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.data.stream import stream_pictures
 from dinov2_jax.eval import results, runner
+from dinov2_jax.eval.given import data_settings
 from dinov2_jax.eval.rules import RULES
 from dinov2_jax.features.extract import Features, as_source, extract
 from dinov2_jax.features.request import make_request
@@ -296,7 +296,7 @@ def evaluate(
     given = isinstance(backbone, weights.Backbone)
     with tempfile.TemporaryDirectory() as scratch:
         config = load_config("eval/default")
-        override(config, _data_settings({"train": train, "val": val, "test": test}, Path(scratch)))
+        override(config, data_settings({"train": train, "val": val, "test": test}, Path(scratch)))
         config.protocols = (protocols,) if isinstance(protocols, str) else tuple(protocols)
         config.checkpoint = "" if given else os.fspath(backbone)
         config = _configuration(config, settings)
@@ -315,52 +315,3 @@ def _configuration(config: str | Path | ConfigDict, overrides: Mapping[str, Any]
         config = load_config(os.fspath(config))
     override(config, leaves(overrides))
     return config.lock()
-
-
-def _data_settings(splits: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-    """Fields of config.data for splits that are folders, or pairs (pictures, labels)."""
-    found, parents = {}, set()
-    for split, given in splits.items():
-        if isinstance(given, str | os.PathLike) and os.fspath(given):
-            path = Path(given).expanduser()
-            found[f"data.{split}_path"] = os.fspath(path)
-            parents.add(path.absolute().parent)
-        elif not isinstance(given, str):
-            found |= _write_split(split, given, scratch / "pictures")
-            parents.add(scratch / "pictures")
-    if found:
-        found |= {"data.source": "folder", "data.labels": "folders"}
-    if len(parents) == 1:  # the name of the data set is that of the folder of its splits
-        found["data.path"] = os.fspath(parents.pop())
-    return found
-
-
-def _write_split(split: str, given: Any, folder: Path) -> dict[str, str]:
-    """Writes a list of the pictures and a list of their labels, which `config.data` can name."""
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise ConfigError(
-            f"{split} must be a folder with one folder a class, or a pair (pictures, labels), but "
-            f"got {type(given).__name__}"
-        )
-    pictures, labels = given
-    if len(pictures) != len(labels):
-        raise ConfigError(
-            f"{split} has {len(pictures):,} pictures and {len(labels):,} labels; give one for each"
-        )
-    folder.mkdir(exist_ok=True)
-    listed, classes = folder / f"{split}.txt", folder / f"{split}-classes.txt"
-    # As bytes: a name may be no UTF-8.
-    listed.write_bytes(b"".join(os.fsencode(f"{p}\n") for p in _paths(pictures, folder / split)))
-    classes.write_text("".join(f"{label}\n" for label in labels))
-    return {f"data.{split}_path": os.fspath(listed), f"data.{split}_labels": os.fspath(classes)}
-
-
-def _paths(pictures: Sequence[Any], folder: Path) -> Iterator[str]:
-    """Absolute paths of the pictures; arrays and PIL pictures become PNG files."""
-    for row, picture in enumerate(pictures):
-        if not isinstance(picture, str | os.PathLike):
-            folder.mkdir(exist_ok=True)
-            drawn = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-            picture = folder / f"{row:07}.png"
-            drawn.save(picture)
-        yield os.path.abspath(os.path.expanduser(picture))

@@ -36,8 +36,10 @@ def get_config() -> ml_collections.ConfigDict:
     # retrieval | video | segmentation | segmentation_ms | depth | depth_dpt | knn_segmentation |
     # vos, with commas between
     config.protocols = ("knn",)
-    # A linear classifier for linear (judged without training) and robustness: head.safetensors of a
-    # probe, a released dinov2_*_linear_head.pth, or a folder of transformers; "": trained here
+    # A head that is judged without training, by its file or its released name. For linear and
+    # robustness: head.safetensors of a probe, dinov2_*_linear_head.pth, or a folder of
+    # transformers. For segmentation and depth: head.safetensors, or dinov2_*_head.pth.
+    # "": trained here
     config.head = ""
     config.batch_size = 256  # pictures a pass over all devices of a process. Reference
     config.compute_dtype = "float32"  # float32 | bfloat16 | auto; of the backbone

@@ -122,13 +122,14 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- whole
 @dataclass(frozen=True)
 class SegmentationCrops:
-    """A picture and its classes -> a training crop of at most `crop_px` a side.
+    """A picture and its classes -> a training crop of `crop_px` a side.
 
     Attributes:
       crop_px: side of the crop.
-      short_px, long_px: limits of the sides at ratio 1; `long_px` ANY leaves the shorter side alone.
+      short_px, long_px: limits of the sides at ratio 1; `long_px` ANY limits nothing.
       ratios: factors of both limits, uniform between.
       most: share of a crop that one class may fill, before another crop is drawn.
+      fill: colour of the px that a small picture lacks, at its right and lower end.
     """
 
     crop_px: int
@@ -136,11 +137,12 @@ class SegmentationCrops:
     long_px: int = ANY
     ratios: tuple[float, float] = (0.5, 2.0)
     most: float = 0.75
+    fill: tuple[int, ...] = (124, 116, 104)
 
     def __call__(
         self, rng: np.random.Generator, image: np.ndarray, target: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] and [H, W] -> [h, w, 3] and [h, w]; small pictures give small crops."""
+        """uint8 [H, W, 3] and [H, W] -> [crop_px, crop_px, 3] and [crop_px, crop_px]."""
         low, high = self.ratios
         ratio = rng.uniform() * (high - low) + low
         limits = int(self.long_px * ratio), int(self.short_px * ratio)
@@ -150,4 +152,19 @@ class SegmentationCrops:
         image, target = resize_image(image, size)[box], target[box]
         if rng.random() < 0.5:
             image, target = image[:, ::-1], target[:, ::-1]
-        return distort(rng, np.ascontiguousarray(image)), target
+        return padded(distort(rng, np.ascontiguousarray(image)), target, self.crop_px, self.fill)
+
+
+def padded(
+    image: np.ndarray, target: np.ndarray, side: int, fill: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds px at the right and below: of one colour in the picture, ignored in the target."""
+    height, width = target.shape
+    if (height, width) == (side, side):
+        return image, target
+    # DINOv2: the reference pads zeros after normalising; this is the nearest 8-bit colour.
+    whole = np.empty((side, side, image.shape[2]), np.uint8)
+    whole[:] = np.resize(np.asarray(fill, np.uint8), image.shape[2])
+    classes = np.full((side, side), IGNORED, target.dtype)
+    whole[:height, :width], classes[:height, :width] = image, target
+    return whole, classes

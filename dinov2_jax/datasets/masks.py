@@ -73,7 +73,8 @@ def read_class_names(path: str) -> tuple[tuple[str, ...], np.ndarray]:
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"the class names {path} cannot be read ({error})") from error
-    names, colours = zip(*map(_split_colour, filter(None, lines)), strict=True) or ((), ())
+    found = list(map(_split_colour, filter(None, lines)))
+    names, colours = (tuple(part) for part in zip(*found, strict=True)) if found else ((), ())
     if not 1 <= len(set(names)) == len(names) <= MOST_CLASSES:
         raise SourceError(
             f"{path} names {len(names)} classes, {len(set(names))} of them different; give 1 to "

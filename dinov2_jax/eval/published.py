@@ -50,13 +50,14 @@ def paper_value(
     return figures[models.index(size)]
 
 
-def depth_value(
+def dense_value(
     context: Context, protocol: str, data: str, metric: str, *, train: int | None, test: int
 ) -> float | None:
-    """The paper's value of a metric of depth, or None; the caller has compared the settings.
+    """The paper's value of depth or segmentation, or None; the caller has compared the settings.
 
     Args:
-      protocol: "depth_1", "depth_4" (blocks of the linear head) or "depth_dpt".
+      protocol: "depth_1", "depth_4" (blocks of the linear head), "depth_dpt", "segmentation" or
+        "segmentation_ms".
       train, test: numbers of pictures, as in `paper_value`; None where a given head was judged.
     """
     paper, model = _published(), context.backbone.model

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from dinov2_jax.data.decode import MAX_PIXELS
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.heads.dense_forward import KINDS, SPREAD, Form, Trained, module_of, read_blocks
-from dinov2_jax.heads.dense_predict import predict
+from dinov2_jax.heads.dense_predict import Options, predict
 from dinov2_jax.models.maps import Level
 from dinov2_jax.models.segmentation import Statistics
 from dinov2_jax.models.vit import VisionTransformer
@@ -127,6 +127,7 @@ class DenseHead:
         pictures: Any,
         *,
         short_side: int = 0,
+        window: int = 0,
         flip: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> Any:
@@ -137,6 +138,9 @@ class DenseHead:
           pictures: as `features.extract.extract` takes them, of any sizes.
           short_side: px, to which the shorter side of the pictures is resized before; 0: their own
             size. The released segmentation heads learned from 512 px, +ms from 640 px and more.
+          window: px; classes are predicted in overlapping squares of this side, as segmentation is
+            evaluated (512 px, +ms 640 px), so that memory does not grow with the picture; 0: the
+            picture as a whole.
           flip: average with the prediction for the mirrored picture, as depth is evaluated.
           max_pixels: larger pictures are unreadable.
 
@@ -149,8 +153,8 @@ class DenseHead:
           SourceError, FileNotFoundError: no pictures, or one that cannot be read.
         """
         blocks = self.blocks_of(backbone.model)
-        how = {"short_side": short_side, "flip": flip, "max_pixels": max_pixels}
-        return predict(self.form, self.trained, blocks, backbone, pictures, **how)
+        options = Options(short_side, window, bool(flip), max_pixels)
+        return predict(self.form, self.trained, blocks, backbone, pictures, options)
 
     def as_stored(self) -> StoredHead:
         """Parameters, statistics and metadata, as files keep them."""

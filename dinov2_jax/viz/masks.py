@@ -6,20 +6,14 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dinov2_jax.viz.canvas import GAP_PX, INK, TEXT_PX, WHITE, beside, titled, under, wheel, within
+from dinov2_jax.viz.canvas import GAP_PX, INK, TEXT_PX, WHITE, beside, titled, under, within
 
 IGNORED = 255  # a pixel without a class
 CELL_PX = 312  # longer side of a cell; three of them fill a page
 RIGHT = (58, 160, 92)
 WRONG = (208, 58, 58)
 _LEGEND_ROWS = 4  # at most; the smallest classes are left out
-_GOLDEN = 0.618034  # of a turn between the hues of two classes
 _OTHERS = (150, 150, 150)
-
-
-def class_colours(count: int) -> np.ndarray:
-    """Colours of `count` classes that have none, uint8 [K, 3]: neighbours in number differ."""
-    return wheel(_GOLDEN * np.arange(count))
 
 
 def overlay(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dinov2_jax.datasets.masks import distinct_colours
 from dinov2_jax.heads.dense_head import DenseHead
 from dinov2_jax.viz.canvas import framed
 from dinov2_jax.viz.depth import depth_sheet
 from dinov2_jax.viz.gallery import Figure
 from dinov2_jax.viz.look import Picture
-from dinov2_jax.viz.masks import class_colours, mask_sheet
+from dinov2_jax.viz.masks import mask_sheet
 
 _CELL_PX = 460  # two of them fill a page
 MASK_LEAD = (
@@ -34,7 +35,7 @@ def mask_figures(
       masks: classes [H, W] of each picture, of its own size.
     """
     heading, lead = "Segmentation", MASK_LEAD.format(name=head.name or head.kind)
-    colours = head.colours if len(head.colours) else class_colours(head.classes)
+    colours = head.colours if len(head.colours) else distinct_colours(head.classes)
     figures = []
     for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True), 1):
         sheet = mask_sheet(picture.pixels, mask, head.class_names, colours, cell_px=_CELL_PX)

@@ -66,9 +66,9 @@ def kind_of(names: set[str]) -> str:
 
 
 def from_released(tensors: Flat, kind: str) -> tuple[dict[str, Any], Statistics | None]:
-    """Converts the tensors of a released head to our parameters and running statistics."""
+    """Converts the tensors of a released head to our fp32 parameters and running statistics."""
     flat = {
-        path: _to_ours(kind, path, np.asarray(tensors[PREFIX + key]))
+        path: _to_ours(kind, path, np.asarray(tensors[PREFIX + key], np.float32))
         for key, path in keys_of(kind).items()
     }
     params = unflatten_dict(flat, sep="/")

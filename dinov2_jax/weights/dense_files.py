@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dinov2_jax.datasets.pixel_classes import NAMES, voc_colours
 from dinov2_jax.models.segmentation import Statistics
 from dinov2_jax.run.files import replacing, write_json
 from dinov2_jax.run.resume import write_tensors
@@ -68,14 +69,15 @@ def dense_of(stored: Tensors) -> StoredHead:
     path = stored.path
     tensors = {name.removeprefix(_WRAPPER): x for name, x in stored.tensors.items()}
     kind = _kind(tensors, path)
-    broken = [name for name, x in tensors.items() if not np.isfinite(np.asarray(x, float)).all()]
+    broken = [name for name, x in tensors.items() if not np.isfinite(x).all()]
     if broken:
         raise WeightsError(
             f"{path} holds NaN or infinity, such as in {broken[0]}; train or download it again"
         )
     with blamed_on(path):
         params, statistics = from_released(tensors, kind)
-        about = _about(stored.settings[_KEY]) if _KEY in stored.settings else _by_name(path, kind)
+        ours, outputs = stored.settings.get(_KEY), len(params.get("bias", ()))
+        about = _by_name(path, kind, outputs) if ours is None else _about(ours)
     return StoredHead(kind, params, statistics, about)
 
 
@@ -104,13 +106,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _by_name(path: Path, kind: str) -> dict[str, Any]:
-    """What the name of a released file tells: data set, and with it the range of depth."""
+def _by_name(path: Path, kind: str, outputs: int) -> dict[str, Any]:
+    """What the name of a released file tells: data set, and with it classes or range of depth."""
     data = head_set(path.name)
     about: dict[str, Any] = {"name": path.stem, "data": data} if data else {"name": path.stem}
     # DINOv2: the hub builds every linear head for up to 80 m, also those that NYU trained for 10 m.
     if kind != "segmentation" and data in DEPTHS:
         about["low"], about["high"] = DEPTHS[data]
+    if kind == "segmentation" and len(NAMES.get(data, ())) == outputs:
+        about["class_names"] = list(NAMES[data])
+    if "class_names" in about and data == "voc2012":
+        about["colours"] = voc_colours(outputs).tolist()
     return about
 
 

@@ -7,9 +7,10 @@ from PIL import Image
 
 from dinov2_jax.data.sources.source import SourceError
 from dinov2_jax.errors import EvaluationError
+from dinov2_jax.heads import dense_predict
 from dinov2_jax.heads.dense_forward import classes_at, module_of, read_blocks
 from dinov2_jax.heads.dense_head import DenseHead
-from dinov2_jax.models.depth import DPT
+from dinov2_jax.models.depth import DPT, LinearDepth
 from dinov2_jax.models.maps import Level, resize
 from dinov2_jax.models.segmentation import initial_statistics
 from tests.features import tiny
@@ -38,7 +39,8 @@ def linear_depth(width=2 * WIDTH, **more):
 
 def dpt(dim=WIDTH):
     level = Level(np.zeros((1, 2, 2, dim), np.float32), np.zeros((1, dim), np.float32))
-    params = DPT(0.1, channels=8).init(jax.random.key(0), [level] * 4)["params"]
+    shapes = jax.eval_shape(DPT(0.1, channels=8).init, jax.random.key(0), [level] * 4)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     return DenseHead("depth_dpt", params, low=0.1, high=9.0)
 
 
@@ -95,6 +97,26 @@ def test_module_follows_from_the_shapes():
     assert module_of(linear_depth().form, linear_depth().params).bins == 16
 
 
+# Parameters of the released heads for S, B, L and g.
+COUNTS = {
+    384: (196_864, 786_688, 13_961_377),
+    768: (393_472, 1_573_120, 24_193_921),
+    1024: (524_544, 2_097_408, 34_190_017),
+    1536: (786_688, 3_145_984, 61_800_769),
+}
+
+
+@pytest.mark.parametrize("dim", list(COUNTS))
+def test_heads_of_released_widths_have_the_released_parameters(dim):
+    level = Level(np.zeros((1, 1, 1, dim), np.float32), np.zeros((1, dim), np.float32))
+    modules = (LinearDepth(0.001, 10), [level]), (LinearDepth(0.001, 10), [level] * 4)
+    for (module, levels), count in zip(
+        (*modules, (DPT(0.001), [level] * 4)), COUNTS[dim], strict=True
+    ):
+        shapes = jax.eval_shape(module.init, jax.random.key(0), levels)
+        assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
 def test_all_kinds_of_pictures_give_the_same(backbone, picture, tmp_path):
     head = segmentation()
     expected = head.predict(backbone, picture)
@@ -133,7 +155,18 @@ def test_short_side_resizes_before_and_gives_the_pictures_size(backbone, picture
     )
 
 
-def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_path):
+def test_windows_cover_the_picture(backbone, picture):
+    head = segmentation()
+    whole = head.predict(backbone, picture)
+    np.testing.assert_array_equal(head.predict(backbone, picture, window=30), whole)
+    found = head.predict(backbone, picture, window=12)
+    assert found.shape == whole.shape and found.dtype == np.uint8
+    assert 0.3 < (found == whole).mean() < 1
+    mirrored = head.predict(backbone, picture[:, ::-1].copy(), window=12, flip=True)[:, ::-1]
+    assert (mirrored == head.predict(backbone, picture, window=12, flip=True)).mean() > 0.99
+
+
+def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_path, monkeypatch):
     head = segmentation()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\0 no picture")
     with pytest.raises(SourceError, match=r"broken.png cannot be read"):
@@ -146,9 +179,12 @@ def test_pictures_that_cannot_be_used_are_one_sentence(backbone, picture, tmp_pa
         head.predict(backbone, [])
     with pytest.raises(FileNotFoundError, match="nothing"):
         head.predict(backbone, tmp_path / "nothing.png")
-    huge = np.zeros((800, 800, 3), np.uint8)
-    with pytest.raises(EvaluationError, match=r"has 800 x 800 px, that is 40,000 patches"):
-        head.predict(backbone, huge)
+    monkeypatch.setattr(dense_predict, "MAX_PATCHES", 40)
+    with pytest.raises(EvaluationError, match=r"has 30 x 21 px at once, that is 48 patches"):
+        head.predict(backbone, picture)
+    assert head.predict(backbone, picture, window=12).shape == (21, 30)
+    with pytest.raises(EvaluationError, match="predicted for a picture as a whole"):
+        linear_depth().predict(backbone, picture, window=8)
     with pytest.raises(EvaluationError, match="short_side is -1 px"):
         head.predict(backbone, picture, short_side=-1)
 

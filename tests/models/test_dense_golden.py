@@ -8,44 +8,25 @@ import pytest
 from dinov2_jax.models.depth import DPT, LinearDepth, to_image_size
 from dinov2_jax.models.maps import Level, center_padding, feature_levels, pad_to_patches, resize
 from dinov2_jax.models.segmentation import SegmentationHead
-from dinov2_jax.models.vit import VisionTransformer
-from dinov2_jax.weights.convert import from_reference
 from dinov2_jax.weights.dense import from_released, kind_of, to_released
-
-PATCH = 14
-LOW = 0.001
+from tests.models.dense_vectors import (
+    DPT_HIGH,
+    FLIP_HIGH,
+    LOW,
+    backbone,
+    channels_last,
+    close,
+    levels,
+    places,
+    read,
+    sizes,
+    under,
+)
 
 
 @pytest.fixture(scope="module")
 def vectors(golden):
-    return dict(np.load(golden / "dense_heads.npz"))
-
-
-def under(vectors, prefix):
-    return {k.removeprefix(prefix): v for k, v in vectors.items() if k.startswith(prefix)}
-
-
-def sizes(vectors):
-    return [k.split("/")[0] for k in vectors if k.endswith("/padded")]
-
-
-def channels_last(x):
-    return np.moveaxis(np.asarray(x), 1, -1)
-
-
-def close(found, expected, bound):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
-
-
-def backbone(vectors):
-    flat = under(vectors, "backbone/params/")
-    dim, depth = flat["norm.weight"].size, sum(k.endswith("norm1.weight") for k in flat)
-    model = VisionTransformer(
-        dim=dim, depth=depth, heads=3, patch_size=PATCH, image_size=70, layerscale=1.0
-    )
-    return model, from_reference(flat)
+    return read(golden)
 
 
 def head(vectors, name):
@@ -53,21 +34,15 @@ def head(vectors, name):
     return tensors, *from_released(tensors, kind_of(set(tensors)))
 
 
-def levels(vectors, size, count, kind="raw"):
-    case = under(vectors, f"{size}/")
-    return [
-        Level(channels_last(case[f"{kind}{i}"]), case[f"raw_cls{i}"]) for i in range(4 - count, 4)
-    ]
-
-
 def test_padding(vectors):
+    patch = vectors["backbone/params/patch_embed.proj.weight"].shape[-1]
     for row in vectors["center_padding/table"]:
         h, w, top, bottom, left, right, *padded = row
-        assert center_padding(int(h), PATCH) == (top, bottom)
-        assert center_padding(int(w), PATCH) == (left, right)
+        assert center_padding(int(h), patch) == (top, bottom)
+        assert center_padding(int(w), patch) == (left, right)
         assert [h + top + bottom, w + left + right] == padded
     for size in sizes(vectors):
-        padded = pad_to_patches(channels_last(vectors[f"{size}/image"]), PATCH)
+        padded = pad_to_patches(channels_last(vectors[f"{size}/image"]), patch)
         np.testing.assert_array_equal(padded, channels_last(vectors[f"{size}/padded"]))
 
 
@@ -76,8 +51,11 @@ def test_features(vectors):
     for size in sizes(vectors):
         image = channels_last(vectors[f"{size}/image"])
         for kind, norm in (("raw", False), ("normed", True)):
-            found = jax.jit(lambda x, n=norm: feature_levels(model, params, x, range(4), n))(image)
-            for i, level in enumerate(found):
+            blocks = tuple(sorted(int(i) for i in places(vectors, rf"{size}/{kind}(\d+)")))
+            found = jax.jit(lambda x, b=blocks, n=norm: feature_levels(model, params, x, b, n))(
+                image
+            )
+            for i, level in zip(blocks, found, strict=True):
                 close(level.patches, channels_last(vectors[f"{size}/{kind}{i}"]), 3e-6)
                 if not norm:
                     close(level.cls, vectors[f"{size}/raw_cls{i}"], 3e-6)
@@ -100,7 +78,8 @@ def test_segmentation(vectors, name, count):
 def test_batch_statistics(vectors, name, count):
     _, params, statistics = head(vectors, name)
     train = under(vectors, f"{name}/train/")
-    maps = [x.patches for x in levels(vectors, "56x56", count, "normed")]
+    size = "x".join(map(str, train["labels"].shape[2:]))
+    maps = [x.patches for x in levels(vectors, size, count, "normed")]
     module = SegmentationHead(len(params["bias"]))
     logits, after = module.apply({"params": params}, maps, statistics, train=True)
     close(logits, channels_last(train["head_logits"]), 3e-6)
@@ -115,16 +94,19 @@ def test_linear_depth(vectors, layers):
     _, params, _ = head(vectors, name)
     for size in sizes(vectors):
         given = levels(vectors, size, layers)
-        for high in (80, 10):
+        highs = [int(high) for high in places(vectors, rf"{name}/{size}/max(\d+)/depth")]
+        assert highs
+        for high in highs:
             case = under(vectors, f"{name}/{size}/max{high}/")
             found = LinearDepth(LOW, high).apply({"params": params}, given)
             close(found, case["head_depth"][:, 0], 3e-6)
             shape = case["depth"].shape[2:]
             close(to_image_size(found, LOW, high, shape), case["depth"][:, 0], 3e-6)
-    given = levels(vectors, "45x59", layers)
     for norm in ("softmax", "sigmoid"):
-        found = LinearDepth(LOW, 80, norm=norm).apply({"params": params}, given)
-        close(found, vectors[f"{name}/45x59/{norm}/head_depth"][:, 0], 3e-6)
+        for size in places(vectors, rf"{name}/(.+)/{norm}/head_depth"):
+            module = LinearDepth(LOW, FLIP_HIGH[name], norm=norm)
+            found = module.apply({"params": params}, levels(vectors, size, layers))
+            close(found, vectors[f"{name}/{size}/{norm}/head_depth"][:, 0], 3e-6)
 
 
 def dpt(params):
@@ -139,13 +121,14 @@ def test_dpt(vectors):
         found = jax.jit(dpt(params).apply)({"params": params}, levels(vectors, size, 4))
         close(found, case["head_depth"][:, 0], 2e-5)
         shape = case["depth"].shape[2:]
-        close(to_image_size(found, LOW, 10, shape), case["depth"][:, 0], 2e-5)
+        close(to_image_size(found, LOW, DPT_HIGH, shape), case["depth"][:, 0], 2e-5)
 
 
 def test_dpt_inside(vectors):
     _, params, _ = head(vectors, "depth_dpt")
-    case = under(vectors, "depth_dpt/45x59/")
-    given = [Level(x.patches[:1], x.cls[:1]) for x in levels(vectors, "45x59", 4)]
+    (size,) = places(vectors, r"depth_dpt/(.+)/project")
+    case = under(vectors, f"depth_dpt/{size}/")
+    given = [Level(x.patches[:1], x.cls[:1]) for x in levels(vectors, size, 4)]
     _, state = dpt(params).apply(
         {"params": params}, given, capture_intermediates=True, mutable=["intermediates"]
     )
@@ -175,16 +158,18 @@ def test_released_layout_and_back(vectors, name):
 
 def test_flip_average(vectors):
     model, params = backbone(vectors)
-    image = jnp.asarray(channels_last(vectors["45x59/image"])[:1])
-    heads = {"depth_linear1": (1, 80), "depth_linear4": (4, 80), "depth_dpt": (4, 10)}
-    for name, (count, high) in heads.items():
+    for name, high in FLIP_HIGH.items():
         _, weights, _ = head(vectors, name)
         module = dpt(weights) if name == "depth_dpt" else LinearDepth(LOW, high)
+        count = 1 if name == "depth_linear1" else 4
+        blocks = tuple(range(model.depth - count, model.depth))
 
-        def depth(x, module=module, weights=weights, count=count, high=high):
-            given = feature_levels(model, params, x, range(4 - count, 4), False)
+        def depth(x, module=module, weights=weights, blocks=blocks, high=high):
+            given = feature_levels(model, params, x, blocks, False)
             return to_image_size(module.apply({"params": weights}, given), LOW, high, x.shape[1:3])
 
+        (size,) = places(vectors, rf"{name}/(.+)/flip_average")
+        image = jnp.asarray(channels_last(vectors[f"{size}/image"])[:1])
         mean = (depth(image) + depth(image[:, :, ::-1])[:, :, ::-1]) / 2
         bound = 2e-5 if name == "depth_dpt" else 3e-6
-        close(mean, vectors[f"{name}/45x59/flip_average"][:, 0], bound)
+        close(mean, vectors[f"{name}/{size}/flip_average"][:, 0], bound)

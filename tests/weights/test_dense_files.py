@@ -209,6 +209,15 @@ def test_released_names_and_files():
         load_head("dinov2_vits14_ade20k_lineer")
 
 
+def test_released_segmentation_heads_name_their_classes(tmp_path):
+    path = tmp_path / "dinov2_vits14_voc2012_ms_head.pth"
+    head = load_head(write(path, state_dict(outputs=21)))
+    assert head.class_names[15] == "person" and head.colours[15].tolist() == [192, 128, 128]
+    head = load_head(write(tmp_path / SEGMENTATION, state_dict(outputs=150)))
+    assert head.class_names[:3] == ("wall", "building", "sky") and not len(head.colours)
+    assert load_head(write(tmp_path / SEGMENTATION, state_dict())).class_names == ()
+
+
 def test_every_kind_has_as_many_keys_as_the_released_files():
     assert {kind: len(names) for kind, names in names_of().items()} == {
         "segmentation": 7, "depth_linear": 2, "depth_dpt": 56,

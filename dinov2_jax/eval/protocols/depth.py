@@ -25,7 +25,7 @@ from dinov2_jax.datasets.depth_checks import check_depths
 from dinov2_jax.datasets.depth_files import MILLIMETRES, stored_size
 from dinov2_jax.errors import EvaluationError
 from dinov2_jax.eval.pictures import unreadable
-from dinov2_jax.eval.published import depth_value
+from dinov2_jax.eval.published import dense_value
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.heads.dense import DenseSettings, train_dense
 from dinov2_jax.heads.dense_forward import SPREAD, Form, Trained, read_blocks
@@ -402,7 +402,7 @@ def _paper(plan: _Plan, head: DenseHead, metric: str, test: int) -> float | None
         train = len(plan.data.splits["train"])
     if not usual:
         return None
-    return depth_value(plan.context, f"depth_{count}", name, metric, train=train, test=test)
+    return dense_value(plan.context, f"depth_{count}", name, metric, train=train, test=test)
 
 
 def _figures(plan: _Plan, found: Judged) -> Iterator[Figure]:

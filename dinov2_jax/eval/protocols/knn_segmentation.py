@@ -15,7 +15,7 @@ from dinov2_jax.config.files import ConfigError
 from dinov2_jax.data.decode import DecodeSpec, load_record
 from dinov2_jax.data.fit import Fit
 from dinov2_jax.data.sources.files import NamedFiles
-from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.data.sources.source import SourceError, notes_of
 from dinov2_jax.datasets.dense import DenseData, DenseSplit
 from dinov2_jax.datasets.mask_checks import check_masks
 from dinov2_jax.datasets.segmentation import SEGMENTATION_SETS, open_segmentation
@@ -141,10 +141,12 @@ def _look(context: Context, data: DenseData) -> tuple[str, list[str]]:
     """Why the data cannot be used, or ""; and notes."""
     limits, notes = context.config.data, list[str]()
     for title, split in data.splits.items():
+        notes += notes_of(split.pictures)
         if error := unreadable(split.pictures, limits.max_pixels, limits.max_bad, title):
             return error, []
+        own = len(data.class_names) if limits.set in ("camvid", "folder") else None
         try:
-            notes += check_masks(split, f"{data.name}, {title}")
+            notes += check_masks(split, f"{data.name}, {title}", limits.max_bad, own)
         except SourceError as error:
             return str(error), []
     for note in notes:
