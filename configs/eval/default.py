@@ -270,6 +270,8 @@ def _knn_segmentation() -> ml_collections.ConfigDict:
     knn.log10_c = (-6.0, 5.0)  # its inverse penalties: 10^linspace(first, last, count). Reference
     knn.count = 8  # how many penalties are tried. Reference
     knn.max_patches = 2_000_000  # most training patches, drawn by whole pictures; others are left
+    # Most patches of logistic regression, drawn one by one; it holds each feature in fp64, too
+    knn.logistic_patches = 500_000
     knn.pictures = 8  # test pictures that results.html shows beside their truth
     knn.seed = 0  # of the draws
     return knn

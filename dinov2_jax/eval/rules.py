@@ -111,6 +111,7 @@ RULES: Rules = DISTRIBUTED | {
     "knn_segmentation.log10_c": Range(-300, 300, ordered=True),
     "knn_segmentation.count": Range(1, 10_000),
     "knn_segmentation.max_patches": COUNT,
+    "knn_segmentation.logistic_patches": COUNT,
     "knn_segmentation.pictures": COUNT_OR_NONE,
     "knn_segmentation.seed": SEED,
     "vos.split": ("val", "train"),

@@ -18,6 +18,7 @@ from dinov2_jax.eval.protocols import (
     few_shot,
     finetune,
     knn,
+    knn_segmentation,
     linear,
     logreg,
     retrieval,
@@ -25,6 +26,7 @@ from dinov2_jax.eval.protocols import (
     segmentation,
     transfer,
     video,
+    vos,
 )
 from dinov2_jax.eval.results import Results, folder_of, picture_file, table
 from dinov2_jax.eval.task import Context, Need, Pass, Task, Work
@@ -53,6 +55,8 @@ PROTOCOLS: dict[str, Callable[[Context], list[Task]]] = {
     "segmentation_ms": segmentation.open_ms,
     "depth": depth.open_linear,
     "depth_dpt": depth.open_dpt,
+    "knn_segmentation": knn_segmentation.open,
+    "vos": vos.open,
 }
 
 
