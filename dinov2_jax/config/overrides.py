@@ -24,8 +24,10 @@ _KINDS: dict[type, tuple[Any, str, str]] = {
     float: (numbers.Real, "a number (float)", "a tuple of numbers"),
     str: (str | os.PathLike, "text", "names with commas between"),
 }
-# Tuples of numbers whose length the default does not fix: one number a channel, or a scale.
-_ANY_LENGTH = ("colour.mean", "colour.std", "retrieval.scales")
+# Tuples of numbers whose length the default does not fix: of channels, scales or rates.
+_ANY_LENGTH = (
+    "colour.mean", "colour.std", "retrieval.scales", "segmentation.rates", "segmentation.scales",
+)  # fmt: skip
 # Tuples of recipes, of which there may be none.
 _LISTS = {
     "distill.students": (_RECIPE, "recipes with commas between", ("vits14", "vitb14")),
@@ -152,7 +154,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _converted_tuple(name: str, given: Any, value: Any, default: tuple[Any, ...]) -> Any:
     """`value` as a tuple like `default`; one or more whole numbers, names or booleans."""
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
-    kind = type(default[0]) if default else int
+    kind = type(default[0]) if default else float if name in _ANY_LENGTH else int
     any_length = kind is not float or name in _ANY_LENGTH
     if kind is str:
         fits = all(isinstance(item, str) and _NAME.fullmatch(item) for item in items)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from dinov2_jax.datasets.dense import IGNORED
-
+IGNORED = 255  # a pixel without a class
 ANY = 99_999_999  # px of a side that limits nothing
 _TRIES = 10
 _HUES = 180  # of OpenCV's 8-bit HSV

@@ -32,6 +32,9 @@ def overridden(recipe: str, name: str, value: Any) -> Any:
         ("eval/default", "protocols", ["knn"], ("knn",)),
         # Several scales are averaged, although the default is one.
         ("eval/default", "retrieval.scales", "(1.0,0.7071,1.4142)", (1.0, 0.7071, 1.4142)),
+        ("eval/default", "segmentation.rates", "0.001,0.01", (0.001, 0.01)),
+        ("eval/default", "segmentation.scales", "(1, 1.5)", (1.0, 1.5)),
+        ("eval/default", "segmentation.scales", "()", ()),
         ("eval/default", "linear.avgpool", "(False,)", (False,)),
         ("eval/default", "linear.avgpool", "True", (True,)),
         ("embed", "size", "224", (224,)),
