@@ -5,77 +5,36 @@ given one is judged as it is, as for SUN RGB-D, which has no pictures to train o
 """
 
 import dataclasses
-import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
-from dinov2_jax.config.files import ConfigError
-from dinov2_jax.data.decode import DecodeSpec
-from dinov2_jax.data.sources.files import NamedFiles
-from dinov2_jax.data.sources.source import SourceError, notes_of
-from dinov2_jax.datasets.dense import DenseData, DenseSplit
-from dinov2_jax.datasets.depth import DEPTH_SETS, open_depth
-from dinov2_jax.datasets.depth_checks import check_depths
-from dinov2_jax.datasets.depth_files import MILLIMETRES, stored_size
-from dinov2_jax.errors import EvaluationError
-from dinov2_jax.eval.pictures import unreadable
+from dinov2_jax.data.sources.source import SourceError
+from dinov2_jax.eval.depth_plan import Plan, check, digest_of, plan_of, targets_of
 from dinov2_jax.eval.published import dense_value
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task, Work
 from dinov2_jax.heads.dense import DenseSettings, train_dense
-from dinov2_jax.heads.dense_forward import SPREAD, Form, Trained, read_blocks
-from dinov2_jax.heads.dense_head import DenseHead, load_dense
+from dinov2_jax.heads.dense_forward import Trained
+from dinov2_jax.heads.dense_head import DenseHead
 from dinov2_jax.heads.depth_judge import DepthReader, Judged, judge
-from dinov2_jax.heads.depth_recipes import RECIPES, DepthRecipe, depth_loss, first_params
+from dinov2_jax.heads.depth_recipes import RECIPES, depth_loss, first_params
 from dinov2_jax.metrics.depth import NAMES
-from dinov2_jax.parallel.processes import from_main, is_main
+from dinov2_jax.parallel.processes import is_main
 from dinov2_jax.run.resume import StateFile
 from dinov2_jax.viz.depth import depth_sheet
 from dinov2_jax.viz.gallery import Figure
-from dinov2_jax.weights.architecture import in_channels
 
 HEAD_FILE = "head.safetensors"
 STATE_FILE = "depth_state.safetensors"
-_KINDS = {"depth": "depth_linear", "depth_dpt": "depth_dpt"}
 _UNITS = {"rmse": "m", "sq_rel": "m"}
 _HIGHER = ("a1", "a2", "a3")
-_NYU_SIZE = 480, 640  # of whose pixels the crop "nyu_eigen" is a part
 _RELEASED = re.compile(r"dinov2_vit\w14_nyu_(linear|linear4|dpt)_head")
 _LEAD = (
     "Test pictures, evenly spread over the set: predicted and true depth in the same colours, and "
     "the relative error. Grey pixels have no true depth."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What one protocol does."""
-
-    protocol: str
-    context: Context
-    data: DenseData
-    recipe: DepthRecipe
-    form: Form
-    blocks: tuple[int, ...]
-    settings: DenseSettings
-    given: DenseHead | None
-
-    @property
-    def decoding(self) -> DecodeSpec:
-        backbone = self.context.backbone
-        channels = in_channels(backbone.params, backbone.model.patch_size)
-        return DecodeSpec(self.context.config.data.max_pixels, channels)
-
-    @property
-    def splits(self) -> dict[str, DenseSplit]:
-        """Those that are read."""
-        wanted = ("test",) if self.given else ("train", "test")
-        return {name: self.data.splits[name] for name in wanted}
 
 
 def open_linear(context: Context) -> list[Task]:
@@ -95,18 +54,18 @@ def open_task(context: Context, protocol: str) -> list[Task]:
       ConfigError, SourceError, EvaluationError, WeightsError: no such data, missing files, a head
         or settings that do not fit.
     """
-    plan = _plan(context, protocol)
+    plan = plan_of(context, protocol)
     files = {
         name: source
         for split, pairs in plan.splits.items()
-        for name, source in ((split, pairs.pictures), (f"{split}_depths", _targets(pairs)))
+        for name, source in ((split, pairs.pictures), (f"{split}_depths", targets_of(pairs)))
     }
     settings = context.settings("depth", **files) | {"set": context.config.data.set}
     if plan.given is not None:
-        settings["head"] = _digest(plan.given)
+        settings["head"] = digest_of(plan.given)
 
     def run(work: Work) -> Iterator[Finding]:
-        notes = _check(plan)
+        notes = check(plan)
         if notes:
             yield {"warning": " ".join(notes)}
         head = plan.given
@@ -119,174 +78,8 @@ def open_task(context: Context, protocol: str) -> list[Task]:
     return [Task(plan.data.name, needs, settings, run)]
 
 
-# ----------------------------------------------------------------------------------------- opening
-def _plan(context: Context, protocol: str) -> _Plan:
-    config, data = context.config.depth, context.config.data
-    if data.set not in DEPTH_SETS or not data.path:
-        raise ConfigError(
-            f"{protocol} needs --config.data.set={' | '.join(DEPTH_SETS)} and --config.data.path="
-            "<its folder>"
-        )
-    given = _given(context, protocol)
-    if given is None and data.set == "sunrgbd":
-        raise ConfigError(
-            "SUN RGB-D has no pictures to train on; add --config.head=<a head that was trained on "
-            "NYU>, such as <workdir>/depth/nyu/head.safetensors"
-        )
-    units = config.units_per_metre
-    opened = open_depth(data.set, data.path, units, train=given is None)
-    recipe = _recipe(context, given)
-    kind, model = _KINDS[protocol], context.backbone.model
-    if given is None:
-        form = Form(kind, recipe.low, recipe.high)
-        count = SPREAD if kind == "depth_dpt" else config.blocks
-        if count not in (1, SPREAD):
-            raise ConfigError(
-                f"config.depth.blocks={count}, but the linear head reads 1 or {SPREAD} blocks"
-            )
-        if model.depth < count:
-            raise EvaluationError(
-                f"{protocol} reads {count} blocks, but the backbone has {model.depth}; use "
-                "--config.protocols=depth with --config.depth.blocks=1"
-            )
-        blocks = read_blocks(kind, count, model.depth)
-    else:
-        form, blocks = given.form, given.blocks_of(model)
-    _check_crop(opened.splits["test"], recipe)
-    return _Plan(protocol, context, opened, recipe, form, blocks, _settings(config, recipe), given)
-
-
-def _given(context: Context, protocol: str) -> DenseHead | None:
-    """`config.head`, if there is one; it must be of the protocol's kind."""
-    if not context.config.head:
-        return None
-    head = load_dense(context.config.head, "depth")
-    if head.kind != _KINDS[protocol]:
-        other = next(name for name, kind in _KINDS.items() if kind == head.kind)
-        raise EvaluationError(
-            f"{context.config.head} is a head of kind {head.kind}, not of {_KINDS[protocol]}; "
-            f"evaluate it with --config.protocols={other}"
-        )
-    if head.identity and not head.identity.startswith(context.weights):
-        raise EvaluationError(
-            f"the depth head {context.config.head} was trained on features of other weights or "
-            "preprocessing; evaluate it with those, or train one by leaving out --config.head"
-        )
-    return head
-
-
-def _recipe(context: Context, given: DenseHead | None) -> DepthRecipe:
-    """The set's recipe with what the configuration changes."""
-    config, name = context.config.depth, context.config.data.set
-    recipe = RECIPES[name]
-    if name == "folder" and given is not None:  # its range is what it can predict
-        recipe = dataclasses.replace(recipe, low=given.low, high=given.high)
-    changes: dict[str, Any] = {
-        field: config[field] for field in ("low", "high", "iterations", "batch_size", "lr")
-    }
-    changes = {field: value for field, value in changes.items() if value}
-    if config.crop != "auto":
-        changes["judged"] = config.crop
-    if config.train_px:
-        changes["crop"] = tuple(config.train_px)
-    recipe = dataclasses.replace(recipe, **changes)
-    if recipe.low >= recipe.high:
-        raise ConfigError(
-            f"config.depth.low={recipe.low:g} m is not below config.depth.high={recipe.high:g} m; "
-            "0 stands for the set's own"
-        )
-    if len(recipe.crop) != 2 or min(recipe.crop) < 1:
-        raise ConfigError(
-            f"config.depth.train_px={config.train_px} is not a height and a width; give two "
-            "numbers, such as --config.depth.train_px=416,544"
-        )
-    return recipe
-
-
-def _settings(config: Any, recipe: DepthRecipe) -> DenseSettings:
-    warmup = config.warmup_iterations
-    if warmup < 0:
-        warmup = min(recipe.warmup_iterations, recipe.iterations // 3)
-    if warmup > recipe.iterations:
-        raise ConfigError(
-            f"config.depth.warmup_iterations={warmup} are more than the {recipe.iterations} "
-            "iterations; -1 takes a third of them"
-        )
-    return DenseSettings(
-        iterations=recipe.iterations,
-        batch_size=recipe.batch_size,
-        rates=(recipe.lr,),
-        weight_decay=config.weight_decay,
-        warmup_iterations=warmup,
-        schedule="cosine",
-        warmup_ratio=1e-3,
-        cycle=True,
-        clip=35.0,
-        seed=config.seed,
-        save_every=config.save_every,
-    )
-
-
-def _check_crop(test: DenseSplit, recipe: DepthRecipe) -> None:
-    size = stored_size(test.targets[0])
-    if recipe.judged == "nyu_eigen" and size != _NYU_SIZE:
-        raise ConfigError(
-            f"the crop nyu_eigen has places in {_NYU_SIZE[1]} x {_NYU_SIZE[0]} px, but the depth "
-            f"{test.targets[0]} has {size[1]} x {size[0]}; add --config.depth.crop=none"
-        )
-
-
-def _targets(split: DenseSplit) -> NamedFiles:
-    """The files of the depths as a source, for fingerprints; where they lie does not count."""
-    root = os.path.commonpath([os.path.dirname(path) for path in split.targets])
-    return NamedFiles(root, [os.fsencode(os.path.relpath(p, root)) for p in split.targets])
-
-
-def _digest(head: DenseHead) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for value in jax.tree.leaves(head.params):
-        digest.update(np.ascontiguousarray(value).tobytes())
-    digest.update(repr((head.kind, head.low, head.high, head.blocks)).encode())
-    return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- checking
-def _check(plan: _Plan) -> list[str]:
-    """Looks at pictures and depths before long work; process 0 reads for all.
-
-    Returns what is odd but no reason to stop, and prints it.
-
-    Raises:
-      SourceError: too many unreadable pictures, or see `check_depths`.
-    """
-    error, notes = from_main(_look(plan) if is_main() else None)
-    if error:
-        raise SourceError(error)
-    return notes
-
-
-def _look(plan: _Plan) -> tuple[str, list[str]]:
-    """Why the data cannot be used, or ""; and notes."""
-    limits, notes = plan.context.config.data, list[str]()
-    set_units = {"kitti": 256.0}.get(limits.set, MILLIMETRES)
-    units = plan.context.config.depth.units_per_metre or set_units
-    for name, split in plan.splits.items():
-        notes += notes_of(split.pictures)
-        error = unreadable(split.pictures, limits.max_pixels, limits.max_bad, name)
-        if error:
-            return error, []
-        title = f"{plan.data.name}, {name}"
-        try:
-            notes += check_depths(split, title, plan.recipe.low, plan.recipe.high, units)
-        except SourceError as error:
-            return str(error), []
-    for note in notes:
-        print(f"warning: {note}", flush=True)
-    return "", notes
-
-
 # ---------------------------------------------------------------------------------------- training
-def _train(plan: _Plan, folder: Path) -> tuple[DenseHead, list[Finding]]:
+def _train(plan: Plan, folder: Path) -> tuple[DenseHead, list[Finding]]:
     """Trains a head and stores it in the folder; the state of training goes."""
     context, config = plan.context, plan.context.config.depth
     backbone, train, settings = context.backbone, plan.data.splits["train"], plan.settings
@@ -296,7 +89,7 @@ def _train(plan: _Plan, folder: Path) -> tuple[DenseHead, list[Finding]]:
     identity = context.identity(train.pictures)
     about = {
         **dataclasses.asdict(settings),
-        **{"identity": identity, "depths": context.describe(_targets(train))["fingerprint"]},
+        **{"identity": identity, "depths": context.describe(targets_of(train))["fingerprint"]},
         **{"form": list(plan.form), "blocks": list(plan.blocks), "crops": repr(plan.recipe.crops)},
         **{"channels": config.channels, "gradient": config.gradient},
     }
@@ -339,7 +132,7 @@ def _loss_curve(losses: np.ndarray, settings: DenseSettings) -> Curve:
 
 
 # ----------------------------------------------------------------------------------------- judging
-def _judge(plan: _Plan, head: DenseHead) -> Iterator[Finding]:
+def _judge(plan: Plan, head: DenseHead) -> Iterator[Finding]:
     backbone, test = plan.context.backbone, plan.data.splits["test"]
     reader = DepthReader(
         backbone.model,
@@ -363,7 +156,7 @@ def _judge(plan: _Plan, head: DenseHead) -> Iterator[Finding]:
     yield from _figures(plan, found)
 
 
-def _metrics(plan: _Plan, head: DenseHead, found: Judged) -> Iterator[Finding]:
+def _metrics(plan: Plan, head: DenseHead, found: Judged) -> Iterator[Finding]:
     counted = found.readable & ~np.isnan(found.metrics).all(axis=1)
     if not counted.any():
         raise SourceError(
@@ -387,7 +180,7 @@ def _metrics(plan: _Plan, head: DenseHead, found: Judged) -> Iterator[Finding]:
     }
 
 
-def _paper(plan: _Plan, head: DenseHead, metric: str, test: int) -> float | None:
+def _paper(plan: Plan, head: DenseHead, metric: str, test: int) -> float | None:
     """The paper's value: of a head trained here by the set's recipe, or of a released one."""
     config, name = plan.context.config, plan.context.config.data.set
     count = "dpt" if plan.protocol == "depth_dpt" else len(plan.blocks)
@@ -405,7 +198,7 @@ def _paper(plan: _Plan, head: DenseHead, metric: str, test: int) -> float | None
     return dense_value(plan.context, f"depth_{count}", name, metric, train=train, test=test)
 
 
-def _figures(plan: _Plan, found: Judged) -> Iterator[Figure]:
+def _figures(plan: Plan, found: Judged) -> Iterator[Figure]:
     """Test pictures beside their truth."""
     test = plan.data.splits["test"]
     for place, (row, image, depth, true) in enumerate(found.shown):
