@@ -2,7 +2,7 @@
 
 Command:   python docs/make_scenes.py scenes 200
 Writes:    scenes/{train,test}/NAME.png, {train,test}_masks/NAME.png (classes), {train,test}_depth/
-           NAME.png (millimetres, 16 bits) and classes.txt, a layout that config.data.set=folder reads
+           NAME.png (millimetres, 16 bits) and classes.txt; config.data.set=folder reads them
 
 Drawings stand on a floor before a wall, 1 to 5 m away, all 0.5 m wide. Those of test are in no
 scene of train. OpenMoji, CC BY-SA 4.0; scenes are under the same licence.
