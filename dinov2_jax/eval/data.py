@@ -105,14 +105,22 @@ def _open_set(config: ConfigDict) -> Data:
     name, path = config.set, config.path
     if not path:
         raise ConfigError(f"config.data.set={name!r} needs --config.data.path=<where it lies>")
-    known = _OF_SETS | ({"test_labels"} if name == "imagenet" else set())
+    check_fields_of_set(config, *(["test_labels"] if name == "imagenet" else []))
+    return open_published(name, path, config.test_labels)
+
+
+def check_fields_of_set(config: ConfigDict, *more: str) -> None:
+    """Raises ConfigError for a field of `config.data` that a published set would not follow.
+
+    `more` are fields that this set has beside those of all sets.
+    """
+    known = _OF_SETS | set(more)
     ignored = [field for field, value in config.items() if value and field not in known]
     if ignored:
         raise ConfigError(
-            f"config.data.{ignored[0]} means nothing for the set {name!r}, whose splits and labels "
-            "are its own; leave it out, or use --config.data.source"
+            f"config.data.{ignored[0]} means nothing for the set {config.set!r}, whose splits and "
+            "labels are its own; leave it out"
         )
-    return open_published(name, path, config.test_labels)
 
 
 def open_published(name: str, path: str, test_labels: str = "") -> Data:

@@ -156,6 +156,7 @@ def test_a_share_of_train_chooses_where_there_is_no_val(weights, tmp_path, one_d
     ("changes", "told"),
     [
         ({"data.set": "nyu"}, r"needs --config\.data\.set \(of ade20k"),
+        ({"data.test_split": "val"}, r"config\.data\.test_split means nothing"),
         ({"knn_segmentation.image_px": 18}, r"image_px=16"),
         ({"knn_segmentation.metrics": ("cos",)}, r"knows only cosine and l2"),
     ],

@@ -115,6 +115,8 @@ def test_devices_change_nothing(weights, davis, tmp_path, monkeypatch):
 def test_what_cannot_run_is_told_first(weights, davis, tmp_path):
     with pytest.raises(ConfigError, match=r"--config\.data\.set=davis2017"):
         evaluate(ask(weights, davis, **{"data.set": ""}), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"config\.data\.source means nothing for the set 'davis"):
+        evaluate(ask(weights, davis, **{"data.source": "folder"}), str(tmp_path / "out"))
     broken = build_davis(tmp_path / "broken")
     frame = broken / "JPEGImages/480p/cow/00003.jpg"
     frame.write_bytes(frame.read_bytes()[:-200])  # the header is whole

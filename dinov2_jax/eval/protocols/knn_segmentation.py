@@ -19,6 +19,7 @@ from dinov2_jax.data.sources.source import SourceError, notes_of
 from dinov2_jax.datasets.dense import DenseData, DenseSplit
 from dinov2_jax.datasets.mask_checks import check_masks
 from dinov2_jax.datasets.segmentation import SEGMENTATION_SETS, open_segmentation
+from dinov2_jax.eval.data import check_fields_of_set
 from dinov2_jax.eval.pictures import unreadable
 from dinov2_jax.eval.task import Context, Curve, Finding, Metric, Need, Task
 from dinov2_jax.features.extractor import Extractor
@@ -66,6 +67,7 @@ def open(context: Context) -> list[Task]:
             f"knn_segmentation needs --config.data.set (of {', '.join(SEGMENTATION_SETS)}) and "
             "--config.data.path"
         )
+    check_fields_of_set(context.config.data)
     _check_settings(context)
     data = open_segmentation(name, path)
     _check_memory(context, data)

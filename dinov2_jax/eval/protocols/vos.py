@@ -23,6 +23,7 @@ from dinov2_jax.datasets.davis import (
     read_palette,
 )
 from dinov2_jax.datasets.files import Files
+from dinov2_jax.eval.data import check_fields_of_set
 from dinov2_jax.eval.pictures import unreadable
 from dinov2_jax.eval.task import Context, Finding, Metric, Need, Task, Work
 from dinov2_jax.features.extractor import Extractor
@@ -66,6 +67,7 @@ def open(context: Context) -> list[Task]:
             "vos needs --config.data.set=davis2017 and --config.data.path=<the folder DAVIS>, into "
             "which DAVIS-2017-trainval-480p.zip was unpacked"
         )
+    check_fields_of_set(data)
     videos = davis2017(data.path, config.split)[: config.videos or None]
     sources = {"frames": _joined(videos, "frames"), "masks": _joined(videos, "masks")}
     needs = (Need("frames", sources["frames"], None),)
