@@ -8,7 +8,7 @@ Time:      not measured yet
 Expected:  not measured yet
 Resume:    the same command
 
-Every stage is judged at 96 px, also those that were trained at 48 px. `same_size` is the stage with
+Every stage is judged at 64 px, also those that were trained at 32 px. `same_size` is the stage with
 the old crops: what more steps and a lower rate give without the larger pictures.
 """
 
@@ -16,9 +16,9 @@ import ml_collections
 
 from configs.recipes import default, distil_photos
 
-SIZE = 48  # px: 3 x 3 patches
-LARGE = 96  # px: 6 x 6 patches; the rule of configs/highres.py
-NETWORK = {"model.patch_size": 16, "ibot.loss_weight": 1.0}
+SIZE = 32  # px: 2 x 2 patches
+LARGE = 64  # px: 4 x 4 patches; the rule of configs/highres.py
+NETWORK = {"model.dim": 96, "model.patch_size": 16, "ibot.loss_weight": 1.0}
 JUDGED = ("knn", "linear_cached")
 
 
