@@ -4,8 +4,9 @@ Command:   python -m dinov2_jax.main --config=configs/recipes/distil_photos.py
            --workdir=runs/distil_photos --config.data.path=/pictures --config.seed=0
            the pictures are a folder with train/<class>/ and test/<class>/
 Hardware:  1 CPU core, 2 GB of memory
-Time:      not measured yet
-Expected:  not measured yet
+Time:      11 to 28 min on a core of an AMD EPYC that had much other work
+Expected:  CIFAR-10, mean of three seeds, k-NN: 50.9 % (teacher), 47.2 (alone), 47.1 (distilled),
+           49.4 (features), 47.7 (alone_longer); docs/distill.md tells what follows
 Resume:    the same command
 
 The teacher is configs/small_photos.py; the students have a third of its width. `alone`, `distilled`
