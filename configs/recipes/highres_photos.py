@@ -5,8 +5,8 @@ Command:   python -m dinov2_jax.main --config=configs/recipes/highres_photos.py
            the pictures are a folder with train/<class>/ and test/<class>/
 Hardware:  1 CPU core, 2 GB of memory
 Time:      7 to 14 min on a core of an AMD EPYC that had much other work
-Expected:  Caltech-101, mean of three seeds, k-NN at 64 px: 12.6 % before the stage, 12.6 % after it,
-           13.0 % with the old crops: at this size the stage is worth nothing
+Expected:  Caltech-101, mean of three seeds, k-NN at 64 px: 12.6 % before the stage, 12.6 %
+           after it, 13.0 % with the old crops: at this size the stage is worth nothing
 Resume:    the same command
 
 Every stage is judged at 64 px, also those that were trained at 32 px. `same_size` is the stage with
