@@ -30,6 +30,7 @@ from dinov2_jax.models.positions import CONVENTIONS
 from dinov2_jax.models.vit import BLOCKS, VARIANTS
 from dinov2_jax.ops.attention import BACKENDS
 from dinov2_jax.ssl.objective import PATCHES
+from dinov2_jax.train.distill_checks import check_distillation
 from dinov2_jax.train.mesh_checks import check_mesh, divisors, nearest_divisor, nearest_multiple
 
 _SCALE = Range(1e-3, 1, ordered=True)
@@ -127,7 +128,7 @@ def check_training(config: ConfigDict, device_count: int) -> list[str]:
         )
     _check_batch(config)
     _check_losses(config)
-    _check_distillation(config)
+    check_distillation(config)
     _check_prototypes(config)
     _check_images(config)
     _check_colours(config)
@@ -150,28 +151,8 @@ def _check_batch(config: ConfigDict) -> None:
         )
 
 
-def _check_distillation(config: ConfigDict) -> None:
-    """Refuses fields of a distillation that would be ignored."""
-    distill = config.distill
-    if distill.kind == "features":
-        if not distill.teacher:
-            raise ConfigError(
-                "config.distill.kind features learns the features of a teacher, but "
-                "config.distill.teacher is empty; add --config.distill.teacher=WEIGHTS"
-            )
-        for field, value in {"patches": "all", "teacher_heads": ""}.items():
-            if distill[field] != value:
-                why = "needs no heads" if field == "teacher_heads" else "learns all patches"
-                raise ConfigError(
-                    f"config.distill.{field} is {distill[field]!r}, but config.distill.kind "
-                    f"features {why}; leave {field} out, or add --config.distill.kind=prototypes"
-                )
-
-
 def _check_prototypes(config: ConfigDict) -> None:
     block = config.prototype_block
-    if config.distill.kind == "features":  # has none
-        return
     for name in ("dino", "ibot") if config.ibot.separate_head else ("dino",):
         prototypes = config[name].head_prototypes
         if block and prototypes % block:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dinov2_jax.config.files import load_config
 from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.train.init_from import model_fields
 from dinov2_jax.train.teacher import read_teacher
@@ -60,8 +61,7 @@ def _heads_config(config: ConfigDict, student: ConfigDict, model: VisionTransfor
         own.model[name] = value
     own.model.drop_path_rate = 0.0
     own.init_from, own.init_state = config.distill.teacher, "teacher"
-    own.distill.teacher, own.distill.teacher_heads, own.distill.students = "", "", ()
-    own.distill.attention_heads = 0
+    own.distill = load_config("default").distill  # an ordinary pretraining
     own.total_steps = own.optimizer.freeze_backbone_steps = steps
     own.centering = "sinkhorn_knopp"
     for field in _SCHEDULES:

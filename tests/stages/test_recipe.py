@@ -152,7 +152,9 @@ def test_another_task_has_no_recipe(capsys):
     assert "no field config.evaluation.data.workers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["default", "quick", "ablation", "vitg14_family"])
+@pytest.mark.parametrize(
+    "name", ["default", "quick", "ablation", "vitg14_family", "distil_photos", "highres_photos"]
+)
 def test_every_recipe_can_run(name, one_device):
     recipe = load_config(f"recipes/{name}")
     override_recipe(recipe, {"data.path": "/pictures"})

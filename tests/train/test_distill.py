@@ -13,12 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from dinov2_jax.config.files import ConfigError
+from dinov2_jax.config.files import ConfigError, leaves
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.parallel.placement import put_batch
 from dinov2_jax.run.checkpoint import CheckpointError, restore_params
 from dinov2_jax.train import init_from, loop
 from dinov2_jax.train import teacher as teacher_module
+from dinov2_jax.train.distill_checks import _UNUSED
 from dinov2_jax.train.setup import make_family, make_run
 from dinov2_jax.train.student_configs import student_configs
 from dinov2_jax.train.teacher import open_teacher, place_teacher
@@ -204,6 +205,10 @@ def test_a_run_keeps_its_teacher(pictures, teacher, tmp_path):  # noqa: F811
         ({"distill.students": ("eval/knn",)}, "a recipe of task eval"),
         ({"distill.students": ("vits14", "vits14")}, "two students vits14"),
         ({"distill.students": ("vits14x",)}, "there is no configuration vits14x"),
+        (
+            {"distill.head_steps": 5},
+            r"teacher_heads is empty.*--config.distill.teacher_heads=train",
+        ),
     ],
 )
 def test_wrong_input_is_told_in_a_sentence(pictures, teacher, tmp_path, changes, message):  # noqa: F811
@@ -211,6 +216,22 @@ def test_wrong_input_is_told_in_a_sentence(pictures, teacher, tmp_path, changes,
     with pytest.raises((ConfigError, OSError, ValueError), match=message) as caught:
         loop.train(config, str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attention_heads", 4), ("patches", "masked"), ("teacher_heads", "train"), ("head_steps", 5)],
+)
+def test_pretraining_refuses_the_fields_of_a_distillation(pictures, tmp_path, field, value):  # noqa: F811
+    message = f"config.distill.{field} is {value!r}, but config.distill.teacher is empty.*leave "
+    with pytest.raises(ConfigError, match=message) as caught:
+        loop.train(config_of(pictures, **{f"distill.{field}": value}), str(tmp_path / "run"))
+    assert str(caught.value).endswith(f"{field} out, or add --config.distill.teacher=WEIGHTS")
+
+
+def test_the_recipe_asks_for_nothing_that_is_refused():
+    fields = leaves(default.get_config())
+    assert {name: fields[name] for name in _UNUSED} == _UNUSED
 
 
 @contextlib.contextmanager

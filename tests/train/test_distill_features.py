@@ -205,6 +205,8 @@ def test_training_lowers_the_loss(pictures, teacher):  # noqa: F811
         ({"distill.kind": "feature"}, "features"),
         ({"distill.patches": "masked"}, "learns all patches; leave patches out"),
         ({"distill.teacher_heads": "train"}, "needs no heads; leave teacher_heads out"),
+        ({"distill.head_steps": 5}, "trains no heads; leave head_steps out, or add"),
+        ({"prototype_block": 8}, "has no prototypes; leave prototype_block out, or add"),
         ({"distill.kind": "prototypes"}, r"--config\.distill\.kind=features.*teacher_heads=train"),
         ({"distill.attention_heads": 5}, "64 cannot be split into 5 attention heads"),
     ],
