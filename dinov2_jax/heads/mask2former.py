@@ -153,7 +153,9 @@ def layer_losses(prediction: Prediction, truth: Truth, draws: Draws) -> Losses:
     dice = 1 - (2 * (shares * values).sum(axis=-1) + 1) / (total + 1)
     means = (jnp.where(truth.known, x, 0.0).sum() / count for x in (entropy.mean(axis=-1), dice))
     by_class = CLASS_WEIGHT * _class_loss(prediction.classes, truth, queries)
-    return Losses(by_class, *(w * x for w, x in zip((MASK_WEIGHT, DICE_WEIGHT), means, strict=True)))
+    return Losses(
+        by_class, *(w * x for w, x in zip((MASK_WEIGHT, DICE_WEIGHT), means, strict=True))
+    )
 
 
 def _class_loss(classes: Array, truth: Truth, queries: Array) -> Array:

@@ -87,9 +87,7 @@ class Injector(nn.Module):
     ratio: float
 
     @nn.compact
-    def __call__(
-        self, tokens: Array, cells: Array, grid: Size, sizes: Sequence[Size]
-    ) -> Array:
+    def __call__(self, tokens: Array, cells: Array, grid: Size, sizes: Sequence[Size]) -> Array:
         """Tokens [B, N, D] and cells of all maps [B, M, D] -> tokens."""
         queries = LayerNorm(name="query_norm")(tokens)
         values = LayerNorm(name="feat_norm")(cells)
@@ -123,9 +121,7 @@ class Extractor(nn.Module):
     ffn_ratio: float
 
     @nn.compact
-    def __call__(
-        self, cells: Array, tokens: Array, grid: Size, sizes: Sequence[Size]
-    ) -> Array:
+    def __call__(self, cells: Array, tokens: Array, grid: Size, sizes: Sequence[Size]) -> Array:
         """Cells of all maps [B, M, D] and tokens [B, N, D] -> cells."""
         queries = LayerNorm(name="query_norm")(cells)
         values = LayerNorm(name="feat_norm")(tokens)

@@ -101,7 +101,9 @@ class DeformableAttention(nn.Module):
     ratio: float = 1.0
 
     @nn.compact
-    def __call__(self, queries: Array, centres: Array, values: Array, sizes: Sequence[Size]) -> Array:
+    def __call__(
+        self, queries: Array, centres: Array, values: Array, sizes: Sequence[Size]
+    ) -> Array:
         """[B, Q, D] -> [B, Q, D].
 
         Args:
@@ -118,11 +120,13 @@ class DeformableAttention(nn.Module):
             2 * total, kernel_init=zeros, bias_init=self._directions, precision="highest",
             name="sampling_offsets",
         )(queries)  # fmt: skip
-        weights = nn.Dense(
-            total, kernel_init=zeros, precision="highest", name="attention_weights"
-        )(queries)
+        weights = nn.Dense(total, kernel_init=zeros, precision="highest", name="attention_weights")(
+            queries
+        )
         weights = jax.nn.softmax(weights.reshape(*split[:3], -1)).reshape(split)
-        values = linear(width, "value_proj")(values).reshape(batch, -1, self.heads, width // self.heads)
+        values = linear(width, "value_proj")(values).reshape(
+            batch, -1, self.heads, width // self.heads
+        )
         sides = jnp.array([(w, h) for h, w in sizes], jnp.float32)[:, None]
         places = centres[:, None, None, None] + offsets.reshape(*split, 2) / sides
         found = sample(values, sizes, places, weights)

@@ -134,9 +134,7 @@ class Mask2Former(nn.Module):
         init = nn.initializers.normal(1.0)
         levels = self.param("level_embed", init, (SCALES, self.width))
         sizes = [(x.shape[1], x.shape[2]) for x in memories]
-        values = [
-            x.reshape(len(x), -1, self.width) + levels[i] for i, x in enumerate(memories)
-        ]
+        values = [x.reshape(len(x), -1, self.width) + levels[i] for i, x in enumerate(memories)]
         positions = [sine_positions(size, self.width).reshape(-1, self.width) for size in sizes]
         return [v + p for v, p in zip(values, positions, strict=True)], values, sizes
 

@@ -175,13 +175,17 @@ def _decoder(decoder: Flat, points: int) -> Mask2Former:
 
 
 def _count(tensors: Flat, prefix: str) -> int:
-    return 1 + max(int(k.removeprefix(prefix).split(".")[0]) for k in tensors if k.startswith(prefix))
+    return 1 + max(
+        int(k.removeprefix(prefix).split(".")[0]) for k in tensors if k.startswith(prefix)
+    )
 
 
 def _statistics(own: Flat) -> dict[str, Statistics]:
     try:
         return {
-            name: Statistics(*(jnp.asarray(own[f"{rename(name, _TO_KEY)}.{x}"]) for x in _STATISTICS))
+            name: Statistics(
+                *(jnp.asarray(own[f"{rename(name, _TO_KEY)}.{x}"]) for x in _STATISTICS)
+            )
             for name in NORMS
         }
     except KeyError as error:

@@ -166,7 +166,9 @@ def test_losses_and_gradients(vectors, weights, adapted, predictions):
 
     @jax.jit
     def loss(params):
-        return total_loss(weights.head.apply({"params": params}, adapted[0]), truth(vectors), points)
+        return total_loss(
+            weights.head.apply({"params": params}, adapted[0]), truth(vectors), points
+        )
 
     (total, parts), gradient = jax.value_and_grad(loss, has_aux=True)(weights.head_params)
     close(total, vectors["loss/total"])
