@@ -170,7 +170,7 @@ def _class_loss(classes: Array, truth: Truth, queries: Array) -> Array:
 
 
 def _uncertain_points(found: Array, draws: Draws) -> Array:
-    """Of the candidates those with the least certain logits, and the uniform points."""
+    """The candidates with the least certain logits, and the uniform points."""
     candidates, uniform = draws.candidates, draws.uniform
     number = candidates.shape[2] // CANDIDATES - uniform.shape[2]
     certain = jnp.abs(jax.lax.stop_gradient(at_points(found, candidates)))

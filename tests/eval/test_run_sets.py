@@ -388,7 +388,7 @@ def test_fine_tuned_weights_are_judged_and_kept(weights, imagenet, tmp_path, ran
 def test_fine_tuning_says_at_once_what_does_not_fit(weights, imagenet, tmp_path):
     data = {"data.set": "imagenet", "data.path": str(imagenet)}
     wrong = {"finetune.head": str(tmp_path / "head.safetensors")}
-    with pytest.raises(UserError, match="there is no linear head"):
+    with pytest.raises(UserError, match="there is no head"):
         evaluate(ask(weights, ("knn", "finetune"), **data, **wrong), str(tmp_path / "out"))
     wrong = {"finetune.group_size": 48}
     with pytest.raises(EvaluationError, match="no multiple of group_size 48"):

@@ -82,7 +82,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
     assert alone["readable"].all() and np.isnan(alone["metrics"][3]).all()
     assert np.isfinite(np.delete(alone["metrics"], 3, axis=0)).all()
     for other in run(2, tmp_path / "found"):
-        # Of all values together: Adam's first steps turn tiny gradients into full-size updates.
+        # Over all values together: Adam's first steps turn tiny gradients into full-size updates.
         error = np.linalg.norm(other["kernel"] - alone["kernel"])
         assert error <= 1e-6 * np.linalg.norm(alone["kernel"])
         np.testing.assert_allclose(other["metrics"], alone["metrics"], rtol=1e-6)
