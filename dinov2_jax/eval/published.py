@@ -53,7 +53,7 @@ def paper_value(
 def dense_value(
     context: Context, protocol: str, data: str, metric: str, *, train: int | None, test: int
 ) -> float | None:
-    """The paper's value of depth or segmentation, or None; the caller has compared the settings.
+    """The paper's value of depth or segmentation, or None; the caller has compared the recipe.
 
     Args:
       protocol: "depth_1", "depth_4" (blocks of the linear head), "depth_dpt", "segmentation" or
@@ -66,7 +66,11 @@ def dense_value(
     if row is None or size not in models or model.patch_size != paper["patch_size"]:
         return None
     learned, judged = paper["pictures"][data]
-    if model.registers or judged != test or train not in (None, learned):
+    given = {**context.config[protocol.split("_")[0]], "max_bad": context.config.data.max_bad}
+    how = paper["protocols"][protocol]["settings"]
+    if model.registers or any(given[name] != value for name, value in how.items()):
+        return None
+    if judged != test or train not in (None, learned):
         return None
     return row[0][models.index(size)]
 

@@ -13,12 +13,15 @@ from dinov2_jax.data.sources.given import Arrays
 from dinov2_jax.datasets.dense import DenseSplit
 from dinov2_jax.datasets.depth import open_depth
 from dinov2_jax.errors import EvaluationError, UserError
+from dinov2_jax.eval.published import dense_value
 from dinov2_jax.eval.runner import evaluate
+from dinov2_jax.eval.task import Context
 from dinov2_jax.heads.dense_forward import Form, Trained
 from dinov2_jax.heads.dense_head import DenseHead, load_dense
 from dinov2_jax.heads.depth_judge import DepthReader, judge, judged_pair
 from dinov2_jax.heads.depth_recipes import RECIPES, first_params
 from dinov2_jax.metrics.depth import NAMES, depth_metrics, mean_metrics
+from dinov2_jax.models.vit import VisionTransformer
 from dinov2_jax.parallel.mesh import make_mesh
 from dinov2_jax.weights.load import load
 from tests.eval.found import entry, values
@@ -191,3 +194,26 @@ def test_device_counts_judge_alike(rooms):
         tables.append(judge(reader, split, recipe, batch_size=8, decoding=WHOLE_RGB).metrics)
     for other in tables[1:]:
         np.testing.assert_allclose(other, tables[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "value"),
+    [
+        ({}, {"train": 24231, "test": 654}, 0.317),
+        ({}, {"train": 24230, "test": 654}, None),
+        ({}, {"train": 24231, "test": 653}, None),
+        ({}, {"train": None, "test": 654}, 0.317),
+        ({"depth.flip": False}, {"train": 24231, "test": 654}, None),
+        ({"depth.channels": 64}, {"train": 24231, "test": 654}, None),
+        ({"data.max_bad": 1}, {"train": 24231, "test": 654}, None),
+    ],
+)
+def test_the_papers_value_belongs_to_its_settings(changes, counts, value):
+    config = eval_config.get_config()
+    config.update_from_flattened_dict(changes)
+    model = VisionTransformer(dim=768, depth=12, heads=12, patch_size=14, image_size=518)
+    for registers, expected in ((0, value), (4, None)):
+        loaded = dataclasses.replace(backbone(), model=model.clone(registers=registers))
+        context = Context(loaded, config, None)
+        assert dense_value(context, "depth_dpt", "nyu", "rmse", **counts) == expected
+        assert dense_value(context, "depth_dpt", "nyu", "a1", **counts) is None

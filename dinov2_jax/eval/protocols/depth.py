@@ -182,19 +182,15 @@ def _metrics(plan: Plan, head: DenseHead, found: Judged) -> Iterator[Finding]:
 
 def _paper(plan: Plan, head: DenseHead, metric: str, test: int) -> float | None:
     """The paper's value: of a head trained here by the set's recipe, or of a released one."""
-    config, name = plan.context.config, plan.context.config.data.set
-    count = "dpt" if plan.protocol == "depth_dpt" else len(plan.blocks)
-    usual = plan.recipe == RECIPES[name] and config.depth.flip and not config.data.max_bad
-    if plan.given is not None:
-        usual = usual and name == "sunrgbd" and bool(_RELEASED.fullmatch(head.name))
-        train = None
-    else:
-        defaults = {"weight_decay": 0.01, "gradient": 0.0, "channels": 256}
-        usual = usual and all(config.depth[field] == value for field, value in defaults.items())
-        usual = usual and plan.settings.warmup_iterations == plan.recipe.warmup_iterations
-        train = len(plan.data.splits["train"])
-    if not usual:
+    name = plan.context.config.data.set
+    if plan.recipe != RECIPES[name]:
         return None
+    train = None
+    if plan.given is None:
+        train = len(plan.data.splits["train"])
+    elif name != "sunrgbd" or not _RELEASED.fullmatch(head.name):
+        return None
+    count = "dpt" if plan.protocol == "depth_dpt" else len(plan.blocks)
     return dense_value(plan.context, f"depth_{count}", name, metric, train=train, test=test)
 
 

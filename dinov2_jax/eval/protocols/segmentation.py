@@ -196,16 +196,12 @@ def _judge(plan: Plan, head: DenseHead, chosen_on: str) -> Iterator[Finding]:
 
 def _paper(plan: Plan, head: DenseHead, metric: str, test: int) -> float | None:
     """The paper's value: of a head trained here by the set's recipe, or of a released one."""
-    config, name = plan.context.config, plan.context.config.data.set
-    usual = plan.recipe == RECIPES[plan.protocol][name] and not config.data.max_bad
+    name = plan.context.config.data.set
+    if plan.recipe != RECIPES[plan.protocol][name]:
+        return None
     train = None
     if plan.given is None:
-        defaults = {"weight_decay": 1e-4, "rates": (1e-3,)}
-        usual = usual and all(config.segmentation[k] == value for k, value in defaults.items())
-        usual = usual and plan.settings.warmup_iterations == 1500
         train = len(plan.data.splits["train"])
-    else:
-        usual = usual and bool(_RELEASED.fullmatch(head.name))
-    if not usual:
+    elif not _RELEASED.fullmatch(head.name):
         return None
     return dense_value(plan.context, plan.protocol, name, metric, train=train, test=test)
